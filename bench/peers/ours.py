@@ -1,0 +1,61 @@
+"""`mlp_xp`, through its public names only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import mlp_xp as mx
+from bench.contender import Contender, UnavailableError
+from bench.problem import Parameters, Problem, scaled
+
+
+def make(
+    problem: Problem,
+    device: str,
+    threads: int,
+    *,
+    plan: str = "auto",
+    pixels: str = "uint8",
+    dtype: str = "float32",
+    library: str | None = None,
+) -> Contender:
+    """Return `mx.epochs` on this device; `library` names another array library ("torch", "jax") on the same one."""
+    if library == "jax" and device != "cpu":
+        raise UnavailableError("not supported: JAX chooses its own device; run it with --device cpu")
+    if library is not None:
+        device = {"cpu": library, "cuda": f"{library}:cuda"}[device]
+    return Ours(problem, device, threads, plan, pixels, dtype)
+
+
+class Ours(Contender):
+    """One generator, asked for its next state once an epoch."""
+
+    def __init__(self, problem: Problem, device: str, threads: int, plan: str, pixels: str, dtype: str) -> None:
+        super().__init__(problem)
+        self.settings = f"device {device}, plan {plan}, {pixels} images, {dtype}"
+        try:
+            self.model = mx.MLP(
+                list(problem.sizes), activation=problem.activation, dtype=dtype, device=device, seed=problem.seed
+            )
+        except ValueError as error:
+            raise UnavailableError(f"not available: {error}") from error
+        self.model.weights = [W for W, _ in problem.initial]
+        self.model.biases = [b for _, b in problem.initial]
+        self.states = mx.epochs(
+            self.model,
+            problem.X if pixels == "uint8" else scaled(problem.X),
+            problem.y,
+            optimizer=mx.SGD(lr=problem.learning_rate),
+            batch_size=problem.batch_size,
+            plan=plan,
+            threads=threads,
+        )
+
+    def run(self, epochs: int) -> None:
+        for _ in range(epochs):
+            self.epoch += 1
+            state = next(self.states)
+        float(state.loss)  # reading the loss waits for the device
+
+    def parameters(self) -> Parameters:
+        return [(np.array(W), np.array(b)) for W, b in zip(self.model.weights, self.model.biases, strict=True)]

@@ -1,0 +1,46 @@
+"""Multilayer perceptrons on any Array API library: exact, reproducible, and fast.
+
+>>> import mlp_xp as mx
+>>> train, test = mx.datasets.mnist(digits=(0, 1))
+>>> model = mx.MLP([784, 16, 2])
+>>> history = mx.fit(model, train.X, train.y, epochs=20, optimizer=mx.SGD(lr=1.0))
+>>> model.score(test.X, test.y) > 0.99
+True
+"""
+
+from . import datasets
+from .callbacks import EarlyStopping, History, Progress
+from .kernels import ACTIVATIONS
+from .loop import DivergenceError, State, epochs, fit
+from .model import MLP, OUTPUTS, Forward, Gradient
+from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .params import INITIALIZERS
+from .tensor_file import CheckpointError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACTIVATIONS",
+    "INITIALIZERS",
+    "MLP",
+    "OUTPUTS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CheckpointError",
+    "CosineDecay",
+    "DivergenceError",
+    "EarlyStopping",
+    "ExponentialDecay",
+    "Forward",
+    "Gradient",
+    "History",
+    "Progress",
+    "Schedule",
+    "State",
+    "StepDecay",
+    "WarmUp",
+    "datasets",
+    "epochs",
+    "fit",
+]

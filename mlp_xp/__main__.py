@@ -1,0 +1,28 @@
+"""``mlp-xp train``, ``mlp-xp predict``: the commands under one name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+COMMANDS = {"train": "train a network", "predict": "classify images with a trained network"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command named by the first argument."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in COMMANDS:
+        return int(import_module(f"mlp_xp.{given[0]}").main(given[1:]))
+    usage = "\n".join(f"  mlp-xp {name:10s}{text}" for name, text in COMMANDS.items())
+    asked = given[:1] in (["-h"], ["--help"])
+    print(
+        f"usage:\n{usage}\n\nmlp-xp COMMAND --help lists a command's options", file=sys.stdout if asked else sys.stderr
+    )
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

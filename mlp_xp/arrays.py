@@ -1,0 +1,174 @@
+"""Devices: where arrays live, and how they get there and back.
+
+A device string names an array library and, where the library has several, one of its devices. Everything above this
+module works with the :class:`Device` it returns and never asks again which library it is talking to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+
+__all__ = ["Array", "Device", "get_device"]
+
+Array = Any  # an array of any conforming library; the standard has no common type to name
+
+_LIBRARIES = {
+    "cpu": ("numpy", "array_api_compat.numpy", ""),
+    "cuda": ("cupy", "array_api_compat.cupy", "pip install 'mlp_xp[cuda12]' or 'mlp_xp[cuda13]', to match your driver"),
+    "torch": ("torch", "array_api_compat.torch", "pip install 'mlp_xp[torch]'"),
+    "jax": ("jax", "jax.numpy", "pip install 'mlp_xp[jax]'"),
+    "strict": ("array_api_strict", "array_api_strict", "pip install array-api-strict"),
+}
+_ALLOWED = "'cpu', 'cuda', 'cuda:N', 'torch', 'torch:DEVICE', 'jax' and 'strict'"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One array library on one of its devices.
+
+    Attributes
+    ----------
+    name : str
+        The string it was asked for by, such as ``"cpu"`` or ``"cuda:1"``.
+    xp : module
+        The library's Array API namespace.
+    where : object or None
+        The library's own device object; None stands for its default.
+    """
+
+    name: str
+    xp: Any
+    where: Any = None
+
+    @property
+    def library(self) -> str:
+        """Key of the library: ``"cpu"``, ``"cuda"``, ``"torch"``, ``"jax"`` or ``"strict"``."""
+        return self.name.partition(":")[0]
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Array:
+        """Return `x` as an array of this device, copying from the host only where it has to.
+
+        Parameters
+        ----------
+        x : array of this library, NumPy array or array-like
+        dtype : str, optional
+            Name of the dtype to convert to, such as ``"float32"``; None keeps that of `x`.
+
+        Raises
+        ------
+        TypeError
+            If `x` is an array of another library or device: nothing is moved between devices behind your back.
+        """
+        if compat.is_array_api_obj(x) and not compat.is_numpy_array(x):
+            self._check_home(x)
+            return x if dtype is None else self.xp.astype(x, getattr(self.xp, dtype), copy=False)
+        host = np.asarray(x, dtype=dtype)
+        if self.library == "cpu":
+            return host
+        if self.library == "torch" and not host.flags.writeable:
+            host = host.copy()  # torch has no read-only tensors and warns about sharing one
+        return self.xp.asarray(host, device=self.where) if self.where is not None else self.xp.asarray(host)
+
+    def _check_home(self, x: Array) -> None:
+        own = self.zeros((1,), "float32")
+        if compat.array_namespace(x) is not compat.array_namespace(own) or compat.device(x) != compat.device(own):
+            raise TypeError(
+                f"got a {type(x).__module__}.{type(x).__qualname__} on device {compat.device(x)!r}, but the model lives "
+                f"on {self.name!r}; pass a NumPy array or move it there yourself"
+            )
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """Return an array of zeros of this shape and dtype name."""
+        return self.xp.zeros(shape, dtype=getattr(self.xp, dtype), device=self.where)
+
+    def to_host(self, x: Array) -> np.ndarray[Any, Any]:
+        """Return `x` as a NumPy array, waiting for the device where it must."""
+        if self.library == "cuda":
+            return np.asarray(x.get())
+        if self.library == "torch":
+            return np.asarray(x.detach().cpu())
+        if self.library == "strict":
+            return np.asarray(self.xp.asarray(x, device=self.xp.Device("CPU_DEVICE"), copy=True))
+        return np.asarray(x)
+
+    def synchronize(self) -> None:
+        """Wait until everything that was asked of the device is done."""
+        if self.library == "cuda":
+            self.xp.cuda.get_current_stream().synchronize()
+        elif self.library == "torch" and self.where is not None and self.where.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.where)
+
+
+def get_device(name: str | Device, dtype: str = "float32") -> Device:
+    """Return the :class:`Device` of a device string.
+
+    Parameters
+    ----------
+    name : {"cpu", "cuda", "cuda:N", "torch", "torch:DEVICE", "jax", "strict"}
+        ``"cpu"`` is NumPy, ``"cuda"`` is CuPy, ``"strict"`` is array-api-strict on its second device, where nothing
+        converts to NumPy by accident.
+    dtype : str
+        The dtype that will be computed in: JAX has to be told before its first float64 array.
+
+    Raises
+    ------
+    ValueError
+        If the name is not one of these, the library is not installed, or the machine has no such device.
+    """
+    if isinstance(name, Device):
+        return name
+    library, _, index = str(name).partition(":")
+    if library not in _LIBRARIES or (index and library not in ("cuda", "torch")):
+        raise ValueError(f"unknown device {name!r}; choose from {_ALLOWED}")
+    package, namespace, remedy = _LIBRARIES[library]
+    try:
+        xp = importlib.import_module(namespace)
+    except ImportError as error:
+        raise ValueError(f"device {name!r} needs {package}, which is not installed ({error}): {remedy}") from None
+    return Device(str(name), xp, _place(library, index, xp, dtype))
+
+
+def _place(library: str, index: str, xp: ModuleType, dtype: str) -> Any:
+    """Return the library's device object, or None for its only or default one."""
+    if library == "cuda":
+        return _cuda_device(index, xp)
+    if library == "torch":
+        return _torch_device(index or "cpu")
+    if library == "strict":
+        return xp.Device("device1")
+    if library == "jax" and dtype == "float64":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    return None
+
+
+def _cuda_device(index: str, xp: ModuleType) -> Any:
+    if index and not index.isdecimal():
+        raise ValueError(f"unknown device 'cuda:{index}'; after the colon comes the number of the GPU, as in 'cuda:1'")
+    try:
+        count = xp.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise ValueError(
+            f"device 'cuda' needs an NVIDIA GPU with its driver, and none answered here ({error}); use device 'cpu'"
+        ) from None
+    number = int(index or 0)
+    if number >= count:
+        raise ValueError(f"device 'cuda:{number}' was asked for, but this machine has {count} GPU(s), numbered from 0")
+    return xp.cuda.Device(number)
+
+
+def _torch_device(index: str) -> Any:
+    import torch
+
+    try:
+        return torch.empty(0, device=index).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device 'torch:{index}' cannot be used here ({reason}); use 'torch' for the CPU") from None

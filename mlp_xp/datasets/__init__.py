@@ -1,0 +1,12 @@
+"""Data sets: MNIST (in the package), Fashion-MNIST (downloaded), toy sets, and the user's own files."""
+
+from __future__ import annotations
+
+from .bundled import mnist
+from .fashion import fashion_mnist
+from .files import load
+from .idx import read_idx
+from .records import Dataset
+from .toys import moons, spirals, xor
+
+__all__ = ["Dataset", "fashion_mnist", "load", "mnist", "moons", "read_idx", "spirals", "xor"]

@@ -1,0 +1,47 @@
+"""The kernel interface: the operations that forward and backward are made of, one class per way to run them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..arrays import Array, Device
+from .generic import ACTIVATIONS, GenericKernels
+
+__all__ = ["ACTIVATIONS", "GenericKernels", "Kernels", "kernels_for"]
+
+
+class Kernels(Protocol):
+    """Operations on row-form arrays; :class:`GenericKernels` says what each one computes.
+
+    An argument may be overwritten and a result may be a buffer that the next call of ``features`` in the same thread
+    uses again: callers rebind names, and copy what they keep.
+    """
+
+    xp: Any
+    dtype: Any
+
+    def features(self, X: Array) -> Array: ...
+    def affine(self, A: Array, W: Array, b: Array) -> Array: ...
+    def activate(self, name: str, Z: Array) -> Array: ...
+    def activation_gradient(self, name: str, dA: Array, A: Array) -> Array: ...
+    def weight_gradient(self, dZ: Array, A: Array, into: Array) -> Array: ...
+    def bias_gradient(self, dZ: Array, into: Array) -> Array: ...
+    def input_gradient(self, dZ: Array, W: Array) -> Array: ...
+    def softmax_cross_entropy(self, A: Array, y: Array) -> tuple[Array, Array]: ...
+    def sigmoid_cross_entropy(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
+    def half_squared_error(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
+    def sum(self, losses: Array) -> Array: ...
+    def softmax(self, A: Array) -> Array: ...
+
+
+def kernels_for(device: Device, dtype: str) -> Kernels:
+    """Return the fastest kernels for this device and dtype name."""
+    if device.library == "cpu":
+        from .numpy_ import NumpyKernels
+
+        return NumpyKernels(dtype)
+    if device.library == "cuda":
+        from .cuda import CudaKernels
+
+        return CudaKernels(device.xp, dtype)
+    return GenericKernels(device.xp, dtype)

@@ -1,0 +1,65 @@
+// What the kernels share. Macros of a build:
+//   REAL        float or double: the type of every number
+//   ACTIVATION  sigmoid, tanh, relu, leaky_relu or identity
+// No header of the CUDA toolkit is needed, so NVRTC compiles the sources anywhere.
+
+#ifndef REAL
+#define REAL float
+#endif
+#ifndef ACTIVATION
+#define ACTIVATION identity
+#endif
+
+#define DEVICE __device__ __forceinline__
+
+#ifndef DYNAMIC_SHARED  // the tests define it their own way, to run the kernels on a CPU
+#define DYNAMIC_SHARED(type, name)                        \
+  extern __shared__ __align__(16) unsigned char memory[]; \
+  type& name = *reinterpret_cast<type*>(memory)
+#endif
+
+// N neighbouring numbers that travel in one load or store.
+template <int N>
+struct alignas(N * sizeof(REAL)) Pack {
+  REAL x[N];
+};
+
+inline constexpr REAL LOWEST = sizeof(REAL) == 4 ? -3.402823466e+38 : -1.7976931348623157e+308;
+inline constexpr REAL LEAK = 0.01;  // slope of the leaky ReLU below zero
+
+// 1 / x for x >= 1, to 1 unit in the last place: a float division would cost four times as much.
+DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
+DEVICE double reciprocal(double x) { return 1.0 / x; }
+
+// A = value(Z), and dA/dZ = derivative(A): from the output, so that Z need not be kept.
+// Both ReLUs have slope 1 at Z = 0. The output of relu is 0 there and -0 for Z < 0: the sign of the zero tells which.
+namespace activation {
+
+struct sigmoid {
+  static __device__ REAL value(REAL z) { return reciprocal(1 + exp(-z)); }  // exp may be infinite: its reciprocal is 0
+  static __device__ REAL derivative(REAL a) { return a * (1 - a); }
+};
+
+struct tanh {
+  static __device__ REAL value(REAL z) { return ::tanh(z); }
+  static __device__ REAL derivative(REAL a) { return 1 - a * a; }
+};
+
+struct relu {
+  static __device__ REAL value(REAL z) { return z < 0 ? REAL(-0.0) : fabs(z); }
+  static __device__ REAL derivative(REAL a) { return signbit(a) ? REAL(0) : REAL(1); }
+};
+
+struct leaky_relu {
+  static __device__ REAL value(REAL z) { return z < 0 ? LEAK * z : z; }
+  static __device__ REAL derivative(REAL a) { return a < 0 ? LEAK : REAL(1); }
+};
+
+struct identity {
+  static __device__ REAL value(REAL z) { return z; }
+  static __device__ REAL derivative(REAL) { return 1; }
+};
+
+}  // namespace activation
+
+using Activation = activation::ACTIVATION;

@@ -1,0 +1,157 @@
+"""Matrix products on the GPU that a CUDA graph can capture.
+
+CuPy refuses to call cuBLAS while a stream is captured (cupy/cupy#6290), though cuBLAS itself can be captured when it
+needs no memory from elsewhere. :class:`CuBLAS` therefore has a handle, a stream and a workspace of its own; the same
+three make its results the same, bit for bit, in every run.
+
+Arrays are CuPy's, in row-major order. cuBLAS counts in column-major order, where a row-major matrix is its transpose:
+it is asked for C' = B' A'.
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from ctypes import addressof, c_double, c_float
+from typing import Any
+
+__all__ = ["CuBLAS"]
+
+_N, _T = 0, 1  # cublasOperation_t
+_DEFAULT_ALGORITHM = -1  # cublasGemmAlgo_t
+_TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # cudaDataType_t
+_COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType_t
+
+
+class CuBLAS:
+    """Matrix products on one stream.
+
+    Products of float32, float16 or bfloat16 are summed in float32, those of float64 in float64.
+
+    Parameters
+    ----------
+    stream : int
+        Address of the CUDA stream.
+    workspace : array
+        Device memory on a 256-byte boundary; 32 MiB is what cuBLAS recommends for the largest GPUs.
+    tf32 : bool
+        Round float32 operands to 10 bits of mantissa, for the speed of the tensor cores.
+    library : optional
+        What to call in place of ``nvmath.bindings.cublas``.
+    """
+
+    def __init__(self, stream: int, workspace: Any, *, tf32: bool = False, library: Any = None) -> None:
+        if library is None:
+            library = importlib.import_module("nvmath.bindings.cublas")
+        self._library = library
+        self._workspace = workspace  # keeps the memory alive
+        self._tf32 = tf32
+        self._scalars: dict[tuple[float, bool], c_float | c_double] = {}
+        self._handle = library.create()
+        weakref.finalize(self, library.destroy, self._handle)
+        library.set_stream(self._handle, stream)  # takes the workspace away, so it comes first
+        library.set_workspace(self._handle, workspace.data.ptr, workspace.nbytes)
+
+    def gemm(self, A: Any, B: Any, C: Any, alpha: float = 1.0, beta: float = 0.0) -> None:
+        """(m, k) @ (k, n) -> (m, n): C = alpha A B + beta C, in place.
+
+        Parameters
+        ----------
+        A, B : array (m, k) and (k, n)
+            Of one dtype, rows or columns contiguous: transposed and cut-out views are fine.
+        C : array (m, n)
+            Rows contiguous; of the dtype of `A`, or float32 where that is float16 or bfloat16. If `beta` is 0, what it
+            held is not read.
+
+        Raises
+        ------
+        ValueError
+            If shapes, dtypes or strides are not of this kind.
+        """
+        (m, k), n = A.shape, B.shape[1]
+        if B.shape[0] != k or C.shape != (m, n):
+            raise ValueError(f"shapes {A.shape} @ {B.shape} -> {C.shape} do not fit; give (m, k) @ (k, n) -> (m, n)")
+        (op_a, lda), (op_b, ldb), ldc = _operand(A, "A"), _operand(B, "B"), _rows(C, "C")
+        compute = self._compute(A, B, C)
+        self._library.gemm_ex(
+            self._handle, op_b, op_a, n, m, k, self._scalar(alpha, C),
+            B.data.ptr, _type(B), ldb, A.data.ptr, _type(A), lda, self._scalar(beta, C),
+            C.data.ptr, _type(C), ldc, compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
+
+    def weight_gradient(self, A: Any, dZ: Any, parts: Any, alpha: float = 1.0) -> None:
+        """(n, d).T @ (n, h) -> (s, d, h): alpha A.T dZ as s partial sums over equal blocks of rows, in place.
+
+        One product with few rows and columns and a long sum cannot occupy a large GPU; s of them can. The rows that are
+        left over when n is divided by s go to the last part.
+
+        Parameters
+        ----------
+        A, dZ : array (n, d) and (n, h)
+            As for :meth:`gemm`, both with contiguous rows.
+        parts : array (s, d, h)
+            With contiguous rows.
+
+        Raises
+        ------
+        ValueError
+            If shapes, dtypes or strides are not of this kind, or n < s.
+        """
+        (n, d), (s, _, h) = A.shape, parts.shape
+        if dZ.shape != (n, h) or parts.shape[1] != d or n < s:
+            raise ValueError(
+                f"shapes {A.shape}.T @ {dZ.shape} -> {parts.shape} do not fit; "
+                "give (n, d).T @ (n, h) -> (s, d, h) with s at most n"
+            )
+        lda, ldz, ldp = _rows(A, "A"), _rows(dZ, "dZ"), _rows(parts[0], "parts[0]")
+        compute, rows = self._compute(A, dZ, parts), n // s
+        self._library.gemm_strided_batched_ex(
+            self._handle, _N, _T, h, d, rows, self._scalar(alpha, parts),
+            dZ.data.ptr, _type(dZ), ldz, rows * ldz, A.data.ptr, _type(A), lda, rows * lda, self._scalar(0.0, parts),
+            parts.data.ptr, _type(parts), ldp, parts.strides[0] // parts.itemsize, s, compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
+        if rows * s < n:
+            self.gemm(A[rows * s :].T, dZ[rows * s :], parts[s - 1], alpha, beta=1.0)
+
+    def _compute(self, A: Any, B: Any, C: Any) -> int:
+        """Return the precision of the sums, having checked that cuBLAS has such a product."""
+        a, b, c = A.dtype.name, B.dtype.name, C.dtype.name
+        if a != b or a not in _TYPES or c not in (a, "float64" if a == "float64" else "float32"):
+            raise ValueError(
+                f"there is no product of {a} and {b} into {c}; both operands have one of {', '.join(_TYPES)}, and the "
+                "result has the same, or float32 for the 16-bit ones"
+            )
+        return _COMPUTE["tf32" if self._tf32 and a == "float32" else "float64" if a == "float64" else "float32"]
+
+    def _scalar(self, value: float, C: Any) -> int:
+        """Return the address of a scalar in the precision of the sums, which lives as long as this object."""
+        double = C.dtype.name == "float64"
+        if (value, double) not in self._scalars:
+            self._scalars[value, double] = c_double(value) if double else c_float(value)
+        return addressof(self._scalars[value, double])
+
+
+def _type(X: Any) -> int:
+    return _TYPES[X.dtype.name]
+
+
+def _operand(X: Any, name: str) -> tuple[int, int]:
+    """Return cuBLAS's operation, N for contiguous rows and T for contiguous columns, and the leading dimension."""
+    (m, n), (rows, columns) = X.shape, (stride // X.itemsize for stride in X.strides)
+    rows = max(rows, n) if m == 1 else rows  # the stride of a single row or column means nothing
+    columns = max(columns, m) if n == 1 else columns
+    if (columns == 1 or n == 1) and rows >= n:
+        return _N, rows
+    if (rows == 1 or m == 1) and columns >= m:
+        return _T, columns
+    raise ValueError(
+        f"{name} {X.shape} has strides {X.strides}: neither rows nor columns are contiguous; copy it first"
+    )
+
+
+def _rows(X: Any, name: str) -> int:
+    """Return the leading dimension of a matrix that must have contiguous rows."""
+    operation, leading = _operand(X, name)
+    if operation != _N:
+        raise ValueError(f"{name} {X.shape} has strides {X.strides}: its rows must be contiguous; copy it first")
+    return leading

@@ -1,0 +1,86 @@
+"""The CUDA sources, and what one has to know to launch them. Imports nothing of CUDA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["RANGE", "FusedHead", "fused_head", "source"]
+
+RANGE = np.dtype(
+    [("end", np.int64), ("gradient", np.uint64), ("stride", np.int64), ("shards", np.int32), ("is_bias", np.int32)]
+)
+"""The struct ``Range`` of ``optimizers.cu``; `gradient` holds an address on the device."""
+
+_FOLDER = Path(__file__).parent
+
+
+def source(name: str) -> str:
+    """Return the text of ``name.cu`` with the shared header in its place.
+
+    One text, because the compilers' caches know a kernel by its text and would not notice a change of the header.
+    """
+    common = (_FOLDER / "common.cuh").read_text(encoding="utf-8")
+    return (_FOLDER / f"{name}.cu").read_text(encoding="utf-8").replace('#include "common.cuh"', common)
+
+
+@dataclass(frozen=True)
+class FusedHead:
+    """One specialisation of ``fused_head.cu``.
+
+    Attributes
+    ----------
+    hidden, classes : int
+        Units of the hidden layer and of the output layer.
+    tile : int
+        Rows in shared memory at a time.
+    """
+
+    hidden: int
+    classes: int
+    tile: int
+
+    @property
+    def macros(self) -> dict[str, int]:
+        """Macros to compile with, besides ``ACTIVATION``."""
+        return {"HIDDEN": self.hidden, "CLASSES": self.classes, "TILE": self.tile}
+
+    @property
+    def threads(self) -> int:
+        """Threads per block."""
+        return max(self.tile, -(-self.hidden // 32) * 32)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of dynamic shared memory per block: the size of its struct ``Shared``."""
+        stride = self.hidden + 4 * (self.hidden % 8 == 0)
+        padded = -(-self.classes // 4) * 4
+        weights = self.hidden * (padded + 1)
+        per_row = stride + padded + self.threads // 32 * self.classes + self.classes + 2
+        return -(-4 * (weights + self.tile * per_row) // 16) * 16
+
+    @property
+    def gradients(self) -> int:
+        """Numbers that each block leaves in `gradients`: db1, db2 and dW2.T, one after another."""
+        return self.hidden + self.classes + self.hidden * self.classes
+
+
+def fused_head(hidden: int, classes: int, shared_limit: int) -> FusedHead | None:
+    """Return the specialisation for these widths, or None where the separate kernels have to do.
+
+    Parameters
+    ----------
+    hidden, classes : int
+        It takes a multiple of 4 up to 256 hidden units and 2 to 16 classes.
+    shared_limit : int
+        Bytes of shared memory that a block may use on the device, when it asks for them.
+    """
+    if hidden % 4 or not 4 <= hidden <= 256 or not 2 <= classes <= 16:
+        return None
+    for tile in (64, 32):
+        head = FusedHead(hidden, classes, tile)
+        if head.shared_bytes <= shared_limit:
+            return head
+    return None

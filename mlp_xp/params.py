@@ -1,0 +1,146 @@
+"""Parameters: one flat vector, seen as the lectures' weights and biases; their first values; sums of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arrays import Array
+from .validation import check_choice
+
+__all__ = ["INITIALIZERS", "GradSum", "Layout", "Parameters", "initial_theta"]
+
+
+class Parameters(NamedTuple):
+    """Weights and biases by layer, numbered as in the lectures: ``W[1]`` to ``W[L]``; index 0 is None."""
+
+    W: list[Array]
+    b: list[Array]
+
+
+class GradSum(NamedTuple):
+    """Sums over rows, of which a mean is made once at the end.
+
+    Attributes
+    ----------
+    loss : 0-d array
+        Sum of the rows' losses.
+    rows : int
+        How many they are.
+    grad : array (P,)
+        Sum of the rows' gradients, as one flat vector.
+    """
+
+    loss: Array
+    rows: int
+    grad: Array
+
+    def __add__(self, other: GradSum) -> GradSum:  # type: ignore[override]
+        """Return the sums over the rows of both."""
+        return GradSum(self.loss + other.loss, self.rows + other.rows, self.grad + other.grad)
+
+
+class Layout:
+    """How the flat parameter vector of length P divides into the layers' weights and biases.
+
+    Layer l is stored as the block ``[b ; W.T]`` of shape (1 + n_{l-1}, n_l): the product of a row [1, x] with it is
+    ``W x + b``, a prefix of the inputs is a prefix of the rows, and matrix products read it in their favourite order.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Units per layer, input first: (n_0, n_1, ..., n_L).
+
+    Examples
+    --------
+    >>> Layout([784, 196, 10]).size
+    155830
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self.blocks: list[slice] = []
+        start = 0
+        for fan_in, fan_out in pairwise(self.sizes):
+            self.blocks.append(slice(start, start + (1 + fan_in) * fan_out))
+            start = self.blocks[-1].stop
+        self.size = start
+
+    def split(self, theta: Array, xp: Any = np) -> Parameters:
+        """(P,) -> W[l] (n_l, n_{l-1}) and b[l] (n_l,): views, where the library has views."""
+        W, b = [None], [None]
+        for block, (fan_in, fan_out) in zip(self.blocks, pairwise(self.sizes), strict=True):
+            matrix = xp.reshape(theta[block], (1 + fan_in, fan_out))
+            W.append(matrix[1:, :].T)
+            b.append(matrix[0, :])
+        return Parameters(W, b)
+
+    def join(self, parameters: Parameters, xp: Any = np) -> Array:
+        """W[l] (n_l, n_{l-1}) and b[l] (n_l,) -> (P,): the inverse of :meth:`split`, as a new vector."""
+        parts = []
+        for W, b in zip(parameters.W[1:], parameters.b[1:], strict=True):
+            parts += [b, xp.reshape(W.T, (-1,))]
+        return xp.concat(parts)
+
+    def is_bias(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return a mask (P,) that is True at the biases."""
+        mask = np.zeros(self.size, dtype=bool)
+        for b in self.split(mask).b[1:]:
+            b[:] = True
+        return mask
+
+
+def _zeros(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray[Any, Any]:
+    return np.zeros((fan_out, fan_in))
+
+
+def _normal(std: Any) -> Any:
+    return lambda rng, fan_in, fan_out: rng.standard_normal((fan_out, fan_in)) * std(fan_in, fan_out)
+
+
+def _uniform(std: Any) -> Any:
+    # a uniform law on (-c, c) has the standard deviation c / sqrt(3)
+    return lambda rng, fan_in, fan_out: rng.uniform(-1, 1, (fan_out, fan_in)) * (3**0.5 * std(fan_in, fan_out))
+
+
+def _xavier(fan_in: int, fan_out: int) -> float:
+    return float((2 / (fan_in + fan_out)) ** 0.5)
+
+
+def _he(fan_in: int, fan_out: int) -> float:
+    return float((2 / fan_in) ** 0.5)
+
+
+INITIALIZERS: dict[str, Any] = {
+    "zeros": _zeros,
+    "normal": _normal(lambda fan_in, fan_out: 0.01),
+    "lecun_normal": _normal(lambda fan_in, fan_out: fan_in**-0.5),
+    "xavier_normal": _normal(_xavier),
+    "xavier_uniform": _uniform(_xavier),
+    "he_normal": _normal(_he),
+    "he_uniform": _uniform(_he),
+}
+"""Laws of the first weights, by standard deviation; biases always start at zero.
+
+``zeros``: 0 (every hidden unit stays the same: S11). ``normal``: 0.01, the lecture's. ``lecun_normal``:
+1/sqrt(n_in) (LeCun et al. 1998, Efficient BackProp, sec. 4.6). ``xavier_*``: sqrt(2 / (n_in + n_out)) (Glorot and
+Bengio 2010, eq. 16). ``he_*``: sqrt(2 / n_in) (He et al. 2015, eq. 10).
+"""
+
+
+def initial_theta(layout: Layout, init: str, seed: int, dtype: str) -> np.ndarray[Any, Any]:
+    """Draw the first parameter vector (P,), on the host and in float64, so that every backend starts at the same one.
+
+    Raises
+    ------
+    ValueError
+        If `init` is not a key of :data:`INITIALIZERS`.
+    """
+    check_choice("initialiser", init, INITIALIZERS)
+    rng = np.random.default_rng(seed)
+    W = [None] + [INITIALIZERS[init](rng, *fans) for fans in pairwise(layout.sizes)]
+    b = [None] + [np.zeros(size) for size in layout.sizes[1:]]
+    return np.asarray(layout.join(Parameters(W, b)), dtype=dtype)

@@ -1,0 +1,193 @@
+"""Curves over a parameter, an input or the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from ..arrays import get_device
+from ..kernels.generic import GenericKernels
+from ._style import INK, WRONG, AxesLike, colour, dress, legend, panel, panels
+
+__all__ = ["activation_functions", "delta_norms", "learning_curves", "loss_surface"]
+
+
+def learning_curves(history: Any, ax: AxesLike | None = None) -> NDArray[Any]:
+    """Draw the loss, and where it was recorded the score, epoch by epoch.
+
+    Training is a solid line, validation a dashed one; each run has its own colour.
+
+    Parameters
+    ----------
+    history : History or mapping of str to History
+        What `fit` returns, or several of them by name.
+    ax : Axes or sequence of Axes, optional
+        One for the loss and one for the score; a single Axes gets the loss alone.
+
+    Returns
+    -------
+    ndarray of Axes
+        The loss panel, followed by the score panel if there is one.
+    """
+    runs = history if isinstance(history, Mapping) else {"": history}
+    quantities = {"loss": ("Loss", "Mean loss")}
+    if not isinstance(ax, Axes) and any(map(has_scores, runs.values())):
+        quantities["accuracy"] = ("Score", "Accuracy (for regression R²)")
+    axes = panels(ax, len(quantities))
+    for target, (quantity, (title, ylabel)) in zip(axes, quantities.items(), strict=True):
+        for i, (name, run) in enumerate(runs.items()):
+            for column, role, style in ((quantity, "training", "-"), (f"val_{quantity}", "validation", "--")):
+                values = getattr(run, column, ())
+                if len(values):
+                    label = f"{name}, {role}" if name else role
+                    marker = "o" if len(values) == 1 else ""
+                    target.plot(run.epoch, values, style, color=colour(i), linewidth=2, marker=marker, label=label)
+        dress(target, title, "Epoch", ylabel)
+        target.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(target)
+    axes[0].set_ylim(bottom=0)
+    return axes
+
+
+def has_scores(history: Any) -> bool:
+    """Tell whether a run recorded its accuracy on the training or the validation data."""
+    return any(len(getattr(history, column, ())) for column in ("accuracy", "val_accuracy"))
+
+
+def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
+    """Draw the hidden activations and their derivatives, as the library computes them.
+
+    Parameters
+    ----------
+    ax : sequence of two Axes, optional
+        One for the functions, one for the derivatives.
+
+    Returns
+    -------
+    ndarray of Axes
+        Both panels.
+    """
+    axes = panels(ax, 2)
+    kernels = GenericKernels(get_device("cpu").xp, "float64")
+    z = np.concatenate([np.linspace(-4, -0.01, 400), [np.nan], np.linspace(0, 4, 401)])  # NaN: no line up a step
+    for i, (name, style) in enumerate({"sigmoid": "-", "tanh": "-", "relu": "-", "leaky_relu": "--"}.items()):
+        A = kernels.activate(name, z)
+        look = {"color": colour(i), "linestyle": style, "linewidth": 2.5, "label": name.replace("_relu", " relu")}
+        axes[0].plot(z, A, **look)
+        axes[1].plot(z, kernels.activation_gradient(name, np.ones_like(z), A), **look)
+    axes[0].set_ylim(-1.25, 2.05)
+    dress(axes[0], "Activation functions", "z", "g(z)")
+    dress(axes[1], "Their derivatives", "z", "g′(z)")
+    legend(axes[0], loc="upper left")
+    return axes
+
+
+def delta_norms(norms: Mapping[str, ArrayLike], ax: AxesLike | None = None) -> NDArray[Any]:
+    """Draw the size of delta in each layer while networks train: where it shrinks towards the input, gradients vanish.
+
+    Parameters
+    ----------
+    norms : mapping of str to array (epochs, layers)
+        For each network the norm of delta by epoch and layer, the layer next to the input first.
+    ax : sequence of Axes, optional
+        One for each network.
+
+    Returns
+    -------
+    ndarray of Axes
+        One panel for each network, with the same scale.
+
+    Raises
+    ------
+    ValueError
+        If an array is not (epochs, layers).
+    """
+    tables = {name: np.asarray(values) for name, values in norms.items()}
+    for name, table in tables.items():
+        if table.ndim != 2:
+            raise ValueError(f"norms[{name!r}] has shape {table.shape}; give a row per epoch and a column per layer")
+    axes = panels(ax, len(tables), (5.2, 4.4))
+    for target, (name, table) in zip(axes, tables.items(), strict=True):
+        layers = table.shape[1]
+        for layer, column in enumerate(table.T, start=1):
+            shade = colormaps["viridis"](0.85 * (layer - 1) / max(layers - 1, 1))
+            target.plot(np.arange(1, len(table) + 1), column, color=shade, linewidth=2.5, label=f"layer {layer}")
+        target.set_yscale("log")
+        dress(target, name, "Epoch", "Norm of delta")
+        target.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lows, highs = zip(*(target.get_ylim() for target in axes), strict=True)
+    for target in axes:
+        target.set_ylim(min(lows), max(highs))
+    legend(axes[-1], loc="center left", bbox_to_anchor=(1, 0.5))
+    return axes
+
+
+def loss_surface(
+    loss: Callable[..., float],
+    path: ArrayLike | None = None,
+    limits: Sequence[tuple[float, float]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a loss over its one or two parameters, and the way that gradient descent took on it.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(a)`` or ``loss(a, b)``, called with one float for each parameter.
+    path : array (steps,) or (steps, parameters), optional
+        The parameters step by step.
+    limits : sequence of (low, high), optional
+        The range of each parameter; without it, what the path covers and half as much again.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        If there is neither a path nor limits, or the parameters are not one or two.
+    """
+    steps = None if path is None else np.asarray(path, dtype=float).reshape(len(np.asarray(path)), -1)
+    if limits is None:
+        if steps is None:
+            raise ValueError("nothing says where to draw the loss; give path, limits, or both")
+        low, high = steps.min(axis=0), steps.max(axis=0)
+        margin = np.where(high > low, 0.25 * (high - low), 1.0)
+        limits = list(zip(low - margin, high + margin, strict=True))
+    if len(limits) not in (1, 2) or (steps is not None and steps.shape[1] != len(limits)):
+        found = len(limits) if steps is None else steps.shape[1]
+        raise ValueError(f"cannot draw a loss over {found} parameter(s) within {len(limits)} range(s); use one or two")
+    ax = panel(ax)
+    (_curve if len(limits) == 1 else _contours)(ax, loss, limits)
+    if steps is not None:
+        heights = [float(loss(*step)) for step in steps] if len(limits) == 1 else steps[:, 1]
+        size = np.interp(len(steps), [20, 200], [5, 2])
+        ax.plot(steps[:, 0], heights, "o-", color=WRONG, markersize=size, linewidth=1.5, label="gradient descent")
+        ax.plot(steps[-1, 0], heights[-1], "*", color=WRONG, markersize=18, markeredgecolor="white", label="last step")
+        legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    return ax
+
+
+def _curve(ax: Axes, loss: Callable[..., float], limits: Sequence[tuple[float, float]]) -> None:
+    a = np.linspace(*limits[0], 400)
+    ax.plot(a, [float(loss(value)) for value in a], color=colour(0), linewidth=2.5)
+    dress(ax, "Loss", "Parameter", "Loss")
+
+
+def _contours(ax: Axes, loss: Callable[..., float], limits: Sequence[tuple[float, float]]) -> None:
+    a, b = np.linspace(*limits[0], 80), np.linspace(*limits[1], 80)
+    heights = np.array([[float(loss(x, y)) for x in a] for y in b])
+    # Levels that enclose equal areas show a flat valley as well as steep walls.
+    levels = np.unique(np.quantile(heights, np.linspace(0, 1, 22)))
+    ax.contourf(a, b, heights, levels, cmap="Blues", norm=BoundaryNorm(levels, 256), alpha=0.8)
+    ax.contour(a, b, heights, levels, colors=INK, linewidths=0.4)
+    dress(ax, "Loss: darker is higher", "First parameter", "Second parameter", grid=False)

@@ -1,0 +1,199 @@
+"""``python -m mlp_xp.train``: train a network from the command line and leave a run folder.
+
+The folder holds ``config.json``, ``env.json``, ``history.csv``, ``model.safetensors`` and ``plots/*.png``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .atomic import probe_writable
+from .callbacks import History, Progress
+from .config import Config, parse
+from .datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
+from .loop import DivergenceError, fit
+from .model import MLP, OUTPUTS
+from .optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
+from .report import environment, result_table, write_json
+
+__all__ = ["main", "run"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 where the training failed, 2 where the input was wrong."""
+    try:
+        run(parse(arguments))
+    except DivergenceError as error:
+        return _complain(error, 1)
+    except (ValueError, TypeError, OSError) as error:
+        return _complain(error, 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return 0
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"mlp-xp train: {error}", file=sys.stderr)
+    return code
+
+
+def run(config: Config) -> Path | None:
+    """Train as configured and return the run folder; None after a dry run.
+
+    Raises
+    ------
+    ValueError, OSError
+        If anything does not fit; before any training, and with nothing written.
+    """
+    train, test, labels = load_data(config.data, config.seed)
+    train, validation = _split(train, config)
+    model = make_model(config, train)
+    optimizer = make_optimizer(config)
+    for part in (train, test):
+        model.check_targets(part.y, model.check_features(part.X).shape[0])
+    folder = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.preset}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is already there and not empty; choose another --out, or remove it")
+    probe_writable(folder)
+    if config.dry_run:
+        print(f"{model}\n{len(train.X)} training and {len(test.X)} test samples; would write {folder}")
+        return None
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {**asdict(config), "labels": labels, "samples": len(train.X)})
+    report = Report(config, model, labels)
+    write_json(folder / "env.json", environment(model, config.threads))
+    history = fit(
+        model,
+        *train,
+        epochs=config.epochs,
+        optimizer=optimizer,
+        batch_size=config.batch_size or None,
+        validation=validation or test,
+        callbacks=[report] if config.quiet else [report, Progress(config.epochs)],
+        tol=config.tol,
+        patience=config.patience,
+        threads=config.threads,
+        plan=config.plan,
+    )
+    write_json(folder / "env.json", environment(model, config.threads, report.plan))
+    history.save(folder / "history.csv")
+    model.save(folder / "model.safetensors")
+    print(result_table(model, history, train, test, labels))
+    _draw(folder / "plots", model, history, test)
+    print(f"run folder: {folder}")
+    return folder
+
+
+class Report:
+    """Prints a line now and then, and remembers the plan that the data were stored by.
+
+    The cost at iteration i is the loss before update i + 1, as the lectures print it.
+    """
+
+    def __init__(self, config: Config, model: MLP, labels: Sequence[str]) -> None:
+        self.quiet = config.quiet
+        self.every = config.report_every or max(1, config.epochs // 10)
+        self.full_batch = not config.batch_size
+        self.plan: dict[str, Any] | None = None
+
+    def __call__(self, state: Any) -> None:
+        from tqdm import tqdm
+
+        if self.plan is None:
+            plan = state.plan
+            self.plan = {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)}
+        number = state.epoch - 1 if self.full_batch else state.epoch
+        if not self.quiet and number % self.every == 0:
+            name = "iteration" if self.full_batch else "epoch"
+            score = state.metrics["val_accuracy"]
+            tqdm.write(f"{name} {number:5d}  cost {float(state.loss):.4f}  score {score:.4f}  {state.seconds:.2f} s")
+
+
+def load_data(name: str, seed: int) -> tuple[Dataset, Dataset, list[str]]:
+    """Return training data, test data and the names of the classes for the value of ``--data``."""
+    kind, _, rest = name.partition(":")
+    if kind == "mnist":
+        digits = _digits(rest) if rest else None
+        return *mnist(digits), [str(digit) for digit in digits or range(10)]
+    if name == "fashion":
+        clothes = "T-shirt,trousers,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
+        return *fashion_mnist(), clothes.split(",")
+    if name in ("xor", "moons", "spirals"):
+        train = {"xor": xor, "moons": moons, "spirals": spirals}[name]()
+        test = train if name == "xor" else {"moons": moons, "spirals": spirals}[name](seed=1)
+        return train, test, ["0", "1"]
+    if not Path(name).exists():
+        known = "mnist, mnist:5,8, fashion, xor, moons, spirals"
+        raise ValueError(f"unknown data {name!r}: no such path, and not one of {known}")
+    train, test = load(name, seed=seed)
+    return train, test, [str(label) for label in range(int(max(train.y.max(), test.y.max())) + 1)]
+
+
+def _digits(text: str) -> list[int]:
+    try:
+        return [int(digit) for digit in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--data mnist: takes digits with commas, as in mnist:5,8; got {text!r}") from None
+
+
+def _split(train: Dataset, config: Config) -> tuple[Dataset, Dataset | None]:
+    """Keep a share of the training data for validation, chosen by the seed."""
+    import numpy as np
+
+    kept = round(config.validation * len(train.X))
+    if not kept:
+        return train, None
+    order = np.random.default_rng(config.seed).permutation(len(train.X))
+    rest, part = np.sort(order[kept:]), np.sort(order[:kept])
+    return Dataset(train.X[rest], train.y[rest]), Dataset(train.X[part], train.y[part])
+
+
+def make_model(config: Config, train: Dataset) -> MLP:
+    """Return the untrained model of a configuration, as wide as the data need."""
+    outputs = int(train.y.max()) + 1 if OUTPUTS.get(config.output, OUTPUTS["softmax"]).task == "classes" else 1
+    return MLP(
+        [train.X.shape[1], *config.hidden, outputs],
+        activation=config.activation[0] if len(config.activation) == 1 else config.activation,
+        output=config.output,
+        init=config.init,
+        dtype={"fp32": "float32", "fp64": "float64"}[config.precision],
+        device=config.device,
+        seed=config.seed,
+    )
+
+
+def make_optimizer(config: Config) -> Optimizer:
+    """Return the optimiser of a configuration, its schedule included."""
+    schedule = SCHEDULES[config.schedule]
+    spread = {"epochs": max(1, config.epochs - config.warm_up)} if schedule is CosineDecay else {}
+    if schedule is SCHEDULES["step"]:
+        spread = {"every": max(1, config.epochs // 3)}
+    lr: Any = schedule(config.lr, **spread) if config.schedule != "constant" else config.lr
+    if config.warm_up:
+        lr = WarmUp(config.lr, epochs=config.warm_up, after=lr if config.schedule != "constant" else None)
+    own: dict[str, Any] = {
+        "sgd": {"momentum": config.momentum, "nesterov": config.nesterov},
+        "adam": {},
+        "adamw": {"weight_decay": config.weight_decay},
+    }[config.optimizer]
+    optimizer: Optimizer = OPTIMIZERS[config.optimizer](lr=lr, l2=config.l2, lr_bias=config.lr_bias, **own)
+    return optimizer
+
+
+def _draw(folder: Path, model: MLP, history: History, test: Dataset) -> None:
+    try:
+        from .plots import save_run_plots
+    except ModuleNotFoundError as error:
+        print(f"no pictures: {error}", file=sys.stderr)
+        return
+    save_run_plots(folder, model, history, test)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

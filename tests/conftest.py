@@ -1,0 +1,67 @@
+"""What several test files share: data, and derivatives by differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mlp_xp as mx
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2024)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    return mx.datasets.mnist()
+
+
+@pytest.fixture(scope="session")
+def mnist58():
+    return mx.datasets.mnist(digits=(5, 8))
+
+
+@pytest.fixture
+def numerical_gradient():
+    """Central differences of the mean loss over every parameter: f(model, X, y) -> (P,)."""
+
+    def gradient(model, X, y, step=1e-5):
+        theta, slopes = model.theta, np.empty(model.layout.size)
+        for i in range(len(theta)):
+            sides = []
+            for sign in (1, -1):
+                model.theta = theta.copy()
+                model.theta[i] += sign * step
+                sides.append(float(model.loss_and_gradient(X, y)[0]))
+            slopes[i] = (sides[0] - sides[1]) / (2 * step)
+        model.theta = theta
+        return slopes
+
+    return gradient
+
+
+@pytest.fixture
+def flat():
+    """Make one vector (P,) of a Gradient: f(model, gradient) -> (P,) on the host."""
+
+    def join(model, gradient):
+        host = model.device.to_host
+        W, b = ([None, *map(host, arrays)] for arrays in (gradient.weights, gradient.biases))
+        return model.layout.join(mx.params.Parameters(W, b))
+
+    return join
+
+
+@pytest.fixture
+def targets(rng):
+    """Draw targets that an output of k units can have: f(output, n, k) -> (n,) or (n, k)."""
+
+    def draw(output, n, k):
+        task = mx.OUTPUTS[output].task
+        if task == "classes":
+            return rng.integers(0, k, n)
+        return rng.integers(0, 2, (n, k)) if task == "labels" else rng.standard_normal((n, k))
+
+    return draw

@@ -1,0 +1,73 @@
+"""The CUDA kernels compile for every GPU they are meant for, without spilling registers; no GPU is needed for that."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from mlp_xp.kernels.cuda_source import FusedHead
+
+from .kernel_build import Compiled, gpu_compile
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the CUDA compiler is tested on Linux")
+
+ACTIVATIONS = ["sigmoid", "tanh", "relu", "leaky_relu", "identity"]
+HEAD = FusedHead(196, 10, 64)
+
+BUILDS: dict[str, tuple[str, dict[str, str | int]]] = {
+    **{
+        f"activation-{activation}-{real}": ("activation", {"ACTIVATION": activation, "REAL": real})
+        for activation in ACTIVATIONS
+        for real in ("float", "double")
+    },
+    **{f"softmax-{real}": ("softmax_cross_entropy", {"REAL": real}) for real in ("float", "double")},
+    **{f"optimizers-{real}": ("optimizers", {"REAL": real}) for real in ("float", "double")},
+    **{f"head-{activation}": ("fused_head", {"ACTIVATION": activation, **HEAD.macros}) for activation in ACTIVATIONS},
+    "head-small": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(4, 2, 32).macros}),
+    "head-large": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(256, 16, 64).macros}),
+}
+ONE_OF_EACH = ["activation-sigmoid-float", "softmax-float", "optimizers-float", "head-sigmoid"]
+
+
+def assert_clean(compiled: Compiled, kernels: int) -> None:
+    """Assert that there was no warning, and that all kernels keep their numbers in registers."""
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.log)
+    assert len(spills) >= kernels, compiled.log
+    assert set(spills) == {("0", "0", "0")}, compiled.log
+    assert "warning" not in compiled.log, compiled.log
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_compiles_for_hopper(build: str) -> None:
+    name, macros = BUILDS[build]
+    compiled = gpu_compile(name, 90, **macros)
+    assert_clean(compiled, compiled.ptx.count(".entry"))
+    if macros.get("REAL") != "double":
+        assert ".f64" not in compiled.ptx  # no number became a double by accident
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 100, 120])
+@pytest.mark.parametrize("build", ONE_OF_EACH)
+def test_compiles_for_other_gpus(build: str, architecture: int) -> None:
+    name, macros = BUILDS[build]
+    compiled = gpu_compile(name, architecture, **macros)
+    assert_clean(compiled, compiled.ptx.count(".entry"))
+
+
+@pytest.mark.parametrize("build", ["activation-sigmoid-float", "activation-sigmoid-double", "head-sigmoid"])
+def test_moves_sixteen_bytes_at_a_time(build: str) -> None:
+    name, macros = BUILDS[build]
+    ptx = gpu_compile(name, 90, **macros).ptx
+    assert re.search(r"ld\.global\.(nc\.)?v(4\.f32|2\.f64)", ptx)
+
+
+def test_refuses_widths_that_the_head_does_not_take() -> None:
+    for head, message in (
+        (FusedHead(198, 10, 64), "HIDDEN must be"),
+        (FusedHead(196, 17, 64), "CLASSES must be"),
+        (FusedHead(196, 10, 48), "TILE must be"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            gpu_compile("fused_head", 90, ACTIVATION="sigmoid", **head.macros)

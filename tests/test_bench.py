@@ -1,0 +1,250 @@
+"""The benchmarks judge others, so they are judged here: the reference, the peers, the statistics, the reports."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import compare, memory, report, time_to_accuracy
+from bench.charts import label_of
+from bench.compare import Row, conclusion, interleave, table, wobble
+from bench.contender import CONTENDERS, Contender, UnavailableError, build
+from bench.problem import Parameters, Problem
+
+RNG = np.random.default_rng(0)
+SMALL = Problem(
+    "small",
+    RNG.integers(0, 256, (60, 30), dtype=np.uint8),
+    RNG.integers(0, 4, 60, dtype=np.uint8),
+    sizes=(30, 12, 7, 4),
+    learning_rate=0.5,
+)
+BATCHED = replace(SMALL, batch_size=16, activation="relu")  # 16, 16, 16 and the remainder, 12
+# torch.compile takes longer than all other tests together, and is checked whenever it is benchmarked; our own
+# backends have tests of their own
+QUICK = [name for name in CONTENDERS if not name.startswith(("torch-compile", "ours-on")) and "tf32" not in name]
+
+
+class Wrong(Contender):
+    """Learns a hundredth too fast."""
+
+    def run(self, epochs: int) -> None:
+        self.epoch += epochs
+
+    def parameters(self) -> Parameters:
+        return replace(SMALL, learning_rate=1.01 * SMALL.learning_rate).reference(self.epoch)[1]
+
+
+def build_or_skip(name: str, problem: Problem) -> Contender:
+    try:
+        return build(name, problem, "cpu", threads=1)
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
+def test_reference_gradient_is_the_slope_of_the_loss(activation: str) -> None:
+    problem = replace(SMALL, activation=activation, learning_rate=1.0)
+    start = [(W.astype(float), b.astype(float)) for W, b in problem.initial]
+    gradient = [(W - new_W, b - new_b) for (W, b), (new_W, new_b) in zip(start, problem.reference(1)[1], strict=True)]
+    for layer, (W, b) in enumerate(start):
+        for part, slope in zip((W, b), gradient[layer], strict=True):
+            part.flat[1] += 1e-6
+            above = problem.loss(start)
+            part.flat[1] -= 2e-6
+            assert (above - problem.loss(start)) / 2e-6 == pytest.approx(slope.flat[1], rel=1e-4, abs=1e-9)
+            part.flat[1] += 1e-6
+
+
+def test_flops_count_every_product_but_the_gradient_of_the_images() -> None:
+    assert replace(SMALL, sizes=(30, 12, 4)).flops == 2 * 60 * (30 * 12 + 12 * 4 + 30 * 12 + 12 * 4 + 12 * 4)
+
+
+@pytest.mark.parametrize("problem", [SMALL, BATCHED], ids=["full batch", "mini-batch"])
+@pytest.mark.parametrize("name", QUICK)
+def test_contender_trains_as_float64_does(name: str, problem: Problem) -> None:
+    contender = build_or_skip(name, problem)
+    contender.run(2)
+    contender.run(1)
+    verdict = contender.check()
+    if name != "gemm":
+        assert verdict is not None
+        assert verdict.update_error < 1e-4
+        assert contender.parameters()[0][0].dtype == ("float64" if name == "ours-float64" else "float32")
+    assert contender.epoch == 3
+    assert contender.settings
+
+
+def test_slightly_wrong_training_fails() -> None:
+    contender = Wrong(SMALL)
+    contender.run(3)
+    with pytest.raises(AssertionError, match="this training is wrong"):
+        contender.check()
+
+
+def test_contender_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_sklearn(name: str, *rest: Any, **named: Any) -> Any:
+        if name.startswith("sklearn"):
+            raise ModuleNotFoundError("No module named 'sklearn'")
+        return real(name, *rest, **named)
+
+    monkeypatch.delitem(__import__("sys").modules, "bench.peers.sklearn_", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without_sklearn)
+    rows = compare.compare(SMALL, ["textbook", "sklearn", "gemm"], "cpu", 1, rounds=1, epochs=1, baseline="textbook")
+    assert rows[1].absent == "not installed: No module named 'sklearn'"
+    assert "| sklearn | not installed: No module named 'sklearn' |" in table(rows, "textbook")
+
+
+def test_contender_that_cannot_do_it_says_so() -> None:
+    pytest.importorskip("jax")
+    with pytest.raises(UnavailableError, match="not supported: TF32"):
+        build("jax-loop-tf32", SMALL, "cpu", 1)
+    with pytest.raises(UnavailableError, match="no GPU path"):
+        build("sklearn", SMALL, "cuda", 1)
+
+
+def test_contenders_take_turns() -> None:
+    turns: list[str] = []
+
+    class Recorder(Wrong):
+        def run(self, epochs: int) -> None:
+            turns.append(self.settings)
+
+    contenders: dict[str, Contender] = {}
+    for name in "AB":
+        contenders[name] = Recorder(SMALL)
+        contenders[name].settings = name
+    seconds = interleave(contenders, rounds=2, epochs=3)
+    assert "".join(turns) == "ABABAB"  # the first round warms up
+    assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def rows_of(floor: list[float], ours: list[float], right: bool = True) -> list[Row]:
+    return [
+        Row("ours", seconds=ours, ratio=0.5, gflops=1.0, start_up_seconds=0.0, right=right),
+        Row("gemm", seconds=floor, ratio=1.0, gflops=1.0, start_up_seconds=0.0, right=True),
+    ]
+
+
+def test_conclusion_names_the_fastest() -> None:
+    assert conclusion(rows_of([1.0, 1.2], [0.5, 0.6]), "gemm") == (
+        True,
+        "ours is fastest, at 0.50 of the time of gemm.",
+    )
+
+
+def test_no_conclusion_when_the_floor_wobbled() -> None:
+    assert wobble([1.0, 1.1, 1.4]) == pytest.approx(0.4)
+    conclusive, words = conclusion(rows_of([1.0, 1.4], [0.5, 0.6]), "gemm")
+    assert not conclusive
+    assert "1.00 s to 1.40 s" in words
+
+
+def test_no_conclusion_when_a_loss_is_wrong() -> None:
+    conclusive, words = conclusion(rows_of([1.0, 1.0], [0.5, 0.6], right=False), "gemm")
+    assert not conclusive
+    assert "ours did not reach the loss of float64" in words
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"textbook": [9.0, 1.0, 2.0, 4.0], "gemm": [9.0, 2.0, 2.0, 2.0]}
+
+    def timed(contenders: dict[str, Contender], rounds: int, epochs: int) -> dict[str, list[float]]:
+        interleave(contenders, rounds, epochs)
+        return times
+
+    monkeypatch.setattr(compare, "interleave", timed)
+    rows = compare.compare(SMALL, ["textbook", "gemm"], "cpu", 1, rounds=3, epochs=1, baseline="gemm")
+    assert rows[0].ratio == 1.0
+    assert rows[0].start_up_seconds == pytest.approx(7.0, abs=0.5)  # 9 s in the warm-up, 2 s in the median
+    assert rows[0].gflops == pytest.approx(SMALL.flops / 1e9)
+
+
+@pytest.mark.parametrize(("names", "named"), [(["ours", "nobody"], "nobody"), (["ours"], "gemm")])
+def test_comparison_refuses_what_it_cannot_do(names: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        compare.compare(SMALL, names, "cpu", 1, rounds=1, epochs=1, baseline="ours")
+
+
+def test_compare_writes_json_table_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "case", lambda name: SMALL)
+    code = compare.main(["--contenders", "ours,textbook", "--rounds", "2", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "compare-full-batch-cpu.json").read_text())
+    assert code == (0 if found["conclusive"] else 1)
+    assert [row["contender"] for row in found["rows"]] == ["ours", "textbook", "gemm"]
+    assert all(row["right"] and len(row["seconds"]) == 2 for row in found["rows"])
+    assert {"cpu", "blas", "threads", "versions", "commit"} <= found["machine"].keys()
+    assert found["conclusion"] in (tmp_path / "compare-full-batch-cpu.md").read_text()
+    assert (tmp_path / "compare-full-batch-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    wide = replace(SMALL, X=RNG.integers(0, 256, (2000, 784), dtype=np.uint8), y=np.arange(2000) % 4, sizes=(784, 8, 4))
+    float32_images = 2000 * 784 * 4 / 1e6
+    assert memory.peak_megabytes("textbook", wide, "cpu", 1) > 0.9 * float32_images
+    with pytest.raises(RuntimeError, match="unknown activation 'swish'"):
+        memory.peak_megabytes("textbook", replace(wide, activation="swish"), "cpu", 1)
+
+
+def saved_report(path: Path, floor: list[float]) -> Path:
+    def one(contender: str, seconds: list[float], **extra: Any) -> dict[str, Any]:
+        return {
+            "group": "full-batch",
+            "stats": {"data": seconds},
+            "extra_info": {"contender": contender, "epochs": 2, "flops": 3e9, **extra},
+        }
+
+    machine = {"bench": {"device": "cpu", "cpu": path.stem, "gpu": None, "threads": 2}}
+    absent = [{"group": "full-batch", "contender": "torch", "reason": "not installed: torch"}]
+    benchmarks = [one("ours", [2.0, 3.0]), one("gemm", floor)]
+    path.write_text(json.dumps({"machine_info": machine, "absent": absent, "benchmarks": benchmarks}))
+    return path
+
+
+def test_report_puts_machines_side_by_side(tmp_path: Path) -> None:
+    quiet, busy = saved_report(tmp_path / "quiet.json", [1.0, 1.1]), saved_report(tmp_path / "busy.json", [1.0, 2.0])
+    assert report.main([str(quiet), str(busy), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| ours | 1.00 s | 1.00 | 3 | 1.00 s | 1.00 | 3 |" in text
+    assert "| gemm | 500 ms | 0.50 | 6 |" in text
+    assert "| torch | not installed: torch |" in text
+    assert "busy, 2 threads: no conclusion" in text
+    assert "quiet, 2 threads: no conclusion" not in text
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 6
+
+
+def test_report_refuses_another_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text('{"machine_info": {}}')
+    assert report.main([str(tmp_path / "other.json"), "--out", str(tmp_path)]) == 2
+    assert "is not a report of these benchmarks" in capsys.readouterr().err
+
+
+def test_time_to_accuracy_stops_at_the_last_target() -> None:
+    X = np.repeat(np.eye(4, 30, dtype=np.uint8) * 255, 20, axis=0)
+    y = np.repeat(np.arange(4), 20)
+    easy = Problem("easy", X, y, (30, 12, 4), "tanh", learning_rate=0.5, batch_size=8)
+    curve = time_to_accuracy.train(build("textbook", easy, "cpu", 1), "textbook", X / 255, y, most_epochs=50)
+    assert curve.accuracy[-1] == 1.0
+    assert len(curve.accuracy) < 50
+    assert curve.seconds == sorted(curve.seconds)
+    assert curve.time_to(0.98) == curve.seconds[-1] or len(curve.accuracy) == 2
+    slower = replace(curve, seconds=[10 * t for t in curve.seconds])
+    assert time_to_accuracy.best([slower, curve], "textbook", 0.98) is curve
+    assert time_to_accuracy.best([curve], "nobody", 0.98) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(12.34, "12.3 s"), (1.0, "1.00 s"), (0.1274, "127 ms"), (0.9999, "1.00 s"), (4.5e-5, "45.0 µs")],
+)
+def test_times_read_well(seconds: float, text: str) -> None:
+    assert label_of(seconds) == text
