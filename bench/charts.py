@@ -68,7 +68,8 @@ def bars(
     ax = figure.subplots()
     ax.barh([row[0] for row in rows], [row[1] for row in rows], color=[row[3] for row in rows], height=0.68)
     for place, (_, length, text, _) in enumerate(rows):
-        ax.annotate(text, (length, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        words = ax.annotate(text, (length, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        words.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # the line of the floor stops at words
     if floor is not None:
         ax.axvline(floor, color=FLOOR, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     ax.set_xlim(0, 1.28 * max((row[1] for row in rows), default=1.0))

@@ -28,10 +28,11 @@ __all__ = ["FLOOR", "MOST_WOBBLE", "Row", "compare", "conclusion", "interleave",
 
 FLOOR = "gemm"
 MOST_WOBBLE = 0.30
+NOISE = 0.05  # medians of ratios come back within this on a quiet machine
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
-    "cpu": "ours,ours-dense,torch,torch-compile,jax-step,jax-loop,sklearn,textbook",
-    "cuda": "ours,torch,torch-compile,torch-compile-tf32,jax-step,jax-loop,jax-loop-tf32",
+    "cpu": "ours,ours-dense,torch,torch-compile,torch-compile-forward,jax-step,jax-loop,sklearn,textbook",
+    "cuda": "ours,torch,torch-compile,torch-compile-forward,torch-compile-tf32,jax-step,jax-loop,jax-loop-tf32",
 }
 
 
@@ -51,8 +52,8 @@ class Row:
         Median over the rounds of its time by the baseline's.
     gflops : float
         Nominal operations by the best time, in 1e9 per second.
-    start_up_seconds : float
-        Time before the steady state: conversions, plans, and what the first call took beyond a later one (compilation).
+    preparation_seconds, compile_seconds : float
+        Time before the first epoch: conversions, transfers, plans; and compilation.
     loss, reference_loss, update_error : float or None
         See :class:`bench.contender.Verdict`.
     right : bool
@@ -67,7 +68,8 @@ class Row:
     seconds: list[float] = field(default_factory=list)
     ratio: float | None = None
     gflops: float | None = None
-    start_up_seconds: float | None = None
+    preparation_seconds: float | None = None
+    compile_seconds: float | None = None
     loss: float | None = None
     reference_loss: float | None = None
     update_error: float | None = None
@@ -76,14 +78,14 @@ class Row:
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, epochs: int) -> dict[str, list[float]]:
-    """Return the seconds of an epoch of each contender in each round; the first, the warm-up, comes in addition."""
+    """Return the seconds of an epoch of each contender in each round, after a round that only warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(1 + rounds):
         for name, contender in contenders.items():
             start = time.perf_counter()
             contender.run(epochs)
             seconds[name].append((time.perf_counter() - start) / epochs)
-    return seconds
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def wobble(seconds: Sequence[float]) -> float:
@@ -114,19 +116,19 @@ def compare(
             raise ValueError(f"nothing can be compared without {needed!r}, which is missing here: {why}")
     timed = interleave(contenders, rounds, epochs)
     for name, contender in contenders.items():
-        row, (first, *seconds) = rows[name], timed[name]
+        row, seconds = rows[name], timed[name]
         verdict = contender.verdict()
         row.settings, row.seconds = contender.settings, seconds
-        row.ratio = statistics.median(a / b for a, b in zip(seconds, timed[baseline][1:], strict=True))
+        row.ratio = statistics.median(a / b for a, b in zip(seconds, timed[baseline], strict=True))
         row.gflops = problem.flops / min(seconds) / 1e9
-        row.start_up_seconds = contender.start_up_seconds + max(0.0, first - statistics.median(seconds)) * epochs
+        row.preparation_seconds, row.compile_seconds = contender.preparation_seconds, contender.compile_seconds
         row.right = verdict is None or verdict.right
         if verdict is not None:
             row.loss, row.reference_loss, row.update_error = verdict.loss, verdict.reference, verdict.update_error
     return list(rows.values())
 
 
-def conclusion(rows: Sequence[Row], baseline: str) -> tuple[bool, str]:
+def conclusion(rows: Sequence[Row]) -> tuple[bool, str]:
     """Return whether anything follows from the rows, and what, in words."""
     wrong = [row.contender for row in rows if row.absent is None and not row.right]
     if wrong:
@@ -138,14 +140,38 @@ def conclusion(rows: Sequence[Row], baseline: str) -> tuple[bool, str]:
             f"{label_of(max(floor.seconds))}, more than {MOST_WOBBLE:.0%} apart, so the machine was not ours alone. "
             f"Close what else runs and measure again."
         )
-    trained = [row for row in rows if row.absent is None and row.contender != FLOOR]
-    fastest = min(trained, key=lambda row: row.ratio or 0)
-    return True, f"{fastest.contender} is fastest, at {fastest.ratio:.2f} of the time of {baseline}."
+    fastest, *others = sorted(
+        (row for row in rows if row.absent is None and row.contender != FLOOR), key=lambda row: row.ratio or 0
+    )
+    rivals = [row for row in others if _library(row) != _library(fastest)]
+    if not rivals:
+        return True, f"{fastest.contender} is fastest."
+    ratio = statistics.median(a / b for a, b in zip(fastest.seconds, rivals[0].seconds, strict=True))
+    if ratio > 1 - NOISE:
+        return True, f"{fastest.contender} and {rivals[0].contender} are fastest, less than {NOISE:.0%} apart."
+    return (
+        True,
+        f"{fastest.contender} is fastest: {ratio:.2f} of the time of {rivals[0].contender}, the best of the others.",
+    )
+
+
+def _library(row: Row) -> str:
+    return row.contender.partition("-")[0]
 
 
 def table(rows: Sequence[Row], baseline: str) -> str:
     """Return the rows as Markdown, then each contender's settings, then who was absent and why."""
-    header = ["contender", "min", "median", f"/ {baseline}", "GFLOP/s", "start-up s", "loss", "update error"]
+    header = [
+        "contender",
+        "min",
+        "median",
+        f"/ {baseline}",
+        "GFLOP/s",
+        "prepare s",
+        "compile s",
+        "loss",
+        "update error",
+    ]
     memory = any(row.peak_mb is not None for row in rows)
     present = sorted((row for row in rows if row.absent is None), key=lambda row: row.ratio or 0)
     body = [_cells(row, memory) for row in present]
@@ -158,7 +184,8 @@ def _cells(row: Row, memory: bool) -> list[str]:
     times = [label_of(min(row.seconds)), label_of(statistics.median(row.seconds))]
     loss = "not trained" if row.loss is None else f"{row.loss:.6f}" + ("" if row.right else " WRONG")
     error = "" if row.update_error is None else f"{row.update_error:.1e}"
-    cells = [row.contender, *times, f"{row.ratio:.2f}", f"{row.gflops:.0f}", f"{row.start_up_seconds:.2f}", loss, error]
+    before = [f"{row.preparation_seconds:.2f}", f"{row.compile_seconds:.2f}"]
+    cells = [row.contender, *times, f"{row.ratio:.2f}", f"{row.gflops:.0f}", *before, loss, error]
     return cells + ["" if row.peak_mb is None else f"{row.peak_mb:.0f}"] * memory
 
 
@@ -214,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in rows:
             if row.absent is None:
                 row.peak_mb = peak_megabytes(row.contender, case(options.case), options.device, threads)
-    conclusive, words = conclusion(rows, baseline)
+    conclusive, words = conclusion(rows)
     header = {
         "case": options.case,
         "rounds": options.rounds,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from bench.contender import UnavailableError, build
+from bench.contender import Contender, UnavailableError, build
 from bench.machine import describe, limit_threads
 from bench.problem import Problem
 
@@ -41,6 +41,15 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     output_json["absent"] = _absent
 
 
+def build_or_skip(group: str, problem: Problem, name: str, device: str, threads: int) -> Contender:
+    """Return a contender, or skip the benchmark and leave the reason in the report."""
+    try:
+        return build(name, problem, device, threads)
+    except UnavailableError as reason:
+        _absent.append({"group": group, "contender": name, "reason": str(reason)})
+        pytest.skip(f"{name} {reason}")
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """Return the device that was asked for."""
@@ -53,11 +62,7 @@ def train(benchmark: Any, device: str) -> Train:
 
     def run(problem: Problem, name: str, threads: int | None = None) -> None:
         benchmark.group = problem.name
-        try:
-            contender = build(name, problem, device, threads or limit_threads(None))
-        except UnavailableError as reason:
-            _absent.append({"group": problem.name, "contender": name, "reason": str(reason)})
-            pytest.skip(f"{name} {reason}")
+        contender = build_or_skip(problem.name, problem, name, device, threads or limit_threads(None))
         epochs = 1 if device == "cpu" else 20
         benchmark.pedantic(contender.run, args=(epochs,), rounds=ROUNDS, warmup_rounds=1)
         verdict = contender.check()
@@ -66,7 +71,8 @@ def train(benchmark: Any, device: str) -> Train:
             settings=contender.settings,
             epochs=epochs,
             flops=problem.flops,
-            start_up_seconds=contender.start_up_seconds,
+            preparation_seconds=contender.preparation_seconds,
+            compile_seconds=contender.compile_seconds,
             **({} if verdict is None else verdict._asdict()),
         )
 

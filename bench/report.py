@@ -86,7 +86,7 @@ def table(results: Sequence[Result], baseline: str) -> str:
     machines = list(dict.fromkeys(result.machine for result in results))
     contenders = list(dict.fromkeys(result.contender for result in _sorted(results)))
     found = {(result.machine, result.contender): result for result in results}
-    header = ["", *(f"{machine}: {what}" for machine in machines for what in ("best", f"/ {baseline}", "GFLOP/s"))]
+    header = ["", *(title for machine in machines for title in (machine, f"/ {baseline}", "GFLOP/s"))]
     body = []
     for contender in contenders:
         cells = [contender]

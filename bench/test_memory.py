@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bench.cases import case
-from bench.contender import CONTENDERS, UnavailableError, build
+from bench.conftest import build_or_skip
+from bench.contender import CONTENDERS
 from bench.machine import limit_threads
 from bench.memory import peak_megabytes
 
@@ -17,10 +18,7 @@ from bench.memory import peak_megabytes
 def test_memory(benchmark: Any, device: str, name: str, contender: str) -> None:
     """Measure one contender."""
     problem, threads = case(name), limit_threads(None)
-    try:
-        build(contender, problem, device, threads)
-    except UnavailableError as reason:
-        pytest.skip(f"{contender} {reason}")
     benchmark.group = f"memory, {name}"
+    build_or_skip(benchmark.group, problem, contender, device, threads)
     peak = benchmark.pedantic(peak_megabytes, args=(contender, problem, device, threads))
     benchmark.extra_info.update(contender=contender, peak_mb=peak)

@@ -21,14 +21,14 @@ by_contender = pytest.mark.parametrize("contender", SCALED)
 def test_rows(train: Train, rows: int, contender: str) -> None:
     """Time more and more rows."""
     full = case("full-batch")
-    train(replace(full, name=f"{rows} rows", X=full.X[:rows], y=full.y[:rows]), contender)
+    train(replace(full, name=f"rows: {rows}", X=full.X[:rows], y=full.y[:rows]), contender)
 
 
 @by_contender
 @pytest.mark.parametrize("width", [49, 98, 196, 392, 784])
 def test_width(train: Train, width: int, contender: str) -> None:
     """Time wider and wider layers."""
-    train(replace(case("full-batch"), name=f"{width} hidden units", sizes=(784, width, 10)), contender)
+    train(replace(case("full-batch"), name=f"hidden units: {width}", sizes=(784, width, 10)), contender)
 
 
 @by_contender
@@ -37,7 +37,7 @@ def test_depth(train: Train, depth: int, contender: str) -> None:
     """Time more and more layers."""
     # tanh: the gradient of eight sigmoids is too small to tell a right epoch from a wrong one
     full = case("full-batch")
-    layers = replace(full, name=f"{depth} hidden layers", sizes=(784, *[196] * depth, 10), activation="tanh")
+    layers = replace(full, name=f"hidden layers: {depth}", sizes=(784, *[196] * depth, 10), activation="tanh")
     train(replace(layers, learning_rate=0.1), contender)
 
 
@@ -45,4 +45,4 @@ def test_depth(train: Train, depth: int, contender: str) -> None:
 @pytest.mark.parametrize("threads", THREADS)
 def test_threads(train: Train, threads: int, contender: str) -> None:
     """Time more and more threads."""
-    train(replace(case("full-batch"), name=f"{threads} threads"), contender, threads)
+    train(replace(case("full-batch"), name=f"threads: {threads}"), contender, threads)

@@ -16,12 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in COMMANDS:
         return int(import_module(f"mlp_xp.{given[0]}").main(given[1:]))
+    if given and given[0] not in ("-h", "--help"):
+        print(f"mlp-xp: unknown command {given[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     usage = "\n".join(f"  mlp-xp {name:10s}{text}" for name, text in COMMANDS.items())
-    asked = given[:1] in (["-h"], ["--help"])
-    print(
-        f"usage:\n{usage}\n\nmlp-xp COMMAND --help lists a command's options", file=sys.stdout if asked else sys.stderr
-    )
-    return 0 if asked else 2
+    print(f"usage:\n{usage}\n\nmlp-xp COMMAND --help lists a command's options")
+    return 0 if given else 2
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Device:
         own = self.zeros((1,), "float32")
         if compat.array_namespace(x) is not compat.array_namespace(own) or compat.device(x) != compat.device(own):
             raise TypeError(
-                f"got a {type(x).__module__}.{type(x).__qualname__} on device {compat.device(x)!r}, but the model lives "
+                f"got a {type(x).__module__}.{type(x).__qualname__} on device {compat.device(x)!r}, but the model is "
                 f"on {self.name!r}; pass a NumPy array or move it there yourself"
             )
 

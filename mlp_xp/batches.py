@@ -12,6 +12,8 @@ from .shards import ROWS, Plan, Shard
 
 __all__ = ["FullBatch", "MiniBatches", "make_batches"]
 
+_DEVICE_ROWS = 65_536  # rows of a shard off the CPU: each operation fills a GPU, and memory still has a bound
+
 
 class FullBatch:
     """All rows for one update, cut into the shards of a plan: views of the data where it is dense, sorted copies else.
@@ -21,20 +23,22 @@ class FullBatch:
     X : array (n, d)
     y : array (n, ...)
     plan : Plan
+    rows : int
+        Rows of a shard.
     """
 
-    def __init__(self, X: Array, y: Array, plan: Plan) -> None:
+    def __init__(self, X: Array, y: Array, plan: Plan, rows: int = ROWS) -> None:
         n = X.shape[0]
-        starts = range(0, n, ROWS)
+        starts = range(0, n, rows)
         if plan.columns is None or plan.extents is None:
-            self.shards = [Shard(X[i : min(i + ROWS, n), :], y[i : min(i + ROWS, n), ...]) for i in starts]
+            self.shards = [Shard(X[i : min(i + rows, n), :], y[i : min(i + rows, n), ...]) for i in starts]
             return
         widest_first = np.argsort(-plan.extents, kind="stable")
         self.shards = []
         for i in starts:
-            rows = widest_first[i : i + ROWS]
-            width = max(1, int(plan.extents[rows].max()))
-            self.shards.append(Shard(X[rows].take(plan.columns[:width], axis=1), y[rows]))
+            index = widest_first[i : i + rows]
+            width = max(1, int(plan.extents[index].max()))
+            self.shards.append(Shard(X[index].take(plan.columns[:width], axis=1), y[index]))
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield the shards of the epoch's only update."""
@@ -78,5 +82,5 @@ def make_batches(
 ) -> FullBatch | MiniBatches:
     """Return the batches of the epochs: all rows at once where `batch_size` is None."""
     if batch_size is None:
-        return FullBatch(X, y, plan)
+        return FullBatch(X, y, plan, ROWS if device.library == "cpu" else _DEVICE_ROWS)
     return MiniBatches(X, y, plan, device, seed, batch_size)

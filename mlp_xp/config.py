@@ -9,6 +9,9 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .commands import Parser
+from .validation import check_count
+
 __all__ = ["PRESETS", "Config", "parse"]
 
 
@@ -57,8 +60,8 @@ class Config:
                 raise ValueError(f"{part.name} must be one of {', '.join(choices)}, got {value!r}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be a share in [0, 1), got {self.validation!r}")
-        if self.report_every < 0:
-            raise ValueError(f"report_every must be at least 0, got {self.report_every}")
+        for name in ("batch_size", "warm_up", "report_every"):
+            check_count(name, getattr(self, name), least=0)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,11 +93,11 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     Raises
     ------
     ValueError
-        If a name or value in the file or preset is not known.
+        If an option, a name or a value is not known.
     SystemExit
-        As argparse does: 0 after ``--help``, 2 where an option is not known.
+        After ``--help``.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlp_xp.train",
         description="Train a multilayer perceptron. Without arguments: ten digits of MNIST on the CPU.",
         epilog=f"presets: {', '.join(PRESETS)}",
@@ -131,10 +134,10 @@ def _as_text(value: Any) -> str:
 def _convert(name: str, value: Any) -> Any:
     """Turn the text or TOML value of an option into the type of its field."""
     kind = {part.name: str(part.type) for part in fields(Config)}[name]
-    items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+    items = value if isinstance(value, list) else [item.strip() for item in str(value).split(",") if item.strip()]
     try:
-        if kind.startswith("tuple[int"):
-            return tuple(int(item) for item in ([items] if isinstance(items, int) else items))
+        if kind.startswith("tuple[int") and not any(isinstance(item, float | bool) for item in items):
+            return tuple(int(item) for item in items)
         if kind.startswith("tuple[str"):
             return tuple(str(item) for item in items)
         if kind.startswith("int") and not isinstance(value, float | bool):

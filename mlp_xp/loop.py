@@ -226,8 +226,8 @@ def fit(
             if not math.isfinite(float(state.loss)):
                 model.theta = finite
                 raise DivergenceError(
-                    f"the loss is {float(state.loss)} at epoch {state.epoch} with learning rate {state.lr:g}; the model keeps "
-                    "its last finite parameters: train with a smaller learning rate, or scale the inputs"
+                    f"the loss is {float(state.loss)} at epoch {state.epoch} with learning rate {state.lr:g}; the "
+                    "model keeps its last finite parameters: train with a smaller learning rate, or scale the inputs"
                 )
             finite = before  # the loss is known where the epoch began, not yet where it ended
             stops = [callback(state) for callback in run]

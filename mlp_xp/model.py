@@ -115,7 +115,8 @@ class MLP:
     sizes : sequence of int
         Units per layer, input first, such as ``[784, 196, 10]``.
     activation : str or sequence of str
-        ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"leaky_relu"`` or ``"identity"``: one for all hidden layers or one each.
+        ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"leaky_relu"`` or ``"identity"``: one for all
+        hidden layers, or one for each.
     output : str
         ``"softmax"`` (softmax cross-entropy on linear outputs), ``"sigmoid"`` (binary cross-entropy, any number of
         independent outputs), ``"identity"`` (half mean squared error), ``"softmax_of_sigmoid"`` (softmax cross-entropy
@@ -155,7 +156,7 @@ class MLP:
         self.activation = check_activations(activation, len(self.sizes) - 2)
         self.output = check_choice("output", output, OUTPUTS)
         self.init = init
-        self.dtype = check_choice("dtype", getattr(dtype, "__name__", dtype), ("float32", "float64"))
+        self.dtype = check_choice("dtype", getattr(dtype, "__name__", str(dtype)), ("float32", "float64"))
         self.seed = check_seed(seed)
         if OUTPUTS[output].task == "classes" and self.sizes[-1] < 2:
             raise ValueError(f"output {output!r} needs at least 2 output units, got 1; use 'sigmoid' for two classes")
@@ -278,7 +279,7 @@ class MLP:
         """A[L] (n, n_L) -> what it predicts."""
         task = OUTPUTS[self.output].task
         if task == "classes":
-            return A.argmax(axis=1)
+            return np.asarray(A.argmax(axis=1))
         values = (A > 0).astype(np.int64) if task == "labels" else A
         return values[:, 0] if values.shape[1] == 1 else values
 

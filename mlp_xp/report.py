@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from .atomic import replace_file
 from .callbacks import History, accuracy_by_class
 from .datasets import Dataset
 from .model import MLP, OUTPUTS
-from .shards import available_cores
+from .shards import Plan, available_cores
 
 __all__ = ["environment", "epoch_flops", "result_table", "write_json"]
 
 
-def environment(model: MLP, threads: int | None, plan: dict[str, Any] | None = None) -> dict[str, Any]:
+def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
     """Return what the result and its speed depend on, as plain data."""
     return {
         "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *_library(model))},
@@ -35,7 +34,7 @@ def environment(model: MLP, threads: int | None, plan: dict[str, Any] | None = N
         "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
         "device": model.device.name,
         "dtype": model.dtype,
-        "plan": plan,
+        "plan": {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)},
     }
 
 
@@ -45,6 +44,8 @@ def _library(model: MLP) -> list[str]:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import: --help need not wait for it
+
     try:
         return version(package)
     except PackageNotFoundError:

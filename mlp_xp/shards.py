@@ -127,7 +127,7 @@ def make_plan(
 
 
 def _column_order(X: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Order the columns so that short prefixes hold whole rows: again and again, the one that fewest rows use goes last."""
+    """Order the columns so that short prefixes hold whole rows: each time the one that fewest rows use goes last."""
     used = X != 0
     by_column = np.asfortranarray(used)
     users = used.sum(axis=0)

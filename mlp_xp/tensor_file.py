@@ -85,7 +85,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Ma
     CheckpointError
         If an array is not finite, or something cannot be stored. The file at `path` is as it was.
     OSError
-        If the file cannot be written. The file at `path` is as it was.
+        If the file cannot be written; the message has the path and the bytes needed.
     """
     try:
         replace_file(path, _serialise(arrays, metadata), _verify)

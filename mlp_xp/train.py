@@ -14,9 +14,10 @@ from typing import Any
 
 from .atomic import probe_writable
 from .callbacks import History, Progress
+from .commands import exit_code
 from .config import Config, parse
 from .datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
-from .loop import DivergenceError, fit
+from .loop import State, fit
 from .model import MLP, OUTPUTS
 from .optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from .report import environment, result_table, write_json
@@ -25,21 +26,8 @@ __all__ = ["main", "run"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 where the training failed, 2 where the input was wrong."""
-    try:
-        run(parse(arguments))
-    except DivergenceError as error:
-        return _complain(error, 1)
-    except (ValueError, TypeError, OSError) as error:
-        return _complain(error, 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
-    return 0
-
-
-def _complain(error: object, code: int) -> int:
-    print(f"mlp-xp train: {error}", file=sys.stderr)
-    return code
+    """Run the command; return its exit code."""
+    return exit_code("train", lambda: run(parse(arguments)))
 
 
 def run(config: Config) -> Path | None:
@@ -59,29 +47,33 @@ def run(config: Config) -> Path | None:
     folder = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.preset}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is already there and not empty; choose another --out, or remove it")
-    probe_writable(folder)
+    probe_writable(next(path for path in (folder, *folder.parents) if path.exists()))
     if config.dry_run:
         print(f"{model}\n{len(train.X)} training and {len(test.X)} test samples; would write {folder}")
         return None
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {**asdict(config), "labels": labels, "samples": len(train.X)})
-    report = Report(config, model, labels)
-    write_json(folder / "env.json", environment(model, config.threads))
+    def begin_folder(state: State) -> None:
+        """After the first epoch, when nothing can be wrong with the input any more."""
+        if state.epoch == 1:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", {**asdict(config), "labels": labels, "samples": len(train.X)})
+            write_json(folder / "env.json", environment(model, config.threads, state.plan))
+
+    watched = validation or test
+    shown: list[Any] = [] if config.quiet else [Report(config, train, model.score(*watched)), Progress(config.epochs)]
     history = fit(
         model,
         *train,
         epochs=config.epochs,
         optimizer=optimizer,
         batch_size=config.batch_size or None,
-        validation=validation or test,
-        callbacks=[report] if config.quiet else [report, Progress(config.epochs)],
+        validation=watched,
+        callbacks=[begin_folder, *shown],
         tol=config.tol,
         patience=config.patience,
         threads=config.threads,
         plan=config.plan,
     )
-    write_json(folder / "env.json", environment(model, config.threads, report.plan))
     history.save(folder / "history.csv")
     model.save(folder / "model.safetensors")
     print(result_table(model, history, train, test, labels))
@@ -91,28 +83,35 @@ def run(config: Config) -> Path | None:
 
 
 class Report:
-    """Prints a line now and then, and remembers the plan that the data were stored by.
+    """Prints a line now and then.
 
-    The cost at iteration i is the loss before update i + 1, as the lectures print it.
+    With all samples at once, the cost at iteration i is the one that update i led to, as the lectures print it; with
+    mini-batches it is the mean over the epoch.
     """
 
-    def __init__(self, config: Config, model: MLP, labels: Sequence[str]) -> None:
-        self.quiet = config.quiet
+    def __init__(self, config: Config, train: Dataset, score: float) -> None:
+        self.config, self.train = config, train
         self.every = config.report_every or max(1, config.epochs // 10)
-        self.full_batch = not config.batch_size
-        self.plan: dict[str, Any] | None = None
+        self.score = score
 
-    def __call__(self, state: Any) -> None:
+    def __call__(self, state: State) -> None:
+        before, self.score = self.score, state.metrics["val_accuracy"]
+        if self.config.batch_size:
+            self._print("epoch", state.epoch, float(state.loss), self.score, state)
+            return
+        self._print("iteration", state.epoch - 1, float(state.loss), before, state)
+        if state.epoch == self.config.epochs:
+            squares = sum(float((W * W).sum()) for W in state.model.weights)
+            cost = state.model.evaluate(*self.train)[0] + self.config.l2 / 2 * squares
+            self._print("iteration", state.epoch, cost, self.score, state)
+
+    def _print(self, unit: str, number: int, cost: float, score: float, state: State) -> None:
+        if number % self.every and number != self.config.epochs:
+            return
         from tqdm import tqdm
 
-        if self.plan is None:
-            plan = state.plan
-            self.plan = {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)}
-        number = state.epoch - 1 if self.full_batch else state.epoch
-        if not self.quiet and number % self.every == 0:
-            name = "iteration" if self.full_batch else "epoch"
-            score = state.metrics["val_accuracy"]
-            tqdm.write(f"{name} {number:5d}  cost {float(state.loss):.4f}  score {score:.4f}  {state.seconds:.2f} s")
+        with tqdm.external_write_mode():
+            print(f"{unit} {number:5d}  cost {cost:.4f}  score {score:.4f}  {state.seconds:.2f} s", flush=True)
 
 
 def load_data(name: str, seed: int) -> tuple[Dataset, Dataset, list[str]]:
@@ -124,10 +123,11 @@ def load_data(name: str, seed: int) -> tuple[Dataset, Dataset, list[str]]:
     if name == "fashion":
         clothes = "T-shirt,trousers,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
         return *fashion_mnist(), clothes.split(",")
-    if name in ("xor", "moons", "spirals"):
-        train = {"xor": xor, "moons": moons, "spirals": spirals}[name]()
-        test = train if name == "xor" else {"moons": moons, "spirals": spirals}[name](seed=1)
-        return train, test, ["0", "1"]
+    if name == "xor":
+        return xor(), xor(), ["0", "1"]
+    if name in ("moons", "spirals"):
+        make = moons if name == "moons" else spirals
+        return make(seed=seed), make(seed=seed + 1), ["0", "1"]
     if not Path(name).exists():
         known = "mnist, mnist:5,8, fashion, xor, moons, spirals"
         raise ValueError(f"unknown data {name!r}: no such path, and not one of {known}")
@@ -149,6 +149,8 @@ def _split(train: Dataset, config: Config) -> tuple[Dataset, Dataset | None]:
     kept = round(config.validation * len(train.X))
     if not kept:
         return train, None
+    if kept == len(train.X):
+        raise ValueError(f"validation {config.validation} takes all {kept} training samples; keep some to train with")
     order = np.random.default_rng(config.seed).permutation(len(train.X))
     rest, part = np.sort(order[kept:]), np.sort(order[:kept])
     return Dataset(train.X[rest], train.y[rest]), Dataset(train.X[part], train.y[part])

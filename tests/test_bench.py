@@ -70,6 +70,9 @@ def test_flops_count_every_product_but_the_gradient_of_the_images() -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_contender_trains_as_float64_does(name: str, problem: Problem) -> None:
     contender = build_or_skip(name, problem)
+    for (W, b), (first_W, first_b) in zip(contender.parameters(), problem.initial, strict=True):
+        assert np.array_equal(W, first_W)
+        assert np.array_equal(b, first_b)
     contender.run(2)
     contender.run(1)
     verdict = contender.check()
@@ -124,38 +127,44 @@ def test_contenders_take_turns() -> None:
         contenders[name].settings = name
     seconds = interleave(contenders, rounds=2, epochs=3)
     assert "".join(turns) == "ABABAB"  # the first round warms up
-    assert [len(times) for times in seconds.values()] == [3, 3]
+    assert [len(times) for times in seconds.values()] == [2, 2]
 
 
 def rows_of(floor: list[float], ours: list[float], right: bool = True) -> list[Row]:
     return [
-        Row("ours", seconds=ours, ratio=0.5, gflops=1.0, start_up_seconds=0.0, right=right),
-        Row("gemm", seconds=floor, ratio=1.0, gflops=1.0, start_up_seconds=0.0, right=True),
+        Row("ours", seconds=ours, ratio=0.5, right=right),
+        Row("gemm", seconds=floor, ratio=1.0, right=True),
     ]
 
 
-def test_conclusion_names_the_fastest() -> None:
-    assert conclusion(rows_of([1.0, 1.2], [0.5, 0.6]), "gemm") == (
-        True,
-        "ours is fastest, at 0.50 of the time of gemm.",
-    )
+def test_conclusion_names_the_fastest_and_its_best_rival() -> None:
+    rows = [*rows_of([1.0, 1.2], [0.5, 0.6]), Row("jax-loop", seconds=[1.0, 1.0], ratio=0.9, right=True)]
+    sister = Row("ours-dense", seconds=[0.6, 0.6], ratio=0.6, right=True)
+    expected = "ours is fastest: 0.55 of the time of jax-loop, the best of the others."
+    assert conclusion([*rows, sister, Row("torch", absent="not installed")]) == (True, expected)
+
+
+def test_small_differences_are_none() -> None:
+    close = Row("jax-loop", seconds=[0.51, 0.61], ratio=0.51, right=True)
+    expected = "ours and jax-loop are fastest, less than 5% apart."
+    assert conclusion([*rows_of([1.0, 1.2], [0.5, 0.6]), close]) == (True, expected)
 
 
 def test_no_conclusion_when_the_floor_wobbled() -> None:
     assert wobble([1.0, 1.1, 1.4]) == pytest.approx(0.4)
-    conclusive, words = conclusion(rows_of([1.0, 1.4], [0.5, 0.6]), "gemm")
+    conclusive, words = conclusion(rows_of([1.0, 1.4], [0.5, 0.6]))
     assert not conclusive
     assert "1.00 s to 1.40 s" in words
 
 
 def test_no_conclusion_when_a_loss_is_wrong() -> None:
-    conclusive, words = conclusion(rows_of([1.0, 1.0], [0.5, 0.6], right=False), "gemm")
+    conclusive, words = conclusion(rows_of([1.0, 1.0], [0.5, 0.6], right=False))
     assert not conclusive
     assert "ours did not reach the loss of float64" in words
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"textbook": [9.0, 1.0, 2.0, 4.0], "gemm": [9.0, 2.0, 2.0, 2.0]}
+    times = {"textbook": [1.0, 2.0, 4.0], "gemm": [2.0, 2.0, 2.0]}
 
     def timed(contenders: dict[str, Contender], rounds: int, epochs: int) -> dict[str, list[float]]:
         interleave(contenders, rounds, epochs)
@@ -164,7 +173,6 @@ def test_ratio_is_the_median_of_the_rounds_ratios(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(compare, "interleave", timed)
     rows = compare.compare(SMALL, ["textbook", "gemm"], "cpu", 1, rounds=3, epochs=1, baseline="gemm")
     assert rows[0].ratio == 1.0
-    assert rows[0].start_up_seconds == pytest.approx(7.0, abs=0.5)  # 9 s in the warm-up, 2 s in the median
     assert rows[0].gflops == pytest.approx(SMALL.flops / 1e9)
 
 
@@ -236,7 +244,7 @@ def test_time_to_accuracy_stops_at_the_last_target() -> None:
     assert curve.accuracy[-1] == 1.0
     assert len(curve.accuracy) < 50
     assert curve.seconds == sorted(curve.seconds)
-    assert curve.time_to(0.98) == curve.seconds[-1] or len(curve.accuracy) == 2
+    assert curve.time_to(0.98) == curve.seconds[-1]
     slower = replace(curve, seconds=[10 * t for t in curve.seconds])
     assert time_to_accuracy.best([slower, curve], "textbook", 0.98) is curve
     assert time_to_accuracy.best([curve], "nobody", 0.98) is None

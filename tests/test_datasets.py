@@ -390,9 +390,9 @@ def test_load_refuses_a_folder(tmp_path: Path, name: str, content: bytes | None,
         datasets.load(write_folder(tmp_path, files))
 
 
-@pytest.mark.parametrize("name", ["../nowhere", "no\0where.csv", "x" * 5000, "nowhere.npz"])
+@pytest.mark.parametrize("name", ["../nowhere", "no\0where.csv", "nowhere.npz"])
 def test_load_nothing(tmp_path: Path, name: str) -> None:
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         datasets.load(f"{tmp_path}/{name}")
 
 

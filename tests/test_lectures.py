@@ -1,4 +1,4 @@
-"""What the lectures teach comes out, one test for each of their systems; layers and symbols as the lectures have them."""
+"""What the lectures teach comes out, a test or two for each of their systems, in the lectures' own symbols."""
 
 from __future__ import annotations
 

@@ -54,13 +54,20 @@ class Step(Contender):
     def _step(self, layers: Any, X: Any, y: Any, rows: Any) -> Any:
         return self.update(layers, X, y) if rows is None else self.update(layers, X[rows], y[rows])
 
+    def copies(self) -> Any:
+        """Return copies of the parameters, to be donated in a rehearsal."""
+        return jax.tree.map(jnp.copy, self.layers)
+
+    def compile(self) -> None:
+        first, *_, last = [*self.problem.batches(1)] * 2
+        for rows in (first, last):
+            jax.block_until_ready(self.step(self.copies(), self.X, self.y, _indices(rows)))
+
     def run(self, epochs: int) -> None:
         for _ in range(epochs):
             self.epoch += 1
             for rows in self.problem.batches(self.epoch):
-                self.layers = self.step(
-                    self.layers, self.X, self.y, None if isinstance(rows, slice) else rows.astype(np.int32)
-                )
+                self.layers = self.step(self.layers, self.X, self.y, _indices(rows))
         jax.block_until_ready(self.layers)
 
     def parameters(self) -> Parameters:
@@ -89,6 +96,13 @@ class Loop(Step):
         rest = order[whole:]
         return self.update(layers, X[rest], y[rest]) if len(rest) else layers
 
+    def compile(self) -> None:
+        if self.problem.batch_size is None:
+            rehearsal = self.epochs(self.copies(), self.X, self.y, 0)
+        else:
+            rehearsal = self.scan(self.copies(), self.X, self.y, _indices(self.problem.order(1)))
+        jax.block_until_ready(rehearsal)
+
     def run(self, epochs: int) -> None:
         if self.problem.batch_size is None:
             self.epoch += epochs
@@ -96,9 +110,13 @@ class Loop(Step):
         else:
             for _ in range(epochs):
                 self.epoch += 1
-                order = self.problem.order(self.epoch).astype(np.int32)
-                self.layers = self.scan(self.layers, self.X, self.y, order)
+                self.layers = self.scan(self.layers, self.X, self.y, _indices(self.problem.order(self.epoch)))
         jax.block_until_ready(self.layers)
+
+
+def _indices(rows: Any) -> Any:
+    """Row numbers in JAX's integer type; None for all rows."""
+    return None if isinstance(rows, slice) else rows.astype(np.int32)
 
 
 def _precision(name: str) -> Any:

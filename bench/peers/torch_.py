@@ -15,17 +15,15 @@ _MODULES = {"sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "relu": torch.nn
 _FUNCTIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
 
-def make(
-    problem: Problem, device: str, threads: int, *, compiled: bool = False, precision: str = "float32"
-) -> Contender:
-    """Return PyTorch's training loop, eager or compiled."""
+def make(problem: Problem, device: str, threads: int, *, compiled: str = "", precision: str = "float32") -> Contender:
+    """Return PyTorch's training loop; `compiled` is "" (eager), "forward" or "step"."""
     if device != "cpu" and not torch.cuda.is_available():
         raise UnavailableError("not installed: a PyTorch with CUDA, and a GPU")
     if precision == "tf32" and device == "cpu":
         raise UnavailableError("not supported: TF32 is a mode of NVIDIA's tensor cores")
     torch.set_num_threads(threads)
-    if not compiled:
-        return Eager(problem, device)
+    if compiled != "step":
+        return CompiledForward(problem, device) if compiled else Eager(problem, device)
     return Compiled(problem, device) if device == "cpu" else Captured(problem, device, precision)
 
 
@@ -49,13 +47,16 @@ class _Torch(Contender):
         return list(torch.split(order, self.problem.batch_size))
 
     def run(self, epochs: int) -> None:
-        # the mode is the process's: other contenders may have changed it since the last round
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        self.set_precision()
         for _ in range(epochs):
             self.epoch += 1
             self.run_epoch()
         if self.device != "cpu":
             torch.cuda.synchronize()
+
+    def set_precision(self) -> None:
+        """Set the mode of the products, which is the process's: another contender may have changed it."""
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
 
     def run_epoch(self) -> None:
         """Take the steps of epoch ``self.epoch``."""
@@ -83,14 +84,35 @@ class Eager(_Torch):
             layers += [linear, _MODULES[problem.activation]()]
         self.network = torch.nn.Sequential(*layers[:-1])
         self.flat = list(self.network.parameters())
-        self.criterion = torch.nn.CrossEntropyLoss()
+        criterion = torch.nn.CrossEntropyLoss()
+        self.loss: Callable[[Any, Any], Any] = lambda X, y: criterion(self.network(X), y)
         self.optimizer = torch.optim.SGD(self.flat, lr=problem.learning_rate, fused=True)
 
     def step(self, rows: Any) -> None:
         X, y = (self.X, self.y) if rows is None else (self.X[rows], self.y[rows])
         self.optimizer.zero_grad(set_to_none=True)
-        self.criterion(self.network(X), y).backward()
+        self.loss(X, y).backward()
         self.optimizer.step()
+
+
+class CompiledForward(Eager):
+    """The usual advice: compile the model with its loss; autograd compiles the backward, gather and update stay eager.
+
+    On the CPU ahead of the compiled step in some full batches, behind it in mini-batches.
+    """
+
+    settings = "torch.compile of network and loss, the rest as in torch"
+
+    def __init__(self, problem: Problem, device: str) -> None:
+        super().__init__(problem, device)
+        self.loss = torch.compile(self.loss, fullgraph=True, dynamic=False)
+
+    def compile(self) -> None:
+        self.set_precision()
+        first, *_, last = self.batches(1) * 2
+        for rows in (first, last):
+            X, y = (self.X, self.y) if rows is None else (self.X[rows], self.y[rows])
+            self.loss(X, y).backward()
 
 
 class Compiled(_Torch):
@@ -118,6 +140,12 @@ class Compiled(_Torch):
 
         self.compiled = torch.compile(step, fullgraph=True, dynamic=False, mode=self.mode)
 
+    def compile(self) -> None:
+        copies = [part.clone() for part in self.flat]
+        first, *_, last = self.batches(1) * 2
+        for rows in (first, last):
+            self.compiled(copies, self.X, self.y, rows)
+
     def step(self, rows: Any) -> None:
         self.compiled(self.flat, self.X, self.y, rows)
 
@@ -132,23 +160,26 @@ class Captured(Compiled):
         super().__init__(problem, device)
         self.precision = precision
         self.settings = f"{self.settings}, {precision} products"
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        start = [part.clone() for part in self.flat]
         self.order = torch.arange(len(self.X), device=device)
-        size = problem.batch_size
+        self.graph = torch.cuda.CUDAGraph()
+
+    def compile(self) -> None:
+        self.set_precision()
+        start = [part.clone() for part in self.flat]
+        size = self.problem.batch_size
         steps = [None] if size is None else list(torch.split(self.order, size))
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for rows in [*steps[:1], *steps[-1:]] * 3:  # compiles and tunes both shapes before the capture
+            for rows in [steps[0], steps[-1]] * 3:  # compiles and tunes both shapes before the capture
                 self.step(rows)
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             for rows in steps:
                 self.step(rows)
         for part, first in zip(self.flat, start, strict=True):
             part.copy_(first)
+        torch.cuda.synchronize()
 
     def run_epoch(self) -> None:
         if self.problem.batch_size is not None:

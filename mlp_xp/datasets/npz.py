@@ -51,7 +51,7 @@ def read_npz(path: Path) -> tuple[Dataset, Dataset | None]:
                 arrays = [(_read_array(archive, members[X]), _read_array(archive, members[y])) for X, y in pairs]
         # OSError: an offset before the file; RuntimeError: encryption.
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-            raise ValueError(f"{path}: damaged .npz ({error or 'it ends too early'})") from error
+            raise ValueError(f"{path}: damaged .npz ({str(error) or 'it ends too early'})") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     data = [make_dataset(X, y, f"{path} ({pair[0]}, {pair[1]})") for (X, y), pair in zip(arrays, pairs, strict=True)]

@@ -138,6 +138,8 @@ class _Blas:
         self.library, self.set_threads = library.dynlib, library.set_num_threads
         self.found: dict[tuple[str, str], Any] = {}
         known = (pair for pair in _SYMBOLS if hasattr(self.library, pair[0].format("s", "gemm")))
+        self.name: str
+        self.integer: Any
         self.name, self.integer = next(known, ("", None))
 
     def function(self, routine: str, char: str) -> Any:

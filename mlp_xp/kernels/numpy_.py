@@ -70,7 +70,9 @@ class NumpyKernels(GenericKernels):
     def features(self, X: _Array) -> _Array:
         self._buffers.rewind()
         if X.dtype == np.uint8:
-            return np.multiply(X, self.dtype(1 / 255), out=self._buffers.take(*X.shape))
+            A = self._buffers.take(*X.shape)
+            np.multiply(X, self.dtype(1 / 255), out=A)
+            return A
         return X
 
     def affine(self, A: _Array, W: _Array, b: _Array) -> _Array:

@@ -35,16 +35,22 @@ _SCALARS: dict[str, type[ctypes._SimpleCData[Any]]] = {
 
 
 class CpuModule:
-    """The kernels of one source text as functions on NumPy arrays."""
+    """The kernels of one source text as functions on NumPy arrays.
+
+    Attributes
+    ----------
+    parameters : dict of str to list of str
+        C types of each kernel's parameters, such as ``["float*", "int"]``.
+    """
 
     def __init__(self, text: str, macros: Macros) -> None:
         real = str(macros.get("REAL", "float"))
-        self._parameters: dict[str, list[str]] = {}
+        self.parameters: dict[str, list[str]] = {}
         entries = []
         for kernel, parameters in _KERNEL.findall(text):
             declarations = [re.sub(r"\bconst\b|__restrict__", "", p).split() for p in parameters.split(",")]
             types = [" ".join(words[:-1]).replace("REAL", real) for words in declarations]
-            self._parameters[kernel] = types
+            self.parameters[kernel] = types
             entries.append(_entry(kernel, types))
         if not entries:
             raise ValueError("found no kernel in the source; does it begin as _KERNEL expects?")
@@ -66,7 +72,7 @@ class CpuModule:
     ) -> None:
         """Run one kernel; an array is passed as its address, None as a null pointer."""
         columns, lanes = block if isinstance(block, tuple) else (block, 1)
-        types = self._parameters[kernel]
+        types = self.parameters[kernel]
         if len(types) != len(arguments):
             raise TypeError(f"{kernel} takes {len(types)} arguments ({', '.join(types)}), not {len(arguments)}")
         values = [

@@ -1,0 +1,50 @@
+"""What the commands share: an error is one line on standard error and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .loop import DivergenceError
+
+__all__ = ["Parser", "exit_code"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a ValueError where argparse would print the usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the options")
+
+
+def exit_code(name: str, command: Callable[[], object]) -> int:
+    """Run a command and return its exit code.
+
+    0 where all went well, 1 where the training diverged, 2 where the input was wrong, 130 after Ctrl-C, and 141, as
+    from SIGPIPE, where nobody reads the output any more.
+    """
+    try:
+        try:
+            command()
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 141
+    except DivergenceError as error:
+        return _complain(name, error, 1)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        return _complain(name, error, 2)
+    except KeyboardInterrupt:
+        return _complain(name, "interrupted", 130)
+    return 0
+
+
+def _complain(name: str, error: object, code: int) -> int:
+    if isinstance(error, OSError) and error.filename is not None:
+        error = f"{error.filename}: {error.strerror}"
+    print(f"mlp-xp {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,211 @@
+"""The class that launches the CUDA kernels, with NumPy for CuPy and the CPU's shim for a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import array_api_compat.numpy as xp
+import numpy as np
+import pytest
+
+import mlp_xp as mx
+from mlp_xp.arrays import Device, get_device
+from mlp_xp.batches import make_batches
+from mlp_xp.kernels import ACTIVATIONS, GenericKernels
+from mlp_xp.kernels.cuda import CudaKernels
+from mlp_xp.shards import Plan, SerialExecutor
+
+from .comparisons import CASES, Backend, check_case, make_pass
+from .kernel_build import cpu_module
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
+each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+Array = np.ndarray[Any, Any]
+
+C_TYPES = {"int": np.int32, "unsigned": np.uint32, "float": np.float32, "double": np.float64}
+
+
+class ShimKernels(CudaKernels):
+    """Launches on the CPU what it is asked to launch, if its arguments have the types of the C signature."""
+
+    def __init__(self, dtype: str, reverse: bool = False) -> None:
+        super().__init__(xp, dtype)
+        self.reverse, self.launched = reverse, []
+
+    def _address(self, X: Array) -> int:
+        return X.ctypes.data
+
+    def _launch(self, name: str, kernel: str, activation: str, grid: int, *arguments: Any) -> None:
+        module = cpu_module(name, ACTIVATION=activation, REAL=self._real)
+        for type_, argument in zip(module.parameters[kernel], arguments, strict=True):
+            if type_.endswith("*"):
+                assert argument is None or argument.dtype == C_TYPES[type_.rstrip("*")]
+                assert argument is None or argument.flags.c_contiguous
+            else:
+                assert type(argument) is C_TYPES[type_]
+        assert type(grid) is int
+        module.launch(kernel, grid, 256, *arguments, reverse=self.reverse)
+        self.launched.append((kernel, activation))
+
+
+def backend(dtype: str, reverse: bool = False) -> Backend:
+    return Backend(ShimKernels(dtype, reverse), get_device("cpu"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The same numbers
+
+
+# single numbers; rows of whole packs, on more blocks than one; rows of odd length; no rows
+@pytest.mark.parametrize("shape", [(1, 1, 2), (70, 9, 12), (70, 12, 5), (0, 3, 4)], ids=str)
+@each_dtype
+@pytest.mark.parametrize("name", CASES)
+@on_linux
+def test_operation_equals_the_generic_one(name: str, dtype: str, shape: tuple[int, int, int], rng) -> None:
+    check_case(backend(dtype), name, rng, shape)
+
+
+@each_dtype
+@pytest.mark.parametrize("output", mx.OUTPUTS)
+@each_activation
+@on_linux
+def test_pass_equals_the_generic_one(activation: str, output: str, dtype: str, rng, targets) -> None:
+    fast = backend(dtype)
+    make_pass(rng, [9, 12, 5, 3], activation, output, 70, targets).check(fast)
+    last = "sigmoid" if output in ("softmax_of_sigmoid", "sigmoid_mse") else "identity"
+    layers = [activation, activation, last]
+    launched = [x for x in fast.kernels.launched if x[0] != "softmax_cross_entropy"]
+    one_shard = [("bias_activation", g) for g in layers] + [("activation_gradient", g) for g in layers[::-1]]
+    if output != "sigmoid":  # its loss uses the activation once more
+        assert launched == 2 * one_shard  # nothing fell back
+
+
+@each_activation
+@on_linux
+def test_order_of_threads_and_blocks_does_not_show(activation: str, rng, targets) -> None:
+    problem = make_pass(rng, [9, 12, 5, 3], activation, "softmax", 200, targets)
+    ascending, descending = problem.run(backend("float32")), problem.run(backend("float32", reverse=True))
+    for a, b in zip(ascending, descending, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("batch_size", [None, 48])
+@each_dtype
+@on_linux
+def test_training_equals_numpys(dtype: str, batch_size: int | None, rng, monkeypatch) -> None:
+    X, y = rng.integers(0, 256, (200, 20)).astype(np.uint8), rng.integers(0, 3, 200)
+    want, got = (mx.MLP([20, 12, 3], dtype=dtype, seed=1) for _ in range(2))
+    arguments: dict[str, Any] = {"epochs": 5, "optimizer": mx.SGD(lr=0.5), "batch_size": batch_size, "plan": "dense"}
+    expected = mx.fit(want, X, y, **arguments)
+    monkeypatch.setattr("mlp_xp.loop.make_executor", lambda model, threads, shards: SerialExecutor(model))
+    got.kernels = ShimKernels(dtype)
+    history = mx.fit(got, X, y, **arguments)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=tolerance)
+    np.testing.assert_allclose(got.theta, want.theta, rtol=0, atol=tolerance)
+    assert got.theta.dtype == dtype
+    assert got.kernels.launched
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What one call leaves to the next
+
+
+@on_linux
+def test_sum_is_kept_for_its_own_array_only(rng) -> None:
+    kernels, generic = ShimKernels("float64"), GenericKernels(np, "float64")
+    dA, A, other = rng.standard_normal((3, 70, 12))
+    dZ = kernels.activation_gradient("tanh", dA, A)
+    for array in (other, dZ, dZ):  # an unknown one, the one that was kept, and that one again
+        want = generic.bias_gradient(array, np.ones(12))
+        np.testing.assert_allclose(kernels.bias_gradient(array, np.ones(12)), want, rtol=1e-12)
+
+
+@on_linux
+def test_threads_keep_their_own_sums(rng) -> None:
+    kernels = ShimKernels("float64")
+    dA, A, other = rng.standard_normal((3, 70, 12))
+    dZ = kernels.activation_gradient("tanh", dA, A)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(kernels.activation_gradient, "tanh", other, A).result()
+    want = dZ.sum(axis=0)
+    dZ[:] = np.nan  # nobody adds it up a second time
+    np.testing.assert_allclose(kernels.bias_gradient(dZ, np.zeros(12)), want, rtol=1e-12)
+
+
+@on_linux
+def test_memory_is_given_back_after_a_pass(rng) -> None:
+    kernels = ShimKernels("float64")
+    dZ = kernels.activation_gradient("tanh", *rng.standard_normal((2, 70, 12)).copy())
+    alive = weakref.ref(dZ)
+    kernels.bias_gradient(dZ, np.zeros(12))
+    del dZ
+    assert alive() is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda X: np.asfortranarray(X),
+        lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+        lambda X: np.concatenate([[0.0], X.ravel()])[1:].reshape(X.shape),
+        lambda X: X.astype(np.float32),
+    ],
+    ids=["columns first", "gaps", "off the boundary", "another dtype"],
+)
+@on_linux
+def test_what_the_kernels_do_not_take_goes_the_generic_way(spoil, rng) -> None:
+    kernels, generic = ShimKernels("float64"), GenericKernels(np, "float64")
+    Z, dA = (spoil(rng.standard_normal((70, 12))) for _ in range(2))
+    b, A = rng.standard_normal(12), np.tanh(Z)
+    got, want = kernels.activate("tanh", Z), generic.activate("tanh", Z)
+    np.testing.assert_array_equal(got, want)
+    product = kernels.affine(Z, np.eye(12), b)._replace(product=Z)
+    np.testing.assert_array_equal(kernels.activate("tanh", product), generic.activate("tanh", Z + b))
+    dZ, want = kernels.activation_gradient("tanh", dA, A), generic.activation_gradient("tanh", dA, A)
+    np.testing.assert_array_equal(dZ, want)
+    np.testing.assert_array_equal(kernels.bias_gradient(dZ, b), generic.bias_gradient(want, b))
+    assert not kernels.launched
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Around it
+
+
+@pytest.mark.parametrize(("library", "shards"), [("cpu", 59), ("cuda", 1)])
+def test_full_batch_of_mnist_is_one_shard_on_a_gpu(library: str, shards: int) -> None:
+    X, y = np.zeros((60_000, 1)), np.zeros(60_000)
+    (batch,) = make_batches(X, y, Plan("dense", "", 1), Device(library, np), 0, None)(1)
+    assert len(batch) == shards
+    assert sum(len(shard.X) for shard in batch) == 60_000
+
+
+def test_import_needs_no_cupy() -> None:
+    code = "import sys, mlp_xp.kernels.cuda; sys.exit('cupy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_kernels_are_made_once_and_launched_by_cupy() -> None:
+    made, launched = [], []
+
+    class CuPy:
+        float32, float64 = np.float32, np.float64
+
+        @staticmethod
+        def RawKernel(code: str, name: str, options: tuple[str, ...]) -> Any:
+            assert f" {name}(" in code
+            assert "#include" not in code
+            made.append((name, options))
+            return lambda grid, block, arguments: launched.append((name, grid, block, arguments))
+
+    for dtype in ("float32", "float32", "float64"):
+        CudaKernels(CuPy, dtype)._launch("activation", "bias_activation", "tanh", 3, None, np.int32(5))
+    options = ["-std=c++17", "-DREAL=float", "-DACTIVATION=tanh"], ["-std=c++17", "-DREAL=double", "-DACTIVATION=tanh"]
+    assert made == [("bias_activation", tuple(o)) for o in options]
+    assert launched == 3 * [("bias_activation", (3,), (256,), (None, 5))]

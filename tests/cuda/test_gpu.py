@@ -1,0 +1,105 @@
+"""The CUDA kernels on a GPU, through CuPy, against NumPy in float64, on input that is new in every run."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlp_xp as mx
+from mlp_xp.arrays import get_device
+from mlp_xp.batches import make_batches
+from mlp_xp.kernels import ACTIVATIONS, kernels_for
+from mlp_xp.shards import make_plan
+
+from .comparisons import CASES, Backend, check_case, make_pass
+
+
+def _missing() -> str:
+    """Return why there is no GPU to test on, or nothing."""
+    try:
+        get_device("cuda")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+MISSING = _missing()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is a GPU")]
+
+SMOOTH = ("sigmoid", "tanh", "identity")
+each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@pytest.fixture(params=[secrets.randbits(32)], ids=lambda seed: f"seed={seed}")
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    return np.random.default_rng(request.param)
+
+
+def backend(dtype: str) -> Backend:
+    device = get_device("cuda")
+    return Backend(kernels_for(device, dtype), device)
+
+
+# the headline network's layers, and odd ones; no rows
+@pytest.mark.parametrize("shape", [(1, 1, 2), (5000, 784, 196), (5000, 196, 10), (777, 33, 515), (0, 3, 4)], ids=str)
+@each_dtype
+@pytest.mark.parametrize("name", CASES)
+def test_operation_equals_numpys(name: str, dtype: str, shape: tuple[int, int, int], rng) -> None:
+    check_case(backend(dtype), name, rng, shape)
+
+
+# In float32 the ReLUs' kink has no place here: a Z within rounding of 0 may have the other slope.
+@pytest.mark.parametrize("output", mx.OUTPUTS)
+@pytest.mark.parametrize(
+    ("activation", "dtype"), [(a, "float64") for a in ACTIVATIONS] + [(a, "float32") for a in SMOOTH]
+)
+def test_pass_equals_numpys(activation: str, dtype: str, output: str, rng, targets) -> None:
+    make_pass(rng, [784, 196, 33, 10], activation, output, 3000, targets).check(backend(dtype))
+
+
+@each_dtype
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_two_runs_have_the_same_bits(activation: str, dtype: str, rng, targets) -> None:
+    problem = make_pass(rng, [784, 196, 10], activation, "softmax", 60_000, targets)
+    host = get_device("cuda").to_host
+    first, second = ([host(x).tobytes() for x in problem.run(backend(dtype))] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("batch_size", [None, 500])
+@pytest.mark.parametrize("optimizer", [mx.SGD(lr=0.5, momentum=0.9), mx.Adam(lr=0.001)], ids=str)
+def test_training_on_mnist_equals_numpys(optimizer: mx.SGD | mx.Adam, batch_size: int | None, mnist) -> None:
+    X, y = (array[:5000] for array in mnist[0])
+    arguments: dict[str, Any] = {"epochs": 5, "optimizer": optimizer, "batch_size": batch_size, "plan": "dense"}
+    models = [mx.MLP([784, 196, 10], seed=1, device=device) for device in ("cpu", "cuda")]
+    numpys, cupys = (mx.fit(model, X, y, **arguments) for model in models)
+    np.testing.assert_allclose(cupys.loss, numpys.loss, rtol=1e-3)
+    assert cupys.loss[-1] < 0.9 * cupys.loss[0]
+    want, got = (model.outputs(X) for model in models)
+    assert np.mean(want.argmax(axis=1) == got.argmax(axis=1)) > 0.99
+    assert models[0].score(X, y) == pytest.approx(models[1].score(X, y), abs=0.005)
+
+
+@each_dtype
+def test_dtype_never_drifts(dtype: str, mnist) -> None:
+    model = mx.MLP([784, 36, 10], dtype=dtype, device="cuda")
+    X, y = (array[:1000] for array in mnist[0])
+    for optimizer in (mx.SGD(lr=0.1, momentum=0.9, l2=1e-4), mx.Adam(), mx.AdamW()):
+        for state in mx.epochs(model, X, y, optimizer=optimizer, epochs=2, batch_size=400):
+            vectors = [value for value in state.optimizer_state.values() if hasattr(value, "dtype")]
+            assert {x.dtype.name for x in (state.loss, state.gradient, model.theta, *vectors)} == {dtype}
+
+
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_bytes_stay_bytes_on_the_device(batch_size: int | None, mnist) -> None:
+    model = mx.MLP([784, 36, 10], device="cuda")
+    X, y = (array[:1000] for array in mnist[0])
+    X, y = model.check_features(X), model.check_targets(y, len(X))
+    batches = make_batches(X, y, make_plan(X, model), model.device, 0, batch_size)
+    for shards in batches(1):
+        for shard in shards:
+            assert shard.X.dtype == np.uint8
+            assert type(shard.X) is type(model.theta)

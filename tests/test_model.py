@@ -1,0 +1,202 @@
+"""The model: gradients against central differences, and what it predicts, stores and hands out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import mlp_xp as mx
+from mlp_xp.params import INITIALIZERS, Layout
+
+PAIRS = [(activation, output) for activation in mx.ACTIVATIONS for output in mx.OUTPUTS]
+
+
+@pytest.mark.parametrize(("activation", "output"), PAIRS)
+def test_gradient_agrees_with_central_differences(activation, output, rng, targets, numerical_gradient, flat):
+    model = mx.MLP([3, 4, 5, 3], activation, output, init="lecun_normal", dtype="float64", seed=3)
+    model.biases = [rng.uniform(-0.5, 0.5, b.shape) for b in model.biases]
+    X, y = rng.standard_normal((7, 3)), targets(output, 7, 3)
+    got, wanted = flat(model, model.loss_and_gradient(X, y)[1]), numerical_gradient(model, X, y)
+    assert np.abs(wanted).max() > 1e-3
+    assert_allclose(got, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
+
+
+def test_mixed_activations_agree_with_central_differences(rng, numerical_gradient, flat):
+    model = mx.MLP([2, 3, 4, 2], ["relu", "tanh"], dtype="float64", seed=1)
+    assert model.activation == ("relu", "tanh")
+    X, y = rng.standard_normal((5, 2)), rng.integers(0, 2, 5)
+    wanted = numerical_gradient(model, X, y)
+    assert_allclose(flat(model, model.loss_and_gradient(X, y)[1]), wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("output", mx.OUTPUTS)
+def test_stable_for_huge_logits(output, dtype):
+    model = mx.MLP([2, 2], output=output, dtype=dtype)
+    model.weights = [np.eye(2)]
+    X = np.array([[1e4, -1e4], [-1e4, 1e4], [1e4, 1e4], [0, 0]])
+    y = np.array([1, 1, 0, 0]) if mx.OUTPUTS[output].task == "classes" else np.eye(2)[[1, 1, 0, 0]]
+    with np.errstate(all="raise", under="ignore"):  # exp(-1e4) = 0 is the right limit
+        loss, gradient = model.loss_and_gradient(X, y)
+        model.evaluate(X, y)
+        history = mx.fit(model, X, y, epochs=1, optimizer=mx.SGD(lr=1e-9))
+    assert np.isfinite(gradient.weights[0]).all()
+    assert_allclose(history.loss[0], loss, rtol=1e-6)
+    expected = {
+        "softmax": (2e4 + 2 * np.log(2)) / 4,
+        "sigmoid": (2e4 + 1e4 + 2 * np.log(2)) / 4,
+    }
+    if output in expected:
+        assert_allclose(loss, expected[output], rtol=1e-6)
+
+
+def test_deltas_are_each_rows_own(rng):
+    model = mx.MLP([3, 4, 2], dtype="float64")
+    X, y = rng.standard_normal((6, 3)), rng.integers(0, 2, 6)
+    _, gradient = model.loss_and_gradient(X, y)
+    for delta, db in zip(gradient.deltas, gradient.biases, strict=True):
+        assert_allclose(delta.mean(axis=0), db, rtol=1e-12)
+    _, alone = model.loss_and_gradient(X[2:3], y[2:3])
+    assert_allclose(gradient.deltas[0][2], alone.deltas[0][0], rtol=1e-12)
+
+
+def test_pixels_count_as_fractions_of_255(rng):
+    model = mx.MLP([5, 3, 2], dtype="float64")
+    X, y = rng.integers(0, 256, (9, 5), dtype=np.uint8), rng.integers(0, 2, 9)
+    assert_allclose(model.loss_and_gradient(X, y)[0], model.loss_and_gradient(X / 255, y)[0], rtol=1e-14)
+    assert_allclose(model.outputs(X), model.outputs(X / 255), rtol=1e-13)
+
+
+def test_one_hot_rows_are_labels(rng):
+    model, X, y = mx.MLP([5, 3, 4]), rng.random((9, 5)), rng.integers(0, 4, 9)
+    (a, da), (b, db) = model.loss_and_gradient(X, y), model.loss_and_gradient(X, np.eye(4)[y])
+    assert a == b
+    assert_array_equal(da.weights[0], db.weights[0])
+    assert model.score(X, y) == model.score(X, np.eye(4)[y])
+
+
+def test_one_unit_takes_a_column_or_a_vector(rng):
+    model, X, y = mx.MLP([5, 1], output="sigmoid"), rng.random((9, 5)), rng.integers(0, 2, 9)
+    assert model.loss_and_gradient(X, y)[0] == model.loss_and_gradient(X, y[:, None])[0]
+    assert model.predict(X).shape == (9,)
+    assert model.score(X, y) == model.score(X, y[:, None]) == np.mean(model.predict(X) == y)
+
+
+def test_memory_layout_of_the_input_does_not_matter(rng):
+    base, y = rng.random((2000, 12)), rng.integers(0, 3, 2000)
+    for X in (base[:, ::2], base[::-1, :6], base[:, :6], np.asfortranarray(base[:, :6]), base.T[:6].T[:, ::-1]):
+        thetas = []
+        for same in (X, X.copy(order="C")):
+            model = mx.MLP([6, 4, 3], dtype="float64")
+            mx.fit(model, same, y, epochs=2)
+            thetas.append(model.theta)
+        assert_array_equal(thetas[0], thetas[1])
+
+
+@pytest.mark.parametrize("output", mx.OUTPUTS)
+def test_predictions(output, rng, targets):
+    model, X, y = mx.MLP([4, 6, 3], output=output), rng.random((2500, 4)), targets(output, 2500, 3)
+    A = model.forward(X).A[-1]
+    assert_allclose(model.outputs(X), A, rtol=1e-5, atol=1e-6)  # more rows than are predicted at a time
+    task = mx.OUTPUTS[output].task
+    if task == "values":
+        assert_allclose(model.predict(X), A, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match="predicts values, not probabilities; use predict"):
+            model.predict_proba(X)
+        residual, total = ((y - A) ** 2).sum(), ((y - y.mean(axis=0)) ** 2).sum()
+        assert_allclose(model.score(X, y), 1 - residual / total, rtol=1e-5)
+        return
+    p = model.predict_proba(X)
+    assert p.shape == (2500, 3)
+    if task == "classes":
+        assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+        assert_array_equal(model.predict(X), p.argmax(axis=1))
+        assert_allclose(model.score(X, y), np.mean(p.argmax(axis=1) == y))
+    else:
+        assert_array_equal(model.predict(X), p > 0.5)
+        assert_allclose(model.score(X, y), np.mean(((p > 0.5) == y).all(axis=1)))
+
+
+def test_loss_of_evaluate_is_that_of_the_gradient(rng, targets):
+    X = rng.random((50, 4))
+    for output in mx.OUTPUTS:
+        model, y = mx.MLP([4, 6, 3], output=output, dtype="float64"), targets(output, 50, 3)
+        assert_allclose(model.evaluate(X, y)[0], model.loss_and_gradient(X, y)[0], rtol=1e-12)
+
+
+def test_weights_are_copies_both_ways():
+    model = mx.MLP([3, 4, 2])
+    W = model.weights
+    W[0][:] = 7
+    assert not (model.weights[0] == 7).any()
+    model.weights = W
+    W[0][:] = 8
+    assert (model.weights[0] == 7).all()
+    b = [np.arange(4.0), np.ones(2)]
+    model.biases = b
+    assert_array_equal(model.biases[0], b[0])
+    assert (model.weights[0] == 7).all()
+    assert model.theta.dtype == np.float32
+
+
+def test_layout_splits_into_views_and_joins_back():
+    layout = Layout([3, 4, 2])
+    theta = np.arange(layout.size)
+    params = layout.split(theta)
+    assert [W.shape for W in params.W[1:]] == [(4, 3), (2, 4)]
+    assert [b.shape for b in params.b[1:]] == [(4,), (2,)]
+    assert_array_equal(layout.join(params), theta)
+    assert all(np.shares_memory(part, theta) for part in params.W[1:] + params.b[1:])
+    assert_array_equal(np.flatnonzero(layout.is_bias()), [0, 1, 2, 3, 16, 17])
+
+
+def test_seed_decides_the_first_weights():
+    def first(seed):
+        return mx.MLP([5, 4, 2], seed=seed).theta
+
+    assert_array_equal(first(1), first(1))
+    assert (first(1) != first(2)).any()
+
+
+STD = {
+    "normal": 0.01,
+    "lecun_normal": 300**-0.5,
+    "xavier_normal": (2 / 500) ** 0.5,
+    "xavier_uniform": (2 / 500) ** 0.5,
+    "he_normal": (2 / 300) ** 0.5,
+    "he_uniform": (2 / 300) ** 0.5,
+    "zeros": 0,
+}
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_initialisers(init):
+    model = mx.MLP([300, 200, 2], init=init)
+    W = model.weights[0]
+    assert_allclose(W.std(), STD[init], rtol=0.02)
+    assert abs(W.mean()) <= 0.02 * STD[init]
+    assert not any(b.any() for b in model.biases)
+    if init.endswith("uniform"):
+        assert 1.7 * STD[init] < np.abs(W).max() <= 3**0.5 * STD[init] * (1 + 1e-6)
+
+
+def test_save_and_load(tmp_path, rng):
+    model = mx.MLP([3, 4, 2], ["tanh"], "sigmoid", dtype="float64", seed=5)
+    model.biases = [rng.random(b.shape) for b in model.biases]
+    model.save(tmp_path / "model.safetensors")
+    again = mx.MLP.load(tmp_path / "model.safetensors")
+    assert again.config == model.config
+    assert_array_equal(again.theta, model.theta)
+    assert mx.MLP.load(tmp_path / "model.safetensors", device="strict").device.library == "strict"
+
+
+def test_repr_says_what_it_is():
+    assert repr(mx.MLP([3, 4, 2])) == (
+        "MLP([3, 4, 2], activation=('sigmoid',), output='softmax', dtype='float32', device='cpu')"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
+def test_dtype_by_any_name(dtype):
+    assert mx.MLP([2, 2], dtype=dtype).dtype == "float32"

@@ -1,0 +1,271 @@
+"""``mlp-xp predict``: pictures, IDX and .npz files, and one sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mlp_xp as mx
+from mlp_xp.__main__ import main as mlp_xp_main
+from mlp_xp.predict import main
+
+LINE = re.compile(r"(?P<name>\S+)  (?P<label>\S+)  (?P<p>[01]\.\d{4})  runner-up (?P<second>\S+) (?P<q>[01]\.\d{4})")
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, mnist):
+    """A run that knows ten digits, from 6,000 of them."""
+    folder = tmp_path_factory.mktemp("run")
+    X, y = mnist[0].X[:6000], mnist[0].y[:6000]
+    model = mx.MLP([784, 32, 10])
+    mx.fit(model, X, y, epochs=4, batch_size=100, optimizer=mx.Adam(lr=0.01))
+    model.save(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"labels": [str(digit) for digit in range(10)]}))
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Make a run folder of an untrained model: f(labels, *arguments of MLP) -> path."""
+
+    def make(labels, *arguments, **settings):
+        folder = tmp_path / "small"
+        folder.mkdir()
+        mx.MLP(*arguments, **settings).save(folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"labels": labels}))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def predict(capsys):
+    """Run the command, which must succeed: f(*arguments) -> its lines."""
+
+    def call(*arguments):
+        assert main([str(argument) for argument in arguments]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run the command, which must exit with 2 and print one line with `words`: f(words, *arguments)."""
+
+    def check(words, *arguments):
+        assert main([str(argument) for argument in arguments]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(r"mlp-xp predict: .+\n", printed.err), printed.err
+        assert words in printed.err
+
+    return check
+
+
+@pytest.fixture
+def png(tmp_path):
+    """Write grey values (height, width) as a PNG: f(name, array) -> path."""
+    Image = pytest.importorskip("PIL.Image")
+
+    def write(name, array):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(array).save(path)
+        return path
+
+    return write
+
+
+def test_pictures_are_classified_like_the_rows_they_came_from(run_folder, mnist, png, predict):
+    X = mnist[1].X[:30]
+    P = mx.MLP.load(run_folder / "model.safetensors").predict_proba(X)
+    digits = X.reshape(-1, 28, 28)
+    plain = [png(f"plain{i}", digit) for i, digit in enumerate(digits)]
+    inverted = [png(f"inverted{i}", 255 - digit) for i, digit in enumerate(digits)]
+    large = [
+        png(f"large{i}", 255 - np.pad(np.kron(digit, np.ones((4, 4), np.uint8)), ((9, 40), (70, 20))))
+        for i, digit in enumerate(digits)
+    ]
+    for paths, least in ((plain, 30), (inverted, 30), (large, 28)):
+        lines = [LINE.fullmatch(line) for line in predict(run_folder, *paths)]
+        assert [line["name"] for line in lines] == list(map(str, paths))
+        same = sum(int(line["label"]) == p.argmax() for line, p in zip(lines, P, strict=True))
+        assert same >= least
+    first = LINE.fullmatch(predict(run_folder, plain[0])[0])
+    ranked = np.argsort(-P[0])
+    assert int(first["second"]) == ranked[1]
+    assert float(first["p"]) == pytest.approx(P[0].max(), abs=1e-4)
+    assert float(first["q"]) == pytest.approx(P[0, ranked[1]], abs=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_with_labels_beside_it(packed, run_folder, mnist, tmp_path, predict):
+    X, y = mnist[1].X[:50], mnist[1].y[:50]
+    images = tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * packed)
+    content = idx(X.reshape(-1, 28, 28))
+    images.write_bytes(gzip.compress(content) if packed else content)
+    lines = predict(run_folder, images)
+    assert len(lines) == 50
+    assert [LINE.fullmatch(line)["name"] for line in lines] == [f"{images}[{i}]" for i in range(50)]
+
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(y))
+    *again, last = predict(run_folder, images)
+    right = sum(int(LINE.fullmatch(line)["label"]) == label for line, label in zip(again, y, strict=True))
+    assert again == lines
+    assert right >= 40
+    assert last == f"{images}: accuracy {right / 50:.4f} ({right} of 50)"
+
+
+def test_npz_is_read_from_a_run_folder_and_from_a_model_file(run_folder, mnist, tmp_path, predict):
+    train, test = ({"x": part.X[:20], "y": part.y[:20]} for part in mnist)
+    whole, parted = tmp_path / "whole.npz", tmp_path / "parted.npz"
+    np.savez(whole, **test)
+    np.savez(parted, x_train=train["x"], y_train=train["y"], x_test=test["x"], y_test=test["y"])
+    lines = predict(run_folder, whole)
+    assert len(lines) == 21
+    assert "accuracy" in lines[-1]
+    for source in (run_folder, run_folder / "model.safetensors"):
+        assert predict(source, parted) == [line.replace("whole", "parted") for line in lines]
+
+
+def test_two_classes_from_one_unit_have_their_names(make_run, mnist, tmp_path, predict):
+    """A model of fives and eights is measured by the digits that the labels name, not by 0 and 1."""
+    run = make_run(["5", "8"], [784, 1], output="sigmoid")
+    keep = np.isin(mnist[1].y, (5, 8))
+    X, y = mnist[1].X[keep][:20], mnist[1].y[keep][:20]
+    np.savez(tmp_path / "digits.npz", x=X, y=y)
+    *lines, accuracy = predict(run, tmp_path / "digits.npz")
+    p = mx.MLP.load(run / "model.safetensors").predict_proba(X)[:, 0]
+    for line, q in zip(map(LINE.fullmatch, lines), p, strict=True):
+        assert (line["label"], line["second"]) == (("8", "5") if q > 0.5 else ("5", "8"))
+        assert float(line["p"]) == pytest.approx(max(q, 1 - q), abs=1e-4)
+    right = np.sum(np.where(p > 0.5, 8, 5) == y)
+    assert accuracy.endswith(f"accuracy {right / 20:.4f} ({right} of 20)")
+
+
+def test_names_that_are_no_numbers_stand_for_0_1_2(make_run, tmp_path, predict):
+    run = make_run(["cat", "dog", "owl"], [4, 3])
+    X = np.eye(4)
+    y = mx.MLP.load(run / "model.safetensors").predict(X)
+    np.savez(tmp_path / "pets.npz", x=X, y=y)
+    *lines, accuracy = predict(run, tmp_path / "pets.npz")
+    assert [LINE.fullmatch(line)["label"] for line in lines] == [["cat", "dog", "owl"][label] for label in y]
+    assert accuracy.endswith("accuracy 1.0000 (4 of 4)")
+
+
+def test_device(run_folder, mnist, png, predict, fails):
+    path = png("digit", mnist[1].X[0].reshape(28, 28))
+    assert predict(run_folder, path, "--device", "strict") == predict(run_folder, path)
+    fails("unknown device 'tpu'", run_folder, path, "--device", "tpu")
+
+
+def test_other_sizes_of_square_images(make_run, png, predict, fails):
+    run = make_run(["0", "1"], [64, 2])
+    assert len(predict(run, png("small", np.eye(8, dtype=np.uint8) * 255))) == 1
+    assert len(predict(run, png("large", np.pad(np.eye(30, dtype=np.uint8) * 255, 5)))) == 1
+    fails("7x8 pixels", run, png("tiny", np.zeros((8, 7), np.uint8)))
+
+
+def test_png_needs_a_model_of_square_images(make_run, png, fails):
+    run = make_run(["0", "1"], [2, 2])
+    fails("a PNG needs a model of square images, and this one takes 2 inputs", run, png("any", np.eye(30, dtype="u1")))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "this is none of them"),
+        (b"\xff\xd8\xff\xe0 JFIF", "this is none of them"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a PNG file"),
+        (idx(np.zeros((2, 28, 28), np.uint8))[:-1], "the file ends after 1567"),
+        (idx(np.zeros((2, 28, 27), np.uint8)), "X must have the shape (n, 784)"),
+        (gzip.compress(idx(np.zeros((2, 28, 28), np.uint8)))[:-9], "damaged gzip data"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_images(content, words, run_folder, tmp_path, fails):
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    fails(words, run_folder, path)
+    fails(str(path), run_folder, path)
+
+
+def test_damaged_npz_and_labels(run_folder, tmp_path, fails):
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK\3\4 and no more")
+    fails("broken.npz", run_folder, broken)
+    (tmp_path / "a-images-idx3-ubyte").write_bytes(idx(np.zeros((2, 28, 28), np.uint8)))
+    (tmp_path / "a-labels-idx1-ubyte").write_bytes(idx(np.zeros(3, np.uint8)))
+    fails("2 samples but 3 labels", run_folder, tmp_path / "a-images-idx3-ubyte")
+
+
+def test_what_is_not_there(run_folder, tmp_path, fails):
+    fails("nowhere.png: No such file or directory", run_folder, "nowhere.png")
+    fails("Is a directory", run_folder, tmp_path)
+    fails("nowhere: No such file or directory", "nowhere", "image.png")
+    fails("model.safetensors: No such file", tmp_path, "image.png")
+    fails("the following arguments are required: IMAGE; --help", run_folder)
+    fails("unrecognized arguments: --colour", run_folder, "image.png", "--colour")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "config.json: No such file"),
+        ("", "is not the configuration of a run"),
+        ("[1, 2]", "is not the configuration of a run"),
+        ("[" * 100_000, "is not the configuration of a run"),
+        ('{"preset": "xor"}', "with 'labels' (KeyError('labels'))"),
+        ('{"labels": "0123456789"}', "must be a list of printable names"),
+        ('{"labels": [0, 1]}', "must be a list of printable names"),
+        ('{"labels": ["\\u001b[2J", "1"]}', "must be a list of printable names"),
+        ('{"labels": ["0", "1", "2"]}', "there are 3 'labels', but the model has 2 classes"),
+    ],
+)
+def test_run_folders_whose_configuration_is_wrong(config, words, make_run, fails):
+    run = make_run(["0", "1"], [4, 2])
+    (run / "config.json").unlink()
+    if config is not None:
+        (run / "config.json").write_text(config)
+    fails(words, run, "image.png")
+
+
+@pytest.mark.parametrize(("output", "units"), [("identity", 2), ("sigmoid_mse", 1), ("sigmoid", 3)])
+def test_models_that_name_no_class(output, units, make_run, fails):
+    run = make_run(["0", "1"], [4, units], output=output)
+    fails(f"{units} unit(s) with output {output!r} name no class; give a model", run, "image.png")
+
+
+def test_damaged_model(run_folder, tmp_path, fails):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((run_folder / "model.safetensors").read_bytes()[:-4])
+    fails("was not loaded", path, "image.png")
+
+
+def test_as_a_process(run_folder, tmp_path, mnist):
+    path = tmp_path / "digits.npz"
+    np.savez(path, x=mnist[1].X[:3], y=mnist[1].y[:3])
+    command = [sys.executable, "-m", "mlp_xp.predict", str(run_folder)]
+    run = subprocess.run([*command, str(path)], capture_output=True, text=True)
+    assert (run.returncode, run.stderr, run.stdout.count("\n")) == (0, "", 4)
+    run = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"mlp-xp predict: {tmp_path}: Is a directory\n")
+
+
+def test_installed_command(run_folder, tmp_path, mnist, capsys):
+    path = tmp_path / "digits.npz"
+    np.savez(path, x=mnist[1].X[:3], y=mnist[1].y[:3])
+    assert mlp_xp_main(["predict", str(run_folder), str(path)]) == 0
+    assert capsys.readouterr().out.count("\n") == 4

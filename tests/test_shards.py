@@ -1,0 +1,204 @@
+"""However rows and columns are cut, stored and spread over threads, the sums stay the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from threadpoolctl import threadpool_info
+
+import mlp_xp as mx
+from mlp_xp.batches import FullBatch, make_batches
+from mlp_xp.shards import ROWS, SerialExecutor, Shard, ThreadExecutor, make_plan
+
+KINDS = ("dense", "zero", "ragged")
+
+
+def sparse_rows(rng, n, d, dtype=np.float64):
+    """Draw rows that use few columns, the first ones more often, and one column that no row uses."""
+    X = rng.random((n, d)) * (rng.random((n, d)) < np.linspace(0.5, 0, d) ** 2)
+    X[:, d // 2] = 0
+    return (255 * X).astype(np.uint8) if dtype == np.uint8 else X.astype(dtype)
+
+
+def gradient_by_plan(model, X, y, kind, threads=2, batch_size=None):
+    plan = make_plan(X, model, kind, batch_size=batch_size)
+    batches = make_batches(X, y, plan, model.device, model.seed, batch_size)
+    executor = ThreadExecutor(model, threads, shards=-(-len(X) // ROWS))
+    try:
+        with executor:
+            total = executor.grad_sum(plan.inward(model.theta, model), next(iter(batches(1))))
+    finally:
+        executor.close()
+    return total.loss, total.rows, plan.outward(total.grad, model)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 40), max_size=6), seed=st.integers(0, 9))
+def test_any_partition_of_rows_gives_the_same_sums(cuts, seed):
+    rng = np.random.default_rng(seed)
+    model = mx.MLP([5, 4, 3], "tanh", dtype="float64", seed=seed)
+    X, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40).astype(np.int32)
+    edges = [0, *sorted(cuts), 40]  # equal edges make empty shards
+    shards = [Shard(X[i:j], y[i:j]) for i, j in pairwise(edges)]
+    executors = [SerialExecutor(model), ThreadExecutor(model, 2, len(shards))]
+    loss, gradient = model.loss_and_gradient(X, y)
+    for executor in executors:
+        with executor:
+            total = own_copy(executor.grad_sum(model.theta, shards))
+            parts = [own_copy(executor.grad_sum(model.theta, [shard])) for shard in shards]
+        executor.close()
+        assert total.rows == 40
+        assert_allclose(total.loss / 40, loss, rtol=1e-12)
+        assert_allclose(model.layout.split(total.grad).W[1] / 40, gradient.weights[0], rtol=1e-10, atol=1e-13)
+        added = sum(parts[1:], parts[0])
+        assert added.rows == 40
+        assert_allclose(added.loss, total.loss, rtol=1e-12)
+        assert_allclose(added.grad, total.grad, rtol=1e-10, atol=1e-12)
+
+
+def own_copy(total):
+    return total._replace(grad=total.grad.copy())  # an executor's gradient is its own until the next call
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+@pytest.mark.parametrize("batch_size", [None, 300])
+def test_every_plan_gives_the_same_gradient(kind, dtype, batch_size, rng):
+    X, y = sparse_rows(rng, 2500, 30, dtype), rng.integers(0, 3, 2500).astype(np.int32)
+    model = mx.MLP([30, 7, 3], dtype="float64")
+    loss, n, grad = gradient_by_plan(model, X, y, kind, batch_size=batch_size)
+    rows = np.random.default_rng([model.seed, 1]).permutation(2500)[:batch_size]
+    wanted, gradient = model.loss_and_gradient(X[rows], y[rows])
+    assert n == len(rows)
+    assert_allclose(loss / n, wanted, rtol=1e-12)
+    assert_allclose(model.layout.split(grad).W[1] / n, gradient.weights[0], rtol=1e-10, atol=1e-14)
+    assert_allclose(model.layout.split(grad).b[2] / n, gradient.biases[1], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("batch_size", [None, 300])
+def test_every_plan_ends_at_the_same_parameters(batch_size, rng):
+    X, y = sparse_rows(rng, 2500, 30), rng.integers(0, 3, 2500)
+    thetas = []
+    for kind in KINDS:
+        model = mx.MLP([30, 7, 3], dtype="float64")
+        mx.fit(model, X, y, epochs=3, optimizer=mx.Adam(lr=0.01, l2=0.01), plan=kind, batch_size=batch_size)
+        thetas.append(model.theta)
+    assert_allclose(thetas[1], thetas[0], rtol=1e-8, atol=1e-10)
+    assert_allclose(thetas[2], thetas[0], rtol=1e-8, atol=1e-10)
+
+
+def test_ragged_shards_hold_every_row_and_little_else(rng):
+    X, y = sparse_rows(rng, 3000, 40), np.arange(3000)
+    model = mx.MLP([40, 2])
+    plan = make_plan(X, model, "ragged")
+    shards = FullBatch(X, y, plan).shards
+    widths = [shard.X.shape[1] for shard in shards]
+    assert widths == sorted(widths, reverse=True)
+    assert plan.mean_columns == np.average(widths, weights=[len(shard.X) for shard in shards]) < 35
+    for shard in shards:
+        whole = np.zeros((len(shard.X), 40))
+        whole[:, plan.columns[: shard.X.shape[1]]] = shard.X
+        assert_array_equal(whole, X[shard.y])
+    assert_array_equal(np.sort(np.concatenate([shard.y for shard in shards])), y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inward_and_outward_are_inverse(kind, rng):
+    model = mx.MLP([30, 7, 3])
+    plan = make_plan(sparse_rows(rng, 500, 30), model, kind)
+    inward = plan.inward(model.theta, model)
+    assert_array_equal(plan.outward(inward, model), model.theta)
+    assert not np.shares_memory(inward, model.theta)
+    assert (kind == "dense") == np.array_equal(inward, model.theta)
+
+
+def test_auto_is_ragged_where_that_pays(rng):
+    model = mx.MLP([30, 7, 3])
+    sparse, full = sparse_rows(rng, 5000, 30), rng.random((5000, 30)) + 1
+    assert make_plan(sparse, model).kind == "ragged"
+    assert make_plan(sparse, model, epochs=3).kind == "dense"
+    assert make_plan(full, model).kind == "dense"
+    strict = mx.MLP([30, 7, 3], device="strict")
+    assert make_plan(strict.device.asarray(sparse), strict).kind == "dense"
+    with pytest.raises(ValueError, match="plan 'ragged' needs data and model on device 'cpu'"):
+        make_plan(strict.device.asarray(sparse), strict, "ragged")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [None, 100])
+def test_data_of_zeros(kind, batch_size):
+    X, y = np.zeros((1500, 4), np.uint8), np.arange(1500) % 3
+    model = mx.MLP([4, 3, 3])
+    W = model.weights[0]
+    mx.fit(model, X, y, epochs=2, plan=kind, batch_size=batch_size)
+    assert_array_equal(model.weights[0], W)
+    assert np.isfinite(model.theta).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [None, 128])
+@pytest.mark.parametrize("rows", [3000, 600])
+def test_same_bits_for_any_number_of_threads(kind, batch_size, rows, mnist):
+    train, _ = mnist
+    thetas, losses = [], []
+    for threads in (1, 2, 3):
+        model = mx.MLP([784, 196, 10])
+        history = mx.fit(
+            model, train.X[:rows], train.y[:rows], epochs=2, plan=kind, batch_size=batch_size, threads=threads
+        )
+        thetas.append(model.theta)
+        losses.append(history.loss)
+    assert_array_equal(thetas[1], thetas[0])
+    assert_array_equal(thetas[2], thetas[0])
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("batch_size", [None, 128])
+def test_a_failing_worker_leaves_everything_as_it_was(batch_size, monkeypatch, rng):
+    X, y = rng.random((5000, 8)), rng.integers(0, 3, 5000)
+    model = mx.MLP([8, 6, 3])
+    before, limits = model.theta.copy(), [pool["num_threads"] for pool in threadpool_info()]
+    calls = []
+
+    def fail(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise MemoryError("no room for the sums")
+        return self.xp.sum(arguments[0])
+
+    monkeypatch.setattr("mlp_xp.kernels.numpy_.NumpyKernels.sum", fail)
+    with pytest.raises(MemoryError, match="no room for the sums"):
+        mx.fit(model, X, y, epochs=5, batch_size=batch_size, threads=2)
+    assert len(calls) >= 4
+    assert_array_equal(model.theta, before)
+    assert [pool["num_threads"] for pool in threadpool_info()] == limits
+
+
+PEAK = """
+import sys
+import mlp_xp as mx
+train, _ = mx.datasets.mnist()
+model = mx.MLP([784, 196, 10])
+mx.fit(model, train.X[:64], train.y[:64], epochs=1)
+status = lambda key: int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = status("VmRSS")
+mx.fit(model, train.X, train.y, epochs=2, plan=sys.argv[1])
+print((status("VmHWM") - before) / 1000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the resident set from Linux's /proc")
+@pytest.mark.parametrize("kind", ["dense", "ragged"])
+def test_memory_of_a_full_batch(kind):
+    # not getrusage: its peak begins with that of the process that started this one
+    done = subprocess.run([sys.executable, "-c", PEAK, kind], capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) <= 150

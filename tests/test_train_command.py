@@ -1,0 +1,423 @@
+"""``mlp-xp train``: presets, run folders, configuration, and one sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import mlp_xp as mx
+from mlp_xp.__main__ import main as mlp_xp_main
+from mlp_xp.config import PRESETS, Config, parse
+from mlp_xp.train import main
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TINY = ["--hidden", "3", "--epochs", "1", "--quiet"]  # for runs of which only the way they are set up matters
+
+
+def train(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "mlp_xp.train", *map(str, arguments)], capture_output=True, text=True, **settings
+    )
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def digits(rng):
+    """X (24, 4, 4) with the bright pixel where the label (24,) of 0, 1, 2 says."""
+    y = np.arange(24, dtype=np.uint8) % 3
+    X = rng.integers(0, 50, (24, 4, 4), dtype=np.uint8)
+    X[np.arange(24), y, y] = 255
+    return X, y
+
+
+@pytest.fixture
+def idx_folder(tmp_path, digits):
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    X, y = digits
+    for part, rows in (("train", slice(18)), ("t10k", slice(18, None))):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(X[rows]))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(y[rows])))
+    return folder
+
+
+@pytest.fixture
+def fails(tmp_path, capsys):
+    """Run the command, which must exit with 2, print one line with `words` and leave nothing: f(words, *arguments)."""
+
+    def check(words, *arguments):
+        out = tmp_path / "must-not-appear"
+        code = main(["--out", str(out), *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert code == 2
+        assert printed.out == ""
+        assert re.fullmatch(r"mlp-xp train: .+\n", printed.err), printed.err
+        assert words in printed.err
+        assert not out.exists()
+
+    return check
+
+
+def test_xor_preset_learns_and_leaves_a_run_folder(tmp_path, capsys):
+    folder = tmp_path / "new" / "run"
+    assert main(["--preset", "xor", "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    lines = re.findall(r"iteration +(\d+)  cost (\d\.\d{4})  score (\d\.\d{4})", printed)
+    assert [int(number) for number, *_ in lines] == list(range(0, 201, 20))
+    assert "training        0.0025      1.0000" in printed
+    assert f"run folder: {folder}\n" in printed
+
+    names = {"config.json", "env.json", "history.csv", "model.safetensors", "plots"}
+    assert {path.name for path in folder.iterdir()} == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["hidden"] == [4]
+    assert config["optimizer"] == "adam"
+    assert config["labels"] == ["0", "1"]
+    environment = json.loads((folder / "env.json").read_text())
+    assert environment["versions"]["numpy"] == np.__version__
+    assert environment["device"] == "cpu"
+    assert environment["plan"]["kind"] == "dense"
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 201))
+    assert float(rows[0]["loss"]) == pytest.approx(float(lines[0][1]), abs=1e-4)
+    assert mx.MLP.load(folder / "model.safetensors").score(*mx.datasets.xor()) == 1.0
+    pictures = list((folder / "plots").iterdir())
+    assert len(pictures) >= 2
+    assert all(path.read_bytes().startswith(PNG) for path in pictures)
+
+
+def test_last_line_is_the_cost_after_the_last_update(tmp_path, capsys):
+    """The lines of 3 iterations begin those of 6; what 3 end with is what the fourth update of 6 starts from."""
+    lines = {}
+    for epochs in (3, 6):
+        options = ["--epochs", str(epochs), "--report-every", "1", "--l2", "0.01", "--out", str(tmp_path / str(epochs))]
+        assert main(["--preset", "xor", *options]) == 0
+        lines[epochs] = re.findall(r"iteration.*score \S+", capsys.readouterr().out)
+    assert len(lines[6]) == 7
+    assert lines[3] == lines[6][:4]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--preset", preset, "--dry-run"]) == 0
+    assert re.search(r"MLP\(\[.*\d+ training and \d+ test samples; would write runs/", capsys.readouterr().out, re.S)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_arguments_ten_digits_are_learnt_under_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert parse([]) == Config()
+    assert main(["--epochs", "1", "--hidden", "16"]) == 0
+    assert "epoch     1  cost " in capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-mnist-10")
+    assert mx.MLP.load(folder / "model.safetensors").sizes == (784, 16, 10)
+    assert len(list((folder / "plots").iterdir())) == 5
+
+
+@pytest.mark.slow
+def test_five_against_eight_falls_as_in_the_lecture(tmp_path, capsys):
+    assert main(["--preset", "mnist-5v8", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    lines = re.findall(r"iteration +(\d+)  cost (\d\.\d{4})", printed)
+    assert [int(number) for number, _ in lines] == [0, 100, 200, 300, 400, 500]
+    lecture = [0.7055, 0.3225, 0.1940, 0.1587, 0.1429, 0.1337]
+    np.testing.assert_allclose([float(cost) for _, cost in lines], lecture, rtol=0.05)
+    assert float(re.search(r"test +\S+ +(\S+)", printed)[1]) >= 0.956
+
+
+def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('preset = "xor"\nlr = 0.5\nhidden = [7, 5]\nactivation = "relu,tanh"\nquiet = true\nseed = 9\n')
+    config = parse(["--config", str(file), "--lr", "0.25", "--no-quiet"])
+    assert (config.data, config.epochs) == ("xor", 200)
+    assert (config.hidden, config.activation, config.seed) == ((7, 5), ("relu", "tanh"), 9)
+    assert (config.lr, config.quiet) == (0.25, False)
+    assert parse(["--config", str(file), "--preset", "mnist-5v8"]).data == "mnist:5,8"
+    assert parse(["--hidden", ""]).hidden == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rate = 0.1", "unknown options learning_rate; known are activation"),
+        ("epochs = 2.5", "--epochs takes int, got 2.5"),
+        ("epochs = true", "--epochs takes int, got True"),
+        ("hidden = [2.5]", "--hidden takes tuple[int, ...], got [2.5]"),
+        ("quiet = 1", "--quiet takes bool, got 1"),
+        ('lr = "fast"', "--lr takes float, got 'fast'"),
+        ('optimizer = "lbfgsx"', "optimizer must be one of sgd"),
+        ('preset = "iris"', "unknown preset 'iris'; choose from mnist-10"),
+        ("lr = ", "is not a TOML file"),
+    ],
+)
+def test_bad_configuration_files(text, words, tmp_path, fails):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    fails(words, "--config", file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--colour", "red"], "unrecognized arguments: --colour red; --help lists the options"),
+        (["--preset", "iris"], "unknown preset 'iris'; choose from mnist-10, mnist-5v8"),
+        (["--data", "iris"], "unknown data 'iris': no such path"),
+        (["--data", "mnist:5,x"], "mnist:5,8; got '5,x'"),
+        (["--data", "mnist:5"], "at least two different whole numbers"),
+        (["--hidden", "12,x"], "--hidden takes"),
+        (["--hidden", "12,0"], "layer size"),
+        (["--activation", "swishy"], "unknown activation 'swishy'; choose from 'sigmoid'"),
+        (["--activation", "tanh,relu"], "2 activations for 1 hidden layers"),
+        (["--output", "argmax"], "unknown output 'argmax'"),
+        (["--init", "magic"], "magic"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--precision", "fp16"], "choose from"),
+        (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
+        (["--epochs", "many"], "--epochs takes int, got 'many'"),
+        (["--batch-size", "-3"], "batch_size must be a whole number of at least 0, got -3"),
+        (["--optimizer", "newton"], "invalid choice: 'newton'"),
+        (["--lr", "nan"], "lr must be a finite number above 0"),
+        (["--optimizer", "sgd", "--nesterov"], "nesterov needs a momentum"),
+        (["--l2", "-1"], "l2 must be"),
+        (["--tol", "-1"], "tol must be a finite number"),
+        (["--tol", "0", "--patience", "0"], "patience must be"),
+        (["--validation", "1.5"], "share in [0, 1), got 1.5"),
+        (["--validation", "0.9"], "validation 0.9 takes all 4 training samples"),
+        (["--plan", "sparse"], "invalid choice: 'sparse'"),
+        (["--plan", "ragged", "--device", "strict"], "plan 'ragged' needs"),
+        (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
+        (["--seed", "-1"], "seed must be a whole number of at least 0, got -1"),
+        (["--report-every", "-1"], "report_every must be"),
+        (["--config", "no\nwhere.toml"], "cannot read the configuration file no where.toml: No such file"),
+        (["--config", "nowhere.toml"], "cannot read the configuration file nowhere.toml: No such file"),
+        (["--hidden", "1000000000000"], "llocate"),
+        (["--hidden", "99999999999999999999"], "imension"),
+    ],
+)
+def test_bad_options(arguments, words, fails):
+    preset = [] if arguments[0] in ("--data", "--preset") else ["--preset", "xor"]
+    fails(words, *preset, *arguments)
+
+
+def test_cuda_without_a_gpu_says_so(fails):
+    try:
+        mx.MLP([1, 1], output="identity", device="cuda")
+    except ValueError:
+        fails("device 'cuda' needs", "--preset", "xor", "--device", "cuda")
+    else:
+        pytest.skip("there is a GPU")
+
+
+def test_data_that_do_not_fit_the_output(fails):
+    fails("output 'sigmoid' needs targets 0 or 1, got values from 0", "--output", "sigmoid")
+
+
+def spoil_idx(folder, name, spoil):
+    path = next(folder.glob(name))
+    path.write_bytes(spoil(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("train-images*", lambda b: b"", "not an IDX file"),
+        ("train-images*", lambda b: b[:3] + b"\x02" + b[4:], "idx3-ubyte: the header announces"),
+        ("train-images*", lambda b: b[:4] + b"\xff\xff\xff\xff" + b[8:], "the header announces"),
+        ("train-images*", lambda b: b[:2] + b"\x99" + b[3:], "unknown IDX type code 0x99"),
+        ("train-labels*", lambda b: b[:-9], "damaged gzip data"),
+        ("train-labels*", lambda b: gzip.compress(gzip.decompress(b)[:-1]), "the file ends after 17"),
+        ("train-labels*", lambda b: gzip.compress(idx(np.zeros(17, np.uint8))), "18 samples but 17 labels"),
+        ("t10k-labels*", lambda b: gzip.compress(idx(np.full(6, 7, np.uint8))), "labels must lie between 0 and 2"),
+    ],
+)
+def test_damaged_idx_files(name, spoil, words, idx_folder, fails):
+    spoil_idx(idx_folder, name, spoil)
+    fails(words, "--data", idx_folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("a,b,label\n", "no row below"),
+        ("a,b,label\n1,2,0\n1,nan,1\n", "line 3, column 2: 'nan' is not a finite number"),
+        ("a,b,label\n1,2,0\n1,2\n", "line 3: 2 values, but the first line has 3"),
+        ("a,b,label\n1,2,0\n1,2,-1\n", "'-1' is not a label"),
+        ("a,b,c\n1,2,0\n", "name the column"),
+    ],
+)
+def test_damaged_csv_files(text, words, tmp_path, fails):
+    file = tmp_path / "data.csv"
+    file.write_text(text)
+    fails(words, "--data", file)
+
+
+def test_damaged_npz_files(tmp_path, fails):
+    file = tmp_path / "data.npz"
+    np.savez(file, X=np.full((6, 2), np.inf), y=np.zeros(6, int))
+    fails("samples must be finite", "--data", file)
+    file.write_bytes(file.read_bytes()[:-30])
+    fails("data.npz: ", "--data", file)
+    fails("this is none of them", "--data", __file__)
+
+
+@pytest.mark.parametrize("kind", ["idx", "npz", "csv"])
+def test_own_data(kind, tmp_path, idx_folder, digits):
+    X, y = digits
+    path = idx_folder if kind == "idx" else tmp_path / f"data.{kind}"
+    if kind == "npz":
+        np.savez(path, x_train=X[:18], y_train=y[:18], x_test=X[18:], y_test=y[18:])
+    if kind == "csv":
+        np.savetxt(path, np.column_stack([y, X.reshape(24, -1)]), fmt="%d", delimiter=",")
+    folder = tmp_path / "run"
+    assert main(["--data", str(path), "--out", str(folder), "--hidden", "8", "--epochs", "40", "--lr", "0.05"]) == 0
+    model = mx.MLP.load(folder / "model.safetensors")
+    assert model.sizes == (16, 8, 3)
+    assert model.score(X.reshape(24, 16), y) == 1.0
+    assert json.loads((folder / "config.json").read_text())["labels"] == ["0", "1", "2"]
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    for out, words in (
+        (tmp_path / "file", "already there"),
+        (tmp_path / "full", "already there and not empty; choose another --out"),
+        (tmp_path / "file" / "run", "a file, where a folder is needed"),
+        ("/proc/run", "/proc: nothing can be written in this folder"),
+    ):
+        assert main(["--preset", "xor", "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "thesis.tex"]
+
+
+def test_divergence_exits_with_1(tmp_path, capsys):
+    options = ["--output", "identity", "--optimizer", "sgd", "--lr", "1e30", "--quiet", "--out", str(tmp_path / "run")]
+    with np.errstate(all="ignore"):
+        assert main(["--preset", "xor", *options]) == 1
+    error = capsys.readouterr().err
+    assert "train with a smaller learning rate" in error
+    assert error.count("\n") == 1
+
+
+def test_validation_share_and_early_stopping(tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--data", "moons", "--validation", "0.245", "--tol", "10", "--patience", "3", "--out", str(folder)]
+    assert main([*options, "--epochs", "50", "--hidden", "4"]) == 0
+    assert "4 epochs, " in capsys.readouterr().out
+    assert json.loads((folder / "config.json").read_text())["samples"] == 151
+    with open(folder / "history.csv", newline="") as file:
+        right = [49 * float(row["val_accuracy"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(right, np.round(right))  # of 49 samples, not of the 200 for testing
+
+
+def test_same_seed_gives_the_same_model(tmp_path):
+    for name in ("first", "second"):
+        assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / name)]) == 0
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_schedules_reach_the_optimizer(tmp_path):
+    folder = tmp_path / "run"
+    options = ["--epochs", "6", "--warm-up", "2", "--schedule", "cosine", "--lr", "0.4", "--quiet"]
+    assert main(["--preset", "xor", *options, "--out", str(folder)]) == 0
+    with open(folder / "history.csv", newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(rates[:3], [0.2, 0.4, 0.4])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < 0.1
+
+
+def test_module_and_installed_command_are_the_same(tmp_path, capsys):
+    run = train("--preset", "xor", *TINY, "--out", tmp_path / "run")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "run folder: " in run.stdout
+    assert mlp_xp_main(["train", "--preset", "xor", "--dry-run"]) == 0
+    assert mlp_xp_main(["--help"]) == 0
+    assert "mlp-xp predict" in capsys.readouterr().out
+    assert mlp_xp_main(["fit"]) == 2
+    assert capsys.readouterr().err == "mlp-xp: unknown command 'fit'; choose from train, predict\n"
+
+
+def cpu_seconds(*command):
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    return used() - before
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_help_is_quick_and_imports_little(command):
+    heavy = "{'torch', 'jax', 'matplotlib', 'sklearn', 'PIL', 'cupy', 'pooch', 'tqdm'}"
+    code = f"import sys, mlp_xp.{command}; print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+    seconds = min(cpu_seconds("-m", f"mlp_xp.{command}", "--help") for _ in range(3))
+    numpy = min(cpu_seconds("-c", "import numpy") for _ in range(3))
+    assert seconds < max(0.3, 2 * numpy)  # where even NumPy takes long, the machine is busy
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in printed for name in Config.__dataclass_fields__)
+    assert all(preset in printed for preset in PRESETS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--preset", "xor", "--dry-run"], ["--preset", "xor"]])
+def test_closed_pipe_is_quiet(arguments, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with a buffer, Python tries once more when it exits
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mlp_xp.train", *arguments]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_interrupt_exits_with_130(tmp_path):
+    command = [sys.executable, "-m", "mlp_xp.train", "--preset", "xor", "--epochs", "10000000"]
+    run = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "env.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert (run.returncode, error) == (130, b"mlp-xp train: interrupted\n")
+
+
+def test_pictures_are_left_out_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith("mlp_xp.plots")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(mx, "plots", raising=False)
+    importlib.invalidate_caches()
+    assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / "run")]) == 0
+    assert "no pictures: mlp_xp.plots needs matplotlib" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model.safetensors").exists()
