@@ -12,7 +12,8 @@ from . import datasets
 from .callbacks import EarlyStopping, History, Progress
 from .kernels import ACTIVATIONS
 from .loop import DivergenceError, State, epochs, fit
-from .model import MLP, OUTPUTS, Forward, Gradient
+from .mlp import MLP, Forward, Gradient
+from .model import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
 from .tensor_file import CheckpointError

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .model import MLP, OUTPUTS
+from .mlp import MLP
+from .model import OUTPUTS
 
 __all__ = ["Callback", "EarlyStopping", "History", "Progress", "accuracy_by_class"]
 

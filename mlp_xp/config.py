@@ -31,7 +31,7 @@ class Config:
     init: str = _option("xavier_normal", "law of the first weights", metavar="LAW")
     device: str = _option("cpu", "cpu, cuda, cuda:N, torch, torch:DEVICE, jax or strict", metavar="DEVICE")
     precision: str = _option("fp32", "of all computation", ("fp32", "fp64"))
-    epochs: int = _option(20, "the most epochs to train for", metavar="N")
+    epochs: int = _option(12, "the most epochs to train for", metavar="N")
     batch_size: int = _option(128, "samples per update; 0 takes all at once", metavar="N")
     optimizer: str = _option("adam", "how parameters are updated", ("sgd", "adam", "adamw"))
     lr: float = _option(0.003, "learning rate", metavar="ETA")

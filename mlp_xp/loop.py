@@ -12,7 +12,7 @@ from typing import Any
 from .arrays import Array
 from .batches import make_batches
 from .callbacks import Callback, EarlyStopping, History
-from .model import MLP
+from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
 from .shards import ROWS, Plan, make_executor, make_plan

@@ -22,7 +22,8 @@ from .datasets.idx import KINDS, find_idx
 from .datasets.npz import read_npz
 from .datasets.records import make_dataset
 from .images import PNG, read_png
-from .model import MLP, OUTPUTS
+from .mlp import MLP
+from .model import OUTPUTS
 
 __all__ = ["main", "run"]
 

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_info
 from .atomic import replace_file
 from .callbacks import History, accuracy_by_class
 from .datasets import Dataset
-from .model import MLP, OUTPUTS
+from .mlp import MLP
+from .model import OUTPUTS
 from .shards import Plan, available_cores
 
 __all__ = ["environment", "epoch_flops", "result_table", "write_json"]

@@ -17,7 +17,8 @@ from threadpoolctl import ThreadpoolController
 
 from .arrays import Array
 from .kernels.numpy_ import NumpyKernels
-from .model import MLP, grad_sum
+from .mlp import MLP
+from .model import grad_sum
 from .params import GradSum
 from .validation import check_choice, check_count
 

@@ -18,7 +18,8 @@ from .commands import exit_code
 from .config import Config, parse
 from .datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
 from .loop import State, fit
-from .model import MLP, OUTPUTS
+from .mlp import MLP
+from .model import OUTPUTS
 from .optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from .report import environment, result_table, write_json
 

@@ -54,8 +54,8 @@ class CudaKernels(GenericKernels):
     order, so every run on a GPU has the same bits. New arrays cost next to nothing, as CuPy's memory pool hands out
     those of the pass before: there are no buffers here.
 
-    The kernels of ``activation.cu`` take matrices of this dtype, C order and a 16-byte boundary, which is what the
-    operations make; for any other array the generic operation is used. The generic losses, but for the softmax, are.
+    The kernels of ``activation.cu`` take matrices of this dtype, in C order and on a 16-byte boundary, which is what
+    the operations make; for any other the generic operation is used, as it is for the losses without a softmax.
 
     Parameters
     ----------

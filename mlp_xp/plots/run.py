@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..atomic import replace_file
-from ..model import MLP, OUTPUTS
+from ..mlp import MLP
+from ..model import OUTPUTS
 from ._style import layout
 from .curves import has_scores, learning_curves
 from .images import most_confidently_wrong, sample_grid, weight_images
