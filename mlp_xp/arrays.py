@@ -51,6 +51,11 @@ class Device:
         """Key of the library: ``"cpu"``, ``"cuda"``, ``"torch"``, ``"jax"`` or ``"strict"``."""
         return self.name.partition(":")[0]
 
+    @property
+    def shard_rows(self) -> int:
+        """Rows to work on at a time: on the CPU what stays in a core's cache, elsewhere what fills a GPU."""
+        return 1024 if self.library == "cpu" else 65_536
+
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         """Return `x` as an array of this device, copying from the host only where it has to.
 
@@ -161,7 +166,9 @@ def _cuda_device(index: str, xp: ModuleType) -> Any:
     number = int(index or 0)
     if number >= count:
         raise ValueError(f"device 'cuda:{number}' was asked for, but this machine has {count} GPU(s), numbered from 0")
-    return xp.cuda.Device(number)
+    device = xp.cuda.Device(number)
+    device.use()  # CuPy allocates and launches on the thread's current device, whatever `device=` says
+    return device
 
 
 def _torch_device(index: str) -> Any:

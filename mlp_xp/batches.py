@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, Device
-from .shards import ROWS, Plan, Shard
+from .shards import Plan, Shard
 
 __all__ = ["FullBatch", "MiniBatches", "make_batches"]
-
-_DEVICE_ROWS = 65_536  # rows of a shard off the CPU: each operation fills a GPU, and memory still has a bound
 
 
 class FullBatch:
@@ -27,7 +25,7 @@ class FullBatch:
         Rows of a shard.
     """
 
-    def __init__(self, X: Array, y: Array, plan: Plan, rows: int = ROWS) -> None:
+    def __init__(self, X: Array, y: Array, plan: Plan, rows: int) -> None:
         n = X.shape[0]
         starts = range(0, n, rows)
         if plan.columns is None or plan.extents is None:
@@ -82,5 +80,5 @@ def make_batches(
 ) -> FullBatch | MiniBatches:
     """Return the batches of the epochs: all rows at once where `batch_size` is None."""
     if batch_size is None:
-        return FullBatch(X, y, plan, ROWS if device.library == "cpu" else _DEVICE_ROWS)
+        return FullBatch(X, y, plan, device.shard_rows)
     return MiniBatches(X, y, plan, device, seed, batch_size)

@@ -15,7 +15,7 @@ from .callbacks import Callback, EarlyStopping, History
 from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
-from .shards import ROWS, Plan, make_executor, make_plan
+from .shards import Plan, make_executor, make_plan
 from .validation import check_count
 
 __all__ = ["DivergenceError", "State", "epochs", "fit"]
@@ -123,7 +123,7 @@ def epochs(
     y = model.check_targets(y, X.shape[0])
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), X.shape[0])
-    executor = make_executor(model, threads, shards=1 if batch_size else -(-X.shape[0] // ROWS))
+    executor = make_executor(model, threads, shards=1 if batch_size else -(-X.shape[0] // model.device.shard_rows))
     chosen = make_plan(X, model, plan, epochs, batch_size)
     batches = make_batches(X, y, chosen, model.device, model.seed, batch_size)
     return _run(model, optimizer, executor, chosen, batches, epochs)

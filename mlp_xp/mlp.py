@@ -17,8 +17,6 @@ from .validation import as_features, as_targets, check_activations, check_choice
 
 __all__ = ["MLP", "Forward", "Gradient"]
 
-_BLOCK = 1024  # rows that go forward at a time when predicting
-
 
 class Forward(NamedTuple):
     """Every Z[l] and A[l] of a pass, by the lectures' indices: A[0] is the input and Z[0] is None."""
@@ -186,8 +184,8 @@ class MLP:
         X = self.check_features(X)
         params = self.layout.split(self.theta, self.device.xp)
         result = np.empty((X.shape[0], self.sizes[-1]), dtype=self.dtype)
-        for i in range(0, len(result), _BLOCK):
-            rows = slice(i, min(i + _BLOCK, len(result)))
+        for i in range(0, len(result), self.device.shard_rows):
+            rows = slice(i, min(i + self.device.shard_rows, len(result)))
             A = forward(self.network, self.kernels, params, X[rows, :])
             result[rows] = self.device.to_host(A[-1])
         return result

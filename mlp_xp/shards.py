@@ -22,10 +22,9 @@ from .model import grad_sum
 from .params import GradSum
 from .validation import check_choice, check_count
 
-__all__ = ["PLANS", "ROWS", "Plan", "SerialExecutor", "Shard", "ThreadExecutor", "make_executor", "make_plan"]
+__all__ = ["PLANS", "Plan", "SerialExecutor", "Shard", "ThreadExecutor", "make_executor", "make_plan"]
 
 PLANS = ("auto", "dense", "zero", "ragged")
-ROWS = 1024  # rows of a shard: its activations stay in a core's cache
 _SAMPLE = 8192  # rows from which the order of the columns is decided
 _GROUPS = 16  # shards are added up in so many groups; more would cost memory, fewer keep threads waiting
 
@@ -118,11 +117,13 @@ def make_plan(
     sample = X[:: max(1, X.shape[0] // _SAMPLE)]
     columns = _column_order(sample)
     if kind == "auto":
-        expected = _mean_extent(np.sort(_extents(sample, columns))[::-1], max(1, ROWS * len(sample) // len(X)))
+        expected = _mean_extent(
+            np.sort(_extents(sample, columns))[::-1], max(1, model.device.shard_rows * len(sample) // len(X))
+        )
         if expected > 0.85 * d:
             return Plan("dense", f"rows need {expected:.0f} of {d} columns in the mean, too many to sort for", d)
     extents = _extents(X, columns)
-    mean = _mean_extent(np.sort(extents)[::-1], ROWS)
+    mean = _mean_extent(np.sort(extents)[::-1], model.device.shard_rows)
     reason = "asked for" if kind == "ragged" else f"rows need {mean:.0f} of {d} columns in the mean"
     return Plan("ragged", reason, mean, columns, extents)
 

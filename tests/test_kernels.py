@@ -8,6 +8,7 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -197,10 +198,24 @@ def test_buffers_are_only_scratch(rng):
     model = mx.MLP([6, 5, 3], "relu", dtype="float64")
     params, kernels = model.layout.split(model.theta), NumpyKernels("float64")
     X, y = rng.standard_normal((2000, 6)), rng.integers(0, 3, 2000).astype(np.int32)
-    for X_shard, y_shard in FullBatch(X, y, Plan("dense", "", 6)).shards * 2:
+    for X_shard, y_shard in FullBatch(X, y, Plan("dense", "", 6), 1024).shards * 2:
         thetas = []
         for k in (kernels, GenericKernels(np, "float64")):
             into = model.layout.split(np.zeros(model.layout.size))
             grad_sum(model.network, k, params, X_shard, y_shard, into)
             thetas.append(model.layout.join(into))
         assert_allclose(thetas[0], thetas[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (2, 8, 1), (100, 100, 200), (101, 100, 200), (128, 784, 196), (7, 300, 500)]
+)
+@pytest.mark.parametrize("c_order", [True, False])
+def test_products_that_add_at_every_size(shape, c_order, rng):
+    # OpenBLAS before its PR #5980 crashes in batches of products of at most 100^3 multiplications
+    m, k, n = shape
+    A, B = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+    for product in (blas.add_matmul, partial(blas.add_matmul_tiled, threads=2)):
+        C = np.asarray(np.ones((m, n)), order="C" if c_order else "F")
+        product(A, B, C)
+        assert_allclose(C, 1 + A @ B, rtol=1e-12, atol=1e-12)

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 import mlp_xp as mx
 from mlp_xp.batches import FullBatch, make_batches
-from mlp_xp.shards import ROWS, SerialExecutor, Shard, ThreadExecutor, make_plan
+from mlp_xp.shards import SerialExecutor, Shard, ThreadExecutor, make_plan
 
 KINDS = ("dense", "zero", "ragged")
 
@@ -30,7 +30,7 @@ def sparse_rows(rng, n, d, dtype=np.float64):
 def gradient_by_plan(model, X, y, kind, threads=2, batch_size=None):
     plan = make_plan(X, model, kind, batch_size=batch_size)
     batches = make_batches(X, y, plan, model.device, model.seed, batch_size)
-    executor = ThreadExecutor(model, threads, shards=-(-len(X) // ROWS))
+    executor = ThreadExecutor(model, threads, shards=-(-len(X) // model.device.shard_rows))
     try:
         with executor:
             total = executor.grad_sum(plan.inward(model.theta, model), next(iter(batches(1))))
@@ -98,7 +98,7 @@ def test_ragged_shards_hold_every_row_and_little_else(rng):
     X, y = sparse_rows(rng, 3000, 40), np.arange(3000)
     model = mx.MLP([40, 2])
     plan = make_plan(X, model, "ragged")
-    shards = FullBatch(X, y, plan).shards
+    shards = FullBatch(X, y, plan, 1024).shards
     widths = [shard.X.shape[1] for shard in shards]
     assert widths == sorted(widths, reverse=True)
     assert plan.mean_columns == np.average(widths, weights=[len(shard.X) for shard in shards]) < 35

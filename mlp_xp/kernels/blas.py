@@ -44,11 +44,11 @@ _Real = {"f": ctypes.c_float, "d": ctypes.c_double}
 def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
     """(m, k) @ (k, n) added to (m, n) in place.
 
-    All three share one dtype, float32 or float64; A and B have a unit stride, C has one along its rows.
+    All three share one dtype, float32 or float64; A and B have a unit stride. Fast if C has one along its rows.
     """
     blas = _numpy_blas()
     gemm = blas and blas.function("gemm", C.dtype.char)
-    if not gemm:
+    if not gemm or C.strides[1] != C.itemsize:
         C += A @ B
     elif C.size and A.shape[1]:
         (m, k), n = A.shape, B.shape[1]
@@ -64,7 +64,8 @@ def add_matmul_tiled(A: _Matrix, B: _Matrix, C: _Matrix, threads: int) -> None:
     """(m, k) @ (k, n) added to (m, n) in place, like :func:`add_matmul`, its tiles on so many threads."""
     blas = _numpy_blas()
     gemm_batch = blas and blas.function("gemm_batch", C.dtype.char)
-    if not gemm_batch or C.shape[0] * A.shape[1] * _cuts(C.shape[1])[1] <= _SMALL:
+    tile = C.shape[0] * A.shape[1] * _cuts(C.shape[1])[1]
+    if not gemm_batch or C.strides[1] != C.itemsize or tile <= _SMALL:
         add_matmul(A, B, C)
         return
     key = C.dtype.char, A.shape, B.shape[1], A.strides, B.strides, C.strides
