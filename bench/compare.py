@@ -28,6 +28,9 @@ __all__ = ["FLOOR", "MOST_WOBBLE", "Row", "compare", "conclusion", "interleave",
 
 FLOOR = "gemm"
 MOST_WOBBLE = 0.30
+SETTLE = (
+    0.2  # seconds between turns: the threads of OpenBLAS and OpenMP keep spinning for a while after their last work
+)
 NOISE = 0.05  # medians of ratios come back within this on a quiet machine
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
@@ -82,6 +85,7 @@ def interleave(contenders: Mapping[str, Contender], rounds: int, epochs: int) ->
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(1 + rounds):
         for name, contender in contenders.items():
+            time.sleep(SETTLE)
             start = time.perf_counter()
             contender.run(epochs)
             seconds[name].append((time.perf_counter() - start) / epochs)

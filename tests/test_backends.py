@@ -174,8 +174,11 @@ def cupy_with(count):
             raise RuntimeError("cudaErrorNoDevice")
         return count
 
+    current = []
     runtime = SimpleNamespace(getDeviceCount=get_device_count)
-    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda number: f"GPU {number}"))
+    cuda = SimpleNamespace(runtime=runtime, current=current)
+    cuda.Device = lambda number: SimpleNamespace(id=number, use=lambda: current.append(number))
+    return SimpleNamespace(cuda=cuda)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +198,10 @@ def test_no_such_gpu(name, count, message, monkeypatch):
 
 
 def test_cuda_takes_the_gpu_that_was_asked_for(monkeypatch):
-    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", cupy_with(2))
-    assert get_device("cuda").where == "GPU 0"
-    assert get_device("cuda:1").where == "GPU 1"
+    cupy = cupy_with(2)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", cupy)
+    assert [get_device(name).where.id for name in ("cuda", "cuda:1")] == [0, 1]
+    assert cupy.cuda.current == [0, 1]
 
 
 def test_no_such_torch_device():
