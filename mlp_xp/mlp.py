@@ -13,7 +13,7 @@ from .arrays import Array, Device, get_device
 from .kernels import GenericKernels, kernels_for
 from .model import OUTPUTS, Network, forward, grad_sum
 from .params import Layout, Parameters, initial_theta
-from .validation import as_features, as_targets, check_activations, check_choice, check_seed, check_sizes
+from .validation import as_features, as_targets, check_activations, check_choice, check_like, check_seed, check_sizes
 
 __all__ = ["MLP", "Forward", "Gradient"]
 
@@ -114,7 +114,7 @@ class MLP:
 
     @weights.setter
     def weights(self, values: Sequence[Any]) -> None:
-        self._assign("weights", values, self.layout.split(self.device.to_host(self.theta)).W[1:])
+        self._assign(check_like("weights", values, self.weights), self.biases)
 
     @property
     def biases(self) -> list[np.ndarray[Any, Any]]:
@@ -123,16 +123,9 @@ class MLP:
 
     @biases.setter
     def biases(self, values: Sequence[Any]) -> None:
-        self._assign("biases", values, self.layout.split(self.device.to_host(self.theta)).b[1:])
+        self._assign(self.weights, check_like("biases", values, self.biases))
 
-    def _assign(self, name: str, values: Sequence[Any], current: list[np.ndarray[Any, Any]]) -> None:
-        arrays = [np.asarray(value, dtype=self.dtype) for value in values]
-        shapes, wanted = [array.shape for array in arrays], [array.shape for array in current]
-        if shapes != wanted:
-            raise ValueError(f"{name} have the shapes {wanted}, got {shapes}; give one array per layer")
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-        W, b = (arrays, self.biases) if name == "weights" else (self.weights, arrays)
+    def _assign(self, W: list[np.ndarray[Any, Any]], b: list[np.ndarray[Any, Any]]) -> None:
         self.theta = self.device.asarray(self.layout.join(Parameters([None, *W], [None, *b])))
 
     def check_features(self, X: Any) -> Array:

@@ -18,6 +18,7 @@ __all__ = [
     "check_activations",
     "check_choice",
     "check_count",
+    "check_like",
     "check_seed",
     "check_sizes",
 ]
@@ -58,6 +59,17 @@ def check_activations(activation: Any, hidden: int) -> tuple[str, ...]:
             f"got {len(activation)} activations for {hidden} hidden layers; give one name, or one per hidden layer"
         )
     return tuple(check_choice("activation", name, ACTIVATIONS) for name in activation)
+
+
+def check_like(what: str, values: Sequence[Any], current: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Return the values as finite arrays of the dtype and shapes of the current ones."""
+    arrays = [np.asarray(value, dtype=current[0].dtype) for value in values]
+    shapes, wanted = [array.shape for array in arrays], [array.shape for array in current]
+    if shapes != wanted:
+        raise ValueError(f"{what} have the shapes {wanted}, got {shapes}; give one array per layer")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{what} must be finite, got NaN or infinity")
+    return arrays
 
 
 def as_features(X: Any, width: int, device: Device, dtype: str) -> Array:
