@@ -1,4 +1,4 @@
-"""``mlp-xp train``, ``mlp-xp predict``: the commands under one name."""
+"""``mlp-xp train``, ``mlp-xp predict`` and so on: the commands under one name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from importlib import import_module
 
 __all__ = ["main"]
 
-COMMANDS = {"train": "train a network", "predict": "classify images with a trained network"}
+COMMANDS = {
+    "train": "train a network",
+    "predict": "classify images with a trained network",
+    "export": "write a trained network for other programs",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from os import PathLike
+from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from .arrays import Array, Device, get_device
 from .kernels import GenericKernels, kernels_for
 from .model import OUTPUTS, Network, forward, grad_sum
 from .params import Layout, Parameters, initial_theta
+from .torch_bridge import Layers, make_sequential, read_sequential
 from .validation import as_features, as_targets, check_activations, check_choice, check_like, check_seed, check_sizes
 
 __all__ = ["MLP", "Forward", "Gradient"]
@@ -245,7 +248,8 @@ class MLP:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the weights and the configuration to one safetensors file: all of it, or nothing.
 
-        Tensors are named ``layers.0.weight``, ``layers.0.bias`` and so on, with the shapes of ``torch.nn.Linear``.
+        Tensors are named ``layers.0.weight``, ``layers.0.bias`` and so on, with the shapes of ``torch.nn.Linear``:
+        PyTorch reads them with ``model.to_torch().load_state_dict(safetensors.torch.load_file(path))``.
         """
         tensors = {}
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -265,11 +269,41 @@ class MLP:
         config = metadata.get("model")
         if not isinstance(config, dict):
             raise tensor_file.CheckpointError(f"{path} holds no model configuration; it was not written by MLP.save")
+        device = get_device(device, config.get("dtype", ""))
         try:
+            layers = range(len(config["sizes"]) - 1)
+            W, b = ([tensors[f"layers.{i}.{kind}"] for i in layers] for kind in ("weight", "bias"))
+            shapes, dtypes = [array.shape for array in W], {array.dtype.name for array in (*W, *b)}
+            # before anything is made as large as the configuration says
+            if shapes != [(n, m) for m, n in pairwise(config["sizes"])] or dtypes != {config["dtype"]}:
+                said = f"sizes {brief(config['sizes'])} and dtype {brief(config['dtype'])}"
+                raise ValueError(f"{said}, but weights {brief(shapes)} of {' and '.join(sorted(dtypes))}")
             model = cls(**config, device=device)
-            layers = range(len(model.sizes) - 1)
-            model.weights = [tensors[f"layers.{i}.weight"] for i in layers]
-            model.biases = [tensors[f"layers.{i}.bias"] for i in layers]
-        except (TypeError, KeyError) as error:
+            model.weights, model.biases = W, b
+        except (TypeError, KeyError, ValueError) as error:
             raise tensor_file.CheckpointError(f"{path} does not describe a model: {error}") from None
+        return model
+
+    def to_torch(self) -> Any:
+        """Return a ``torch.nn.Sequential`` with copies of the parameters, on the CPU, that computes :meth:`outputs`.
+
+        It takes floats: uint8 pixels divided by 255. Its last layer is followed by a Sigmoid where the outputs are
+        sigmoids, and by nothing else: that is what ``CrossEntropyLoss`` and ``BCEWithLogitsLoss`` take.
+        """
+        return make_sequential(Layers(self.weights, self.biases, list(self.network.g[1:])))
+
+    @classmethod
+    def from_torch(cls, module: Any, output: str = "softmax", device: str | Device = "cpu", seed: int = 0) -> MLP:
+        """Return an MLP with copies of the parameters of a ``torch.nn.Sequential``, such as :meth:`to_torch` makes.
+
+        Raises
+        ------
+        ValueError
+            If it is made of anything but Linear modules and the activations known here, or ends in another activation
+            than the output does.
+        """
+        W, b, g = read_sequential(module, check_choice("output", output, OUTPUTS))
+        sizes = [W[0].shape[1], *(len(bias) for bias in b)]
+        model = cls(sizes, g[:-1], output, dtype=W[0].dtype.name, device=device, seed=seed)
+        model.weights, model.biases = W, b
         return model

@@ -17,11 +17,11 @@ FOLDER = Path(mlp_xp.__file__).parent
 LEVELS = [  # a module, or a folder of modules, imports from its own level and from those above it in this list
     {"arrays"},
     {"kernels", "params", "validation", "atomic", "tensor_file", "images", "datasets"},
-    {"model", "mlp", "optim", "shards", "batches"},
+    {"model", "mlp", "optim", "shards", "batches", "torch_bridge"},
     {"callbacks", "loop"},
-    {"checkpoint", "export"},
+    {"checkpoint"},
     {"plots"},
-    {"estimators", "commands", "config", "report", "train", "predict", "trace", "__main__"},
+    {"estimators", "commands", "config", "report", "train", "predict", "export", "trace", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
@@ -29,12 +29,12 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "array_api_strict": {"arrays"},
     "cupy": {"arrays", "kernels"},
     "jax": {"arrays"},
-    "torch": {"arrays"},
+    "torch": {"arrays", "torch_bridge"},
     "nvmath": {"kernels"},
     "matplotlib": {"plots"},
     "mpi4py": {"distributed"},
     "onnx": {"export"},
-    "onnxruntime": {"export"},
+    "onnxruntime": set(),
     "pooch": {"datasets"},
     "sklearn": {"estimators"},
 }

@@ -166,6 +166,7 @@ def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_
         ('optimizer = "lbfgsx"', "optimizer must be one of sgd"),
         ('preset = "iris"', "unknown preset 'iris'; choose from mnist-10"),
         ("lr = ", "is not a TOML file"),
+        ("lr = " + "[" * 10_000, "is not a TOML file"),
     ],
 )
 def test_bad_configuration_files(text, words, tmp_path, fails):

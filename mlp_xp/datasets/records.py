@@ -71,9 +71,9 @@ def _features(X: NDArray[Any], source: str) -> NDArray[Any]:
 
 
 def _labels(y: NDArray[Any], source: str) -> NDArray[Any]:
-    fits = (y >= 0) & (y <= MAX_LABEL)
     if y.dtype.kind == "f":
-        fits &= y == np.trunc(y)
+        y = y.astype(np.float64)  # in float16 the largest label is infinity
+    fits = (y >= 0) & (y <= MAX_LABEL) & (y == np.trunc(y))
     if not fits.all():
         row = int(np.argmin(fits))
         raise ValueError(
