@@ -48,9 +48,9 @@ def _mini_batch() -> Problem:
 CASES: dict[str, Callable[[], Problem]] = {
     "full-batch": lambda: _problem("full-batch", _mnist, (196,), 0.5),
     "mini-batch": _mini_batch,
-    "wide": lambda: _problem("wide", _mnist, (1000,), 0.5),
+    "wide": lambda: _problem("wide", _mnist, (1024, 1024), 0.5),
     "deep": lambda: _problem("deep", _mnist, (196, 196, 196), 0.5),
-    "narrow": lambda: _problem("narrow", _mnist, (32,), 0.5),
+    "narrow": lambda: _problem("narrow", _mnist, (64,), 0.5),
     "dense-random": lambda: _problem("dense-random", _random, (196,), 0.1),
     "half-dense": lambda: _problem("half-dense", _half_dense, (196,), 0.1),
 }

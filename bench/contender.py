@@ -107,6 +107,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours-dense": ("ours", {"plan": "dense"}),
     "ours-float32-input": ("ours", {"pixels": "float32"}),
     "ours-float64": ("ours", {"dtype": "float64"}),
+    "ours-with-callbacks": ("ours", {"callbacks": True}),
     "ours-on-torch": ("ours", {"library": "torch"}),
     "ours-on-jax": ("ours", {"library": "jax"}),
     "torch": ("torch_", {}),

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, Device
-from .shards import Plan, Shard
+from .kernels.ragged import Cuts, Ragged
+from .plan import Plan
+from .shards import Shard
 
 __all__ = ["FullBatch", "MiniBatches", "make_batches"]
 
@@ -26,6 +28,7 @@ class FullBatch:
     """
 
     def __init__(self, X: Array, y: Array, plan: Plan, rows: int) -> None:
+        self.updates = 1
         n = X.shape[0]
         starts = range(0, n, rows)
         if plan.columns is None or plan.extents is None:
@@ -36,7 +39,11 @@ class FullBatch:
         for i in starts:
             index = widest_first[i : i + rows]
             width = max(1, int(plan.extents[index].max()))
-            self.shards.append(Shard(X[index].take(plan.columns[:width], axis=1), y[index]))
+            columns = plan.columns[:width]
+            rows_of_X = X[index].take(columns, axis=1)
+            if plan.background is not None:
+                rows_of_X -= plan.background[columns]
+            self.shards.append(Shard(rows_of_X, y[index]))
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield the shards of the epoch's only update."""
@@ -50,29 +57,77 @@ class MiniBatches:
     ----------
     X : array (n, d)
     y : array (n, ...)
-    plan : Plan
     device : Device
     seed : int
     batch_size : int
     """
 
-    def __init__(self, X: Array, y: Array, plan: Plan, device: Device, seed: int, batch_size: int) -> None:
+    def __init__(self, X: Array, y: Array, device: Device, seed: int, batch_size: int) -> None:
         self.X, self.y, self.xp = X, y, device.xp
         self.device, self.seed, self.batch_size = device, seed, batch_size
-        self.extents = plan.extents
-        if plan.columns is not None and plan.extents is not None:
-            self.X = X.take(plan.columns[: plan.extents.max()], axis=1)
+        self.updates = -(-X.shape[0] // batch_size)
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.X.shape[0])
-        for i in range(0, len(order), self.batch_size):
-            yield [self._gather(order[i : i + self.batch_size])]
+        order = self.device.asarray(self.order(epoch))
+        y = self.xp.take(self.y, order, axis=0)
+        n = order.shape[0]
+        for i in range(0, n, self.batch_size):
+            rows = slice(i, min(i + self.batch_size, n))
+            yield [Shard(self.xp.take(self.X, order[rows], axis=0), y[rows, ...])]
 
-    def _gather(self, rows: np.ndarray[Any, Any]) -> Shard:
-        index = self.device.asarray(rows)
-        X, y = self.xp.take(self.X, index, axis=0), self.xp.take(self.y, index, axis=0)
-        return Shard(X if self.extents is None else X[:, : self.extents[rows].max()], y)
+    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """Return the order of the rows (n,) in an epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.X.shape[0])
+
+
+class RaggedMiniBatches(MiniBatches):
+    """The same batches, with the columns in a plan's order, and in each batch the rows that need most of them first.
+
+    A batch is gathered into one buffer, and so lasts until the next.
+
+    Parameters
+    ----------
+    X, y, device, seed, batch_size
+        As for :class:`MiniBatches`.
+    columns, extents : array (d,), array (n,)
+        As in :class:`mlp_xp.plan.Plan`.
+    """
+
+    def __init__(
+        self, X: Array, y: Array, columns: Array, extents: Array, device: Device, seed: int, batch_size: int
+    ) -> None:
+        width = min(X.shape[1], _round_up(extents.max(), 16))
+        super().__init__(X.take(columns[:width], axis=1), y, device, seed, batch_size)
+        self.extents = extents.astype(np.int32)
+        self.buffer = np.empty((batch_size, width), X.dtype)
+        self.cuts = {n: Cuts.of(extents, n) for n in {batch_size, len(X) % batch_size} - {0}}
+
+    def __call__(self, epoch: int) -> Iterator[list[Shard]]:
+        """Yield one shard for each update of the epoch."""
+        order = self.order(epoch)
+        whole = len(order) // self.batch_size * self.batch_size
+        yield from self._batches(order[:whole].reshape(-1, self.batch_size))
+        if whole < len(order):
+            yield from self._batches(order[None, whole:])
+
+    def _batches(self, rows: np.ndarray[Any, Any]) -> Iterator[list[Shard]]:
+        """Yield one shard for each row of `rows` (count, n), which are numbers of rows."""
+        n = rows.shape[1]
+        cuts = self.cuts[n]
+        widest_first = np.argsort(-self.extents[rows], axis=1, kind="stable")
+        rows = np.take_along_axis(rows, widest_first, axis=1)
+        extents, y = self.extents[rows], self.y[rows]
+        widths = np.minimum(_round_up(extents[:, cuts.rows[:-1]], 16), self.X.shape[1])
+        heights = np.stack([np.count_nonzero(extents > column, axis=1) for column in cuts.columns], axis=1)
+        heights = np.minimum(_round_up(np.maximum(heights, 1), 8), n)
+        for i, (width, height) in enumerate(zip(widths.tolist(), heights.tolist(), strict=True)):
+            values = self.X.take(rows[i], axis=0, out=self.buffer[:n], mode="clip")
+            yield [Shard(Ragged(values[:, : width[0]], cuts, width, height), y[i])]
+
+
+def _round_up(values: Any, unit: int) -> Any:
+    return -(-values // unit) * unit
 
 
 def make_batches(
@@ -81,4 +136,6 @@ def make_batches(
     """Return the batches of the epochs: all rows at once where `batch_size` is None."""
     if batch_size is None:
         return FullBatch(X, y, plan, device.shard_rows)
-    return MiniBatches(X, y, plan, device, seed, batch_size)
+    if plan.columns is None or plan.extents is None:
+        return MiniBatches(X, y, device, seed, batch_size)
+    return RaggedMiniBatches(X, y, plan.columns, plan.extents, device, seed, batch_size)

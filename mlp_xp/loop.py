@@ -15,7 +15,8 @@ from .callbacks import Callback, EarlyStopping, History
 from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
-from .shards import Plan, make_executor, make_plan
+from .plan import Plan, make_plan
+from .shards import make_executor
 from .validation import check_count
 
 __all__ = ["DivergenceError", "State", "epochs", "fit"]
@@ -123,8 +124,8 @@ def epochs(
     y = model.check_targets(y, X.shape[0])
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), X.shape[0])
-    executor = make_executor(model, threads, shards=1 if batch_size else -(-X.shape[0] // model.device.shard_rows))
     chosen = make_plan(X, model, plan, epochs, batch_size)
+    executor = make_executor(model, chosen, threads, 1 if batch_size else -(-X.shape[0] // model.device.shard_rows))
     batches = make_batches(X, y, chosen, model.device, model.seed, batch_size)
     return _run(model, optimizer, executor, chosen, batches, epochs)
 
@@ -135,6 +136,7 @@ def _run(
     xp = model.device.xp
     bias = model.device.asarray(model.layout.is_bias().astype(model.dtype))
     state = optimizer.init(model.theta)
+    descends = optimizer.descends and executor.descends
     epoch = 0
     try:
         while last is None or epoch < last:
@@ -144,7 +146,11 @@ def _run(
             rate = lr if optimizer.lr_bias is None else lr * (1 + bias * (optimizer.lr_bias / optimizer.base_lr - 1))
             loss, count = 0, 0
             with executor:
-                for shards in batches(epoch):
+                for update, shards in enumerate(batches(epoch), 1):
+                    if descends and update < batches.updates:
+                        part, rows = executor.descend(theta, shards[0], lr)
+                        loss, count = part + loss, count + rows
+                        continue
                     total = executor.grad_sum(theta, shards)
                     grad, penalty = _mean(total, theta, optimizer.l2, bias, xp)
                     theta, state = optimizer.update(theta, grad, state, rate)

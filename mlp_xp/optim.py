@@ -170,6 +170,11 @@ class Optimizer:
         """Return the learning rate of an epoch, counted from 1."""
         return self.lr(epoch) if isinstance(self.lr, Schedule) else self.lr
 
+    @property
+    def descends(self) -> bool:
+        """Whether an update is theta -= lr g and nothing else, so that it may be taken within the backward pass."""
+        return False
+
     def init(self, theta: Array) -> State:
         """Return the state before the first update: arrays shaped like `theta` (P,), and numbers."""
         raise NotImplementedError
@@ -204,6 +209,10 @@ class SGD(Optimizer):
         _fraction(self, "momentum")
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov needs a momentum above 0, such as 0.9")
+
+    @property
+    def descends(self) -> bool:
+        return not (self.momentum or self.l2 or self.lr_bias)
 
     def init(self, theta: Array) -> State:
         return {"velocity": compat.array_namespace(theta).zeros_like(theta)} if self.momentum else {}

@@ -18,7 +18,8 @@ from .callbacks import History, accuracy_by_class
 from .datasets import Dataset
 from .mlp import MLP
 from .model import OUTPUTS
-from .shards import Plan, available_cores
+from .plan import Plan
+from .shards import available_cores
 
 __all__ = ["environment", "epoch_flops", "result_table", "write_json"]
 

@@ -1,4 +1,4 @@
-"""The plan: how rows and columns are cut and stored. The executors: where shards run, and who adds them up.
+"""The executors: where shards run, and who adds them up.
 
 A shard is a block of rows. A gradient over many rows is the sum of the gradients over its shards, in a fixed order, so
 that neither the number of threads nor their timing shows in the result.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -18,14 +17,13 @@ from threadpoolctl import ThreadpoolController
 from .arrays import Array
 from .kernels.numpy_ import NumpyKernels
 from .mlp import MLP
-from .model import grad_sum
+from .model import backward, forward, grad_sum
 from .params import GradSum
-from .validation import check_choice, check_count
+from .plan import Plan
+from .validation import check_count
 
-__all__ = ["PLANS", "Plan", "SerialExecutor", "Shard", "ThreadExecutor", "make_executor", "make_plan"]
+__all__ = ["BackgroundExecutor", "Executor", "SerialExecutor", "Shard", "ThreadExecutor", "make_executor"]
 
-PLANS = ("auto", "dense", "zero", "ragged")
-_SAMPLE = 8192  # rows from which the order of the columns is decided
 _GROUPS = 16  # shards are added up in so many groups; more would cost memory, fewer keep threads waiting
 
 
@@ -36,130 +34,6 @@ class Shard(NamedTuple):
     y: Array
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the rows and columns of a data set are stored; the sums over them stay what they were.
-
-    Attributes
-    ----------
-    kind : {"dense", "zero", "ragged"}
-        ``dense``: as given. ``zero``: columns that are zero in all rows come last and are left out. ``ragged``: columns
-        that few rows use come last, and each shard of rows with similar needs is stored up to the last one it uses.
-    reason : str
-        Why this kind was chosen, in words.
-    columns : array (d,), optional
-        The order of the columns; None where they stay as they are.
-    extents : array (n,), optional
-        How many columns of that order each row needs.
-    mean_columns : float
-        Columns that take part in the products, averaged over rows.
-    """
-
-    kind: str
-    reason: str
-    mean_columns: float
-    columns: np.ndarray[Any, Any] | None = None
-    extents: np.ndarray[Any, Any] | None = None
-
-    def inward(self, theta: Array, model: MLP) -> Array:
-        """Return a copy of a vector of parameters (P,) with the first layer's inputs in the order of the plan."""
-        return self._reorder(theta, model, self.columns)
-
-    def outward(self, theta: Array, model: MLP) -> Array:
-        """Return a copy of a vector of parameters (P,) in the order of the data: the inverse of :meth:`inward`."""
-        return self._reorder(theta, model, None if self.columns is None else np.argsort(self.columns))
-
-    def _reorder(self, theta: Array, model: MLP, columns: np.ndarray[Any, Any] | None) -> Array:
-        xp = model.device.xp
-        if columns is None:
-            return xp.asarray(theta, copy=True)
-        block, (d, h) = model.layout.blocks[0], model.sizes[:2]
-        rows = model.device.asarray(np.concatenate([[0], 1 + columns]))
-        first = xp.take(xp.reshape(theta[block], (1 + d, h)), rows, axis=0)
-        return xp.concat([xp.reshape(first, (-1,)), theta[block.stop :]])
-
-
-def make_plan(
-    X: Array, model: MLP, kind: str = "auto", epochs: int | None = None, batch_size: int | None = None
-) -> Plan:
-    """Look at the data once and choose how to store it.
-
-    Parameters
-    ----------
-    X : array (n, d)
-    model : MLP
-    kind : {"auto", "dense", "zero", "ragged"}
-        ``"auto"`` takes the ragged plan where it leaves out enough products by zero to be repaid within `epochs`.
-    epochs : int, optional
-        How often the data will be passed over; None for often.
-    batch_size : int, optional
-        Rows that meet at random in a mini-batch; None for shards of sorted rows.
-
-    Raises
-    ------
-    ValueError
-        If the kind is unknown, or needs the data on the host and they are elsewhere.
-    """
-    check_choice("plan", kind, PLANS)
-    d = X.shape[1]
-    if kind == "dense":
-        return Plan("dense", "asked for", d)
-    if not isinstance(X, np.ndarray) or model.device.library != "cpu":
-        if kind == "auto":
-            return Plan("dense", f"device {model.device.name!r} takes the data as they are", d)
-        raise ValueError(f"plan {kind!r} needs data and model on device 'cpu'; use plan='auto' or 'dense'")
-    if kind == "auto" and epochs is not None and epochs < 8:
-        return Plan("dense", f"{epochs} epochs do not repay the sorting", d)
-    if kind == "zero":
-        used = X.any(axis=0)
-        columns = np.argsort(~used, kind="stable")
-        return Plan("zero", "asked for", int(used.sum()), columns, np.full(len(X), int(used.sum())))
-    sample = X[:: max(1, X.shape[0] // _SAMPLE)]
-    columns = _column_order(sample)
-    if kind == "auto":
-        expected = _mean_extent(
-            np.sort(_extents(sample, columns))[::-1], max(1, model.device.shard_rows * len(sample) // len(X))
-        )
-        if expected > 0.85 * d:
-            return Plan("dense", f"rows need {expected:.0f} of {d} columns in the mean, too many to sort for", d)
-    extents = _extents(X, columns)
-    mean = _mean_extent(np.sort(extents)[::-1], model.device.shard_rows)
-    reason = "asked for" if kind == "ragged" else f"rows need {mean:.0f} of {d} columns in the mean"
-    return Plan("ragged", reason, mean, columns, extents)
-
-
-def _column_order(X: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Order the columns so that short prefixes hold whole rows: each time the one that fewest rows use goes last."""
-    used = X != 0
-    by_column = np.asfortranarray(used)
-    users = used.sum(axis=0)
-    open_rows = np.ones(len(X), dtype=bool)
-    order = np.empty(X.shape[1], dtype=np.intp)
-    for position in range(X.shape[1] - 1, -1, -1):
-        column = order[position] = users.argmin()
-        closed = np.flatnonzero(by_column[:, column] & open_rows)
-        open_rows[closed] = False
-        users -= used[closed].sum(axis=0)
-        users[column] = len(X) + 1 << 1  # placed: never the fewest again
-    return order
-
-
-def _extents(X: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return for each row (n,) how many columns of this order reach its last one that is not zero."""
-    extents = np.empty(len(X), dtype=np.intp)
-    for i in range(0, len(X), 4096):
-        used = X[i : i + 4096].take(columns[::-1], axis=1) != 0
-        extents[i : i + 4096] = np.where(used.any(axis=1), X.shape[1] - used.argmax(axis=1), 0)
-    return extents
-
-
-def _mean_extent(descending: np.ndarray[Any, Any], rows: int) -> float:
-    """Return the mean over rows of the widest extent in their shard."""
-    widest = descending[::rows]
-    counts = np.diff(np.append(np.arange(0, len(descending), rows), len(descending)))
-    return float((widest * counts).sum() / len(descending))
-
-
 class SerialExecutor:
     """Adds up shards one after another, for any array library, with that library's own threads.
 
@@ -167,6 +41,8 @@ class SerialExecutor:
     ----------
     model : MLP
     """
+
+    descends = False
 
     def __init__(self, model: MLP) -> None:
         self.model = model
@@ -212,8 +88,10 @@ class ThreadExecutor:
         self.groups = min(_GROUPS, shards)
         self.sums = [np.zeros(model.layout.size, model.dtype) for _ in range(self.groups)]
         self.blas = ThreadpoolController().select(user_api="blas")
-        self.kernels = NumpyKernels(model.dtype, threads if self.groups == 1 else None)
+        self.kernels = NumpyKernels(model.dtype, min(threads, available_cores()) if self.groups == 1 else None)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="mlp_xp")
+        self.stepped: tuple[Any, Any] = (None, None)
+        self.descends = self.groups == 1
 
     def __enter__(self) -> None:
         """Begin an epoch: BLAS keeps to one thread for each of ours."""
@@ -240,17 +118,80 @@ class ThreadExecutor:
         grad = self.sums[0]
         for other in self.sums[1:]:
             grad += other
-        return GradSum(sum(losses[1:], losses[0]), sum(len(shard.X) for shard in shards), grad)
+        return GradSum(sum(losses[1:], losses[0]), sum(shard.X.shape[0] for shard in shards), grad)
+
+    def descend(self, theta: Array, shard: Shard, rate: float) -> tuple[Array, int]:
+        """Do theta -= rate grad for the mean loss over a shard; return the sum of its losses, and its rows.
+
+        The backward pass adds gradients to what it is given. Given the parameters themselves, and an error at the
+        output that is scaled by -rate / n, it takes the step on its way: no gradient is stored, none is read again.
+        """
+        if theta is not self.stepped[0]:
+            self.stepped = theta, self.model.layout.split(theta)
+        net, k, params, (X, y) = self.model.network, self.kernels, self.stepped[1], shard
+        A = forward(net, k, params, X)
+        losses, dA = getattr(k, net.loss)(A[-1], y)
+        dA *= -rate / len(y)
+        backward(net, k, params, A, dA, into=params)
+        return k.sum(losses), len(y)
 
     def close(self) -> None:
         """Stop the threads."""
         self.pool.shutdown()
 
 
-def make_executor(model: MLP, threads: int | None, shards: int) -> SerialExecutor | ThreadExecutor:
+class BackgroundExecutor:
+    """Adds up shards of X - background as if they were shards of X.
+
+    W X + b is W (X - background) + (b + W background), and dZᵀ X is dZᵀ (X - background) + db backgroundᵀ.
+
+    Parameters
+    ----------
+    executor : ThreadExecutor
+    background : array (d,)
+        In the plan's order of the columns.
+    """
+
+    descends = False
+
+    def __init__(self, executor: ThreadExecutor, background: np.ndarray[Any, Any]) -> None:
+        self.executor, self.background, self.layout = executor, background, executor.model.layout
+
+    def __enter__(self) -> None:
+        """Begin an epoch."""
+        self.executor.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        """End an epoch."""
+        self.executor.__exit__(*error)
+
+    def grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
+        """Return the sums over all rows; `grad` is the inner executor's until its next call."""
+        theta = theta.copy()
+        params = self.layout.split(theta)
+        params.b[1][:] += params.W[1] @ self.background
+        total = self.executor.grad_sum(theta, shards)
+        dW, db = self.layout.split(total.grad)
+        dW[1][:] += np.outer(db[1], self.background)
+        return total
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.executor.close()
+
+
+Executor: TypeAlias = SerialExecutor | ThreadExecutor | BackgroundExecutor
+
+
+def make_executor(model: MLP, plan: Plan, threads: int | None, shards: int) -> Executor:
     """Return the executor for up to so many shards at once; where `threads` is None it has one per core."""
     count = available_cores() if threads is None else check_count("threads", threads)
-    return ThreadExecutor(model, count, shards) if model.device.library == "cpu" else SerialExecutor(model)
+    if model.device.library != "cpu":
+        return SerialExecutor(model)
+    executor = ThreadExecutor(model, count, shards)
+    if plan.background is None or plan.columns is None:
+        return executor
+    return BackgroundExecutor(executor, plan.background[plan.columns])
 
 
 def available_cores() -> int:

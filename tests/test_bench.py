@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, memory, report, time_to_accuracy
+from bench import compare, memory, profile, report, time_to_accuracy
 from bench.charts import label_of
 from bench.compare import Row, conclusion, interleave, table, wobble
 from bench.contender import CONTENDERS, Contender, UnavailableError, build
@@ -200,6 +200,17 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert memory.peak_megabytes("textbook", wide, "cpu", 1) > 0.9 * float32_images
     with pytest.raises(RuntimeError, match="unknown activation 'swish'"):
         memory.peak_megabytes("textbook", replace(wide, activation="swish"), "cpu", 1)
+
+
+def test_profile_accounts_for_an_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    X = RNG.integers(0, 256, (4000, 100), dtype=np.uint8)
+    problem = replace(SMALL, X=X, y=np.arange(4000) % 4, sizes=(100, 60, 4), batch_size=500)
+    monkeypatch.setattr(profile, "case", lambda name: problem)
+    times, seconds = profile.profile("mini-batch", "ours", threads=1, epochs=3)
+    assert {key: len(calls) for key, calls in times.items()}["weight_gradient", "60 x 100"] == 3 * 8
+    assert 0.3 * seconds < sum(map(sum, times.values())) / 3 < 3 * seconds
+    assert profile.main(["--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert "| affine | n x 60 | 8 |" in (tmp_path / "profile-mini-batch-ours.md").read_text()
 
 
 def saved_report(path: Path, floor: list[float]) -> Path:

@@ -15,7 +15,10 @@ from threadpoolctl import threadpool_info
 
 import mlp_xp as mx
 from mlp_xp.batches import FullBatch, make_batches
-from mlp_xp.shards import SerialExecutor, Shard, ThreadExecutor, make_plan
+from mlp_xp.kernels import blas
+from mlp_xp.kernels.ragged import Cuts
+from mlp_xp.plan import make_plan
+from mlp_xp.shards import SerialExecutor, Shard, ThreadExecutor, make_executor
 
 KINDS = ("dense", "zero", "ragged")
 
@@ -30,7 +33,7 @@ def sparse_rows(rng, n, d, dtype=np.float64):
 def gradient_by_plan(model, X, y, kind, threads=2, batch_size=None):
     plan = make_plan(X, model, kind, batch_size=batch_size)
     batches = make_batches(X, y, plan, model.device, model.seed, batch_size)
-    executor = ThreadExecutor(model, threads, shards=-(-len(X) // model.device.shard_rows))
+    executor = make_executor(model, plan, threads, shards=-(-len(X) // model.device.shard_rows))
     try:
         with executor:
             total = executor.grad_sum(plan.inward(model.theta, model), next(iter(batches(1))))
@@ -92,6 +95,97 @@ def test_every_plan_ends_at_the_same_parameters(batch_size, rng):
         thetas.append(model.theta)
     assert_allclose(thetas[1], thetas[0], rtol=1e-8, atol=1e-10)
     assert_allclose(thetas[2], thetas[0], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [None, 300])
+def test_standardised_data_train_as_they_would_as_they_are(kind, batch_size, rng):
+    X, y = sparse_rows(rng, 2500, 30), rng.integers(0, 3, 2500)
+    X = (X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)
+    thetas = []
+    for plan in ("dense", kind):
+        model = mx.MLP([30, 7, 3], dtype="float64")
+        optimizer = mx.SGD(lr=0.3, momentum=0.9)
+        mx.fit(model, X, y, epochs=4, optimizer=optimizer, plan=plan, batch_size=batch_size)
+        thetas.append(model.theta)
+    assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-12)
+
+
+def test_standardised_data_keep_their_zeros(rng):
+    X = sparse_rows(rng, 2500, 30)
+    model = mx.MLP([30, 7, 3])
+    plan = make_plan(X, model)
+    again = make_plan((X - X.mean(axis=0)) / (X.std(axis=0) + 0.1), model)
+    assert again.kind == "ragged"
+    assert again.mean_columns == plan.mean_columns < 25
+    assert plan.background is None
+    assert_allclose(again.background, -X.mean(axis=0) / (X.std(axis=0) + 0.1))
+
+
+@pytest.mark.parametrize("n", [1, 7, 96, 128])
+def test_cuts_cover_a_batch_and_share_its_work(n, mnist):
+    train, _ = mnist
+    extents = make_plan(train.X, mx.MLP([784, 196, 10]), "ragged").extents
+    cuts = Cuts.of(extents, n)
+    assert cuts.rows[0] == cuts.columns[0] == 0
+    assert cuts.rows[-1] == n
+    assert list(cuts.rows) == sorted(set(cuts.rows))
+    assert list(cuts.columns) == sorted(set(cuts.columns))
+    if n == 128:
+        typical = -np.sort(-np.random.default_rng(0).choice(extents, (200, n)), axis=1)
+        boxes = np.diff(cuts.rows) * typical.mean(axis=0)[list(cuts.rows[:-1])]
+        assert len(boxes) == 4
+        assert boxes.max() < 1.4 * boxes.mean()
+        assert boxes.sum() < 0.75 * n * typical.mean(axis=0)[0]
+
+
+def test_ragged_mini_batches_leave_products_out_and_lose_nothing(mnist):
+    train, _ = mnist
+    model = mx.MLP([784, 196, 10])
+    plan = make_plan(train.X, model, "ragged")
+    batches = make_batches(train.X, train.y, plan, model.device, 3, 128)
+    order = np.random.default_rng([3, 2]).permutation(60_000)
+    seen = []
+    for i, (shard,) in enumerate(batches(2)):
+        X, rows = shard.X, np.sort(order[128 * i : 128 * (i + 1)])
+        for (top, bottom), width in zip(pairwise(X.cuts.rows), X.widths, strict=True):
+            assert not X.values[top:bottom, width:].any()
+        for (left, right), height in zip(pairwise([*X.cuts.columns, X.shape[1]]), X.heights, strict=True):
+            assert not X.values[height:, left:right].any()
+        seen.append(len(shard.y))
+        if i % 50 == 0:
+            whole = np.zeros((len(rows), 784), np.uint8)
+            whole[:, plan.columns[: X.shape[1]]] = X.values
+            assert_array_equal(np.sort(whole.sum(axis=1)), np.sort(train.X[rows].sum(axis=1, dtype=np.int64)))
+            assert_array_equal(np.sort(shard.y), np.sort(train.y[rows]))
+    assert len(seen) == batches.updates == 469
+    assert sum(seen) == 60_000
+
+
+@pytest.mark.parametrize("library", ["OpenBLAS", "unknown"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_taken_in_the_backward_pass_are_steps(kind, library, mnist, monkeypatch):
+    train, _ = mnist
+    if library == "unknown":
+        monkeypatch.setattr(blas, "_numpy_blas", lambda: None)
+    X, y = train.X[:1000], train.y[:1000]
+    thetas = []
+    for momentum in (0.0, 1e-300):  # so little momentum changes nothing but the way
+        model = mx.MLP([784, 196, 10], dtype="float64")
+        mx.fit(model, X, y, epochs=3, optimizer=mx.SGD(0.1, momentum=momentum), plan=kind, batch_size=128)
+        thetas.append(model.theta)
+    assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-13)
+
+
+def test_the_gradient_of_an_epoch_is_that_of_its_last_update(rng):
+    X, y = rng.random((100, 6)), rng.integers(0, 3, 100)
+    model = mx.MLP([6, 5, 3], dtype="float64")
+    state = next(mx.epochs(model, X, y, optimizer=mx.SGD(lr=0.25), batch_size=32))
+    rows = np.random.default_rng([model.seed, 1]).permutation(100)[96:]
+    before = mx.MLP([6, 5, 3], dtype="float64")
+    before.theta = model.theta + 0.25 * state.gradient
+    _, gradient = before.loss_and_gradient(X[rows], y[rows])
+    assert_allclose(model.layout.split(state.gradient).W[1], gradient.weights[0], rtol=1e-10)
 
 
 def test_ragged_shards_hold_every_row_and_little_else(rng):

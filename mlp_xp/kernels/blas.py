@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from operator import mul
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["add_matmul", "add_matmul_tiled"]
+__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "row_tiles"]
 
 _SYMBOLS: tuple[
     tuple[str, Any], ...
@@ -35,10 +37,24 @@ _SYMBOLS: tuple[
 )
 _ROW_MAJOR, _NO_TRANS, _TRANS = 101, 111, 112
 _TILE = 128  # columns of a tile, at most
-_SMALL = 10**6  # no batch up to so many multiplications a tile: there OpenBLAS before its PR #5980 jumps nowhere
+_SMALL = 10**6  # no batch of tiles with fewer multiplications: there OpenBLAS before its PR #5980 jumps nowhere
+_SECOND_PASS = 2**15  # entries of C that are sooner passed over twice than handed through ctypes
 
 _Matrix = np.ndarray[Any, Any]
 _Real = {"f": ctypes.c_float, "d": ctypes.c_double}
+
+
+class Tile(NamedTuple):
+    """Rows `top` to `bottom` and columns `left` to `right` of a product."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def size(self) -> int:
+        """Return the number of entries."""
+        return (self.bottom - self.top) * (self.right - self.left)
 
 
 def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
@@ -46,11 +62,11 @@ def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
 
     All three share one dtype, float32 or float64; A and B have a unit stride. Fast if C has one along its rows.
     """
-    blas = _numpy_blas()
+    blas = C.size > _SECOND_PASS and _numpy_blas()
     gemm = blas and blas.function("gemm", C.dtype.char)
     if not gemm or C.strides[1] != C.itemsize:
         C += A @ B
-    elif C.size and A.shape[1]:
+    elif A.shape[1]:
         (m, k), n = A.shape, B.shape[1]
         trans_a, lda = _operand(A)
         trans_b, ldb = _operand(B)
@@ -60,22 +76,39 @@ def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
         )  # fmt: skip
 
 
-def add_matmul_tiled(A: _Matrix, B: _Matrix, C: _Matrix, threads: int) -> None:
-    """(m, k) @ (k, n) added to (m, n) in place, like :func:`add_matmul`, its tiles on so many threads."""
+def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner: Sequence[int], threads: int) -> None:
+    """Add tiles of (m, k) @ (k, n) to (m, n) in place, on so many threads; layouts as for :func:`add_matmul`.
+
+    Each tile takes the first `inner` of the k columns of A and rows of B; the rest would add zero.
+    """
     blas = _numpy_blas()
     gemm_batch = blas and blas.function("gemm_batch", C.dtype.char)
-    tile = C.shape[0] * A.shape[1] * _cuts(C.shape[1])[1]
-    if not gemm_batch or C.strides[1] != C.itemsize or tile <= _SMALL:
-        add_matmul(A, B, C)
+    if not gemm_batch or C.strides[1] != C.itemsize or min(map(mul, inner, map(Tile.size, tiles))) <= _SMALL:
+        k = max(inner)
+        add_matmul(A[:, :k], B[:k], C)
         return
-    key = C.dtype.char, A.shape, B.shape[1], A.strides, B.strides, C.strides
+    key = C.dtype.char, tiles, A.strides, B.strides, C.strides
     batch = _batches.known.get(key)
     if batch is None:
-        batch = _batches.known[key] = _Batch(A, B, C, blas.integer)
-    arguments = batch.arguments(A, B, C)
+        batch = _batches.known[key] = _Batch(A, B, C, tiles, blas.integer)
+    arguments = batch.arguments(A, B, C, inner)
     blas.set_threads(threads)
     gemm_batch(*arguments)
     blas.set_threads(1)
+
+
+@cache
+def column_tiles(m: int, n: int) -> tuple[Tile, ...]:
+    """Cut a product (m, n) into tiles of equally many columns, at multiples of 16."""
+    count = -(-n // _TILE)
+    cuts = [n * i // count // 16 * 16 for i in range(count)] + [n]
+    return tuple(Tile(0, m, left, right) for left, right in pairwise(cuts))
+
+
+@cache
+def row_tiles(cuts: tuple[int, ...], n: int) -> tuple[Tile, ...]:
+    """Cut a product (cuts[-1], n) into tiles of all columns, between the cuts."""
+    return tuple(Tile(top, bottom, 0, n) for top, bottom in pairwise(cuts))
 
 
 def _operand(X: _Matrix) -> tuple[int, int]:
@@ -86,22 +119,17 @@ def _operand(X: _Matrix) -> tuple[int, int]:
     return _TRANS, max(columns, X.shape[0])
 
 
-@cache
-def _cuts(n: int) -> list[int]:
-    """Return where to cut n columns into equal tiles, at most _TILE wide, at multiples of 16."""
-    count = -(-n // _TILE)
-    return [n * i // count // 16 * 16 for i in range(count)] + [n]
-
-
 class _Batch:
-    """The arguments of one batched product, made once for a shape; only the addresses change from call to call."""
+    """The arguments of one batched product, made once for a shape; addresses and inner lengths change by the call."""
 
-    def __init__(self, A: _Matrix, B: _Matrix, C: _Matrix, integer: Any) -> None:
-        cuts = _cuts(C.shape[1])
-        count = len(cuts) - 1
-        self.offsets_b = [cut * B.strides[1] for cut in cuts[:-1]]
-        self.offsets_c = [cut * C.itemsize for cut in cuts[:-1]]
+    def __init__(self, A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], integer: Any) -> None:
+        count = len(tiles)
+        self.offsets = [
+            (tile.top * A.strides[0], tile.left * B.strides[1], tile.top * C.strides[0] + tile.left * C.strides[1])
+            for tile in tiles
+        ]
         self.A, self.B, self.C = ((ctypes.c_void_p * count)() for _ in range(3))
+        self.inner = (integer * count)()
         trans_a, lda = _operand(A)
         trans_b, ldb = _operand(B)
 
@@ -110,17 +138,19 @@ class _Batch:
 
         one = same(_Real[C.dtype.char], 1)
         flags = same(ctypes.c_int, trans_a), same(ctypes.c_int, trans_b)
-        widths = (integer * count)(*[right - left for left, right in pairwise(cuts)])
+        rows = (integer * count)(*[tile.bottom - tile.top for tile in tiles])
+        columns = (integer * count)(*[tile.right - tile.left for tile in tiles])
         self.fixed = (
-            _ROW_MAJOR, *flags, same(integer, C.shape[0]), widths, same(integer, A.shape[1]), one,
+            _ROW_MAJOR, *flags, rows, columns, self.inner, one,
             self.A, same(integer, lda), self.B, same(integer, ldb), one,
             self.C, same(integer, max(C.strides[0] // C.itemsize, C.shape[1])), integer(count), same(integer, 1),
         )  # fmt: skip
 
-    def arguments(self, A: _Matrix, B: _Matrix, C: _Matrix) -> tuple[Any, ...]:
+    def arguments(self, A: _Matrix, B: _Matrix, C: _Matrix, inner: Sequence[int]) -> tuple[Any, ...]:
         a, b, c = A.ctypes.data, B.ctypes.data, C.ctypes.data
-        for i, (offset_b, offset_c) in enumerate(zip(self.offsets_b, self.offsets_c, strict=True)):
-            self.A[i], self.B[i], self.C[i] = a, b + offset_b, c + offset_c
+        for i, (offset_a, offset_b, offset_c) in enumerate(self.offsets):
+            self.A[i], self.B[i], self.C[i] = a + offset_a, b + offset_b, c + offset_c
+        self.inner[:] = inner
         return self.fixed
 
 

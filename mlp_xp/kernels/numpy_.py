@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .blas import add_matmul, add_matmul_tiled
+from .blas import add_matmul, add_tiles, column_tiles, row_tiles
 from .generic import LEAK, GenericKernels
+from .ragged import Ragged
 
 __all__ = ["NumpyKernels"]
+
+_NARROW = 64  # a product with fewer columns is not worth sharing
 
 _Array = np.ndarray[Any, Any]
 
@@ -57,29 +59,44 @@ class NumpyKernels(GenericKernels):
     dtype : str
         ``"float32"`` or ``"float64"``.
     product_threads : int, optional
-        Threads that share each large product, for callers that run one shard at a time; None where shards run on
+        Threads that share each large product, for callers that run one batch at a time; None where shards run on
         threads themselves.
     """
 
     def __init__(self, dtype: str, product_threads: int | None = None) -> None:
         super().__init__(np, dtype)
-        self._add_matmul = partial(add_matmul_tiled, threads=product_threads) if product_threads else add_matmul
+        self._tiled, self._threads = product_threads is not None, product_threads or 1
         self._buffers = _Buffers(self.dtype)
         self._ones = np.ones(0, self.dtype)
 
-    def features(self, X: _Array) -> _Array:
+    def features(self, X: Any) -> Any:
         self._buffers.rewind()
-        if X.dtype == np.uint8:
-            A = self._buffers.take(*X.shape)
-            np.multiply(X, self.dtype(1 / 255), out=A)
-            return A
-        return X
+        if isinstance(X, Ragged):
+            return X._replace(values=self._scaled(X.values))
+        return self._scaled(X)
 
-    def affine(self, A: _Array, W: _Array, b: _Array) -> _Array:
+    def _scaled(self, X: _Array) -> _Array:
+        if X.dtype != np.uint8:
+            return X
+        A = self._buffers.take(*X.shape)
+        np.multiply(X, self.dtype(1 / 255), out=A)
+        return A
+
+    def affine(self, A: Any, W: _Array, b: _Array) -> _Array:
         Z = self._buffers.take(A.shape[0], W.shape[0])
         Z[:] = b
-        self._add_matmul(A, W.T[: A.shape[1]], Z)
+        if isinstance(A, Ragged):
+            add_tiles(A.values, W.T[: A.shape[1]], Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self._threads)
+        else:
+            self._add_matmul(A, W.T[: A.shape[1]], Z)
         return Z
+
+    def _add_matmul(self, A: _Array, B: _Array, C: _Array) -> None:
+        if not self._tiled or C.shape[1] < _NARROW:
+            add_matmul(A, B, C)
+        else:
+            tiles = column_tiles(*C.shape)
+            add_tiles(A, B, C, tiles, [A.shape[1]] * len(tiles), self._threads)
 
     def activate(self, name: str, Z: _Array) -> _Array:
         match name:
@@ -113,33 +130,44 @@ class NumpyKernels(GenericKernels):
                 np.multiply(dA, self.dtype(LEAK), out=dA, where=A < 0)
         return dA
 
-    def weight_gradient(self, dZ: _Array, A: _Array, into: _Array) -> _Array:
-        self._add_matmul(A.T, dZ, into.T[: A.shape[1]])
+    def weight_gradient(self, dZ: _Array, A: Any, into: _Array) -> _Array:
+        dW = into.T[: A.shape[1]]
+        if isinstance(A, Ragged):
+            tiles = row_tiles((*A.cuts.columns, A.shape[1]), dW.shape[1])
+            add_tiles(A.values.T, dZ, dW, tiles, A.heights, self._threads)
+        else:
+            self._add_matmul(A.T, dZ, dW)
         return into
 
     def bias_gradient(self, dZ: _Array, into: _Array) -> _Array:
         ones = self._ones  # a name of our own: other threads may put a shorter one there
         if ones.size < dZ.shape[0]:
             ones = self._ones = np.ones(dZ.shape[0], self.dtype)
-        self._add_matmul(ones[None, : dZ.shape[0]], dZ, into[None, :])  # three times faster than sum(axis=0)
+        into += ones[: dZ.shape[0]] @ dZ  # three times faster than sum(axis=0)
         return into
 
     def input_gradient(self, dZ: _Array, W: _Array) -> _Array:
         dA = self._buffers.take(dZ.shape[0], W.shape[1])
+        if dZ.shape[1] < _NARROW:
+            return np.matmul(dZ, W, out=dA)
         dA.fill(0)
         self._add_matmul(dZ, W, dA)
         return dA
 
+    def sum(self, losses: _Array) -> Any:
+        return np.add.reduce(losses)
+
     def softmax_cross_entropy(self, A: _Array, y: _Array) -> tuple[_Array, _Array]:
         n, k = A.shape
         Z = self._buffers.take(k, n)  # classes by rows: maxima and sums then run along the long axis
-        Z[:] = A.T
-        Z -= Z.max(axis=0)
-        rows = np.arange(n)
-        losses = -Z[y, rows]
+        np.copyto(Z, A.T)
+        Z -= np.maximum.reduce(Z, axis=0)
+        entries = Z.reshape(-1)
+        right = y.astype(np.intp) * n + np.arange(n)
+        losses = entries.take(right)
         np.exp(Z, out=Z)
-        total = Z.sum(axis=0)
-        losses += np.log(total)
+        total = np.add.reduce(Z, axis=0)
+        np.subtract(np.log(total), losses, out=losses)
         Z *= np.reciprocal(total)
-        Z[y, rows] -= self.dtype(1)
+        entries[right] -= self.dtype(1)
         return losses, Z.T

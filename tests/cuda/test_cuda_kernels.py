@@ -17,7 +17,8 @@ from mlp_xp.arrays import Device, get_device
 from mlp_xp.batches import make_batches
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels
 from mlp_xp.kernels.cuda import CudaKernels
-from mlp_xp.shards import Plan, SerialExecutor
+from mlp_xp.plan import Plan
+from mlp_xp.shards import SerialExecutor
 
 from .comparisons import CASES, Backend, check_case, make_pass
 from .kernel_build import cpu_module
@@ -103,7 +104,7 @@ def test_training_equals_numpys(dtype: str, batch_size: int | None, rng, monkeyp
     want, got = (mx.MLP([20, 12, 3], dtype=dtype, seed=1) for _ in range(2))
     arguments: dict[str, Any] = {"epochs": 5, "optimizer": mx.SGD(lr=0.5), "batch_size": batch_size, "plan": "dense"}
     expected = mx.fit(want, X, y, **arguments)
-    monkeypatch.setattr("mlp_xp.loop.make_executor", lambda model, threads, shards: SerialExecutor(model))
+    monkeypatch.setattr("mlp_xp.loop.make_executor", lambda model, *_: SerialExecutor(model))
     got.kernels = ShimKernels(dtype)
     history = mx.fit(got, X, y, **arguments)
     tolerance = 1e-5 if dtype == "float32" else 1e-12

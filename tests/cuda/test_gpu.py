@@ -12,7 +12,7 @@ import mlp_xp as mx
 from mlp_xp.arrays import get_device
 from mlp_xp.batches import make_batches
 from mlp_xp.kernels import ACTIVATIONS, kernels_for
-from mlp_xp.shards import make_plan
+from mlp_xp.plan import make_plan
 
 from .comparisons import CASES, Backend, check_case, make_pass
 
