@@ -6,9 +6,11 @@ that neither the number of threads nor their timing shows in the result.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -88,7 +90,8 @@ class ThreadExecutor:
         self.groups = min(_GROUPS, shards)
         self.sums = [np.zeros(model.layout.size, model.dtype) for _ in range(self.groups)]
         self.blas = ThreadpoolController().select(user_api="blas")
-        self.kernels = NumpyKernels(model.dtype, min(threads, available_cores()) if self.groups == 1 else None)
+        self.pace = _Pace(min(threads, available_cores()))
+        self.kernels = NumpyKernels(model.dtype, self.pace.threads if self.groups == 1 else None)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="mlp_xp")
         self.stepped: tuple[Any, Any] = (None, None)
         self.descends = self.groups == 1
@@ -113,8 +116,12 @@ class ThreadExecutor:
                 loss += grad_sum(self.model.network, self.kernels, params, X, y, into)[0]
             return loss
 
-        groups = range(self.groups)
-        losses = [add_up(0)] if self.groups == 1 else list(self.pool.map(add_up, groups))
+        if self.groups == 1:
+            start = perf_counter()
+            losses = [add_up(0)]
+            self.kernels.product_threads = self.pace.threads_after(perf_counter() - start)
+        else:
+            losses = list(self.pool.map(add_up, range(self.groups)))
         grad = self.sums[0]
         for other in self.sums[1:]:
             grad += other
@@ -126,6 +133,7 @@ class ThreadExecutor:
         The backward pass adds gradients to what it is given. Given the parameters themselves, and an error at the
         output that is scaled by -rate / n, it takes the step on its way: no gradient is stored, none is read again.
         """
+        start = perf_counter()
         if theta is not self.stepped[0]:
             self.stepped = theta, self.model.layout.split(theta)
         net, k, params, (X, y) = self.model.network, self.kernels, self.stepped[1], shard
@@ -133,11 +141,32 @@ class ThreadExecutor:
         losses, dA = getattr(k, net.loss)(A[-1], y)
         dA *= -rate / len(y)
         backward(net, k, params, A, dA, into=params)
+        k.product_threads = self.pace.threads_after(perf_counter() - start)
         return k.sum(losses), len(y)
 
     def close(self) -> None:
         """Stop the threads."""
         self.pool.shutdown()
+
+
+class _Pace:
+    """How many threads the products of a mini-batch share: all, or for a while one, after they waited for a core.
+
+    Threads of one product end together. Where another program holds a core, all wait for the one that shares it, some
+    ten times as long as the product takes; a single thread then loses little. The result has the same bits.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads, self.best, self.alone = threads, math.inf, 0
+
+    def threads_after(self, seconds: float) -> int:
+        """Return the number for the next update, when the last one took so long."""
+        self.best = min(self.best, seconds)
+        if self.alone:
+            self.alone -= 1
+        elif seconds > 3 * self.best:
+            self.alone = 100
+        return 1 if self.alone else self.threads
 
 
 class BackgroundExecutor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from itertools import pairwise
@@ -18,7 +19,7 @@ from mlp_xp.batches import FullBatch, make_batches
 from mlp_xp.kernels import blas
 from mlp_xp.kernels.ragged import Cuts
 from mlp_xp.plan import make_plan
-from mlp_xp.shards import SerialExecutor, Shard, ThreadExecutor, make_executor
+from mlp_xp.shards import SerialExecutor, Shard, ThreadExecutor, _Pace, make_executor
 
 KINDS = ("dense", "zero", "ragged")
 
@@ -252,6 +253,29 @@ def test_same_bits_for_any_number_of_threads(kind, batch_size, rows, mnist):
     assert_array_equal(thetas[1], thetas[0])
     assert_array_equal(thetas[2], thetas[0])
     assert losses[0] == losses[1] == losses[2]
+
+
+def test_products_stay_on_one_thread_for_a_while_after_they_had_to_wait():
+    pace = _Pace(4)
+    assert [pace.threads_after(seconds) for seconds in (5, 1, 2, 1)] == [4, 4, 4, 4]
+    assert pace.threads_after(3.1) == 1
+    assert [pace.threads_after(2) for _ in range(99)] == [1] * 99
+    assert pace.threads_after(2) == 4
+    assert pace.threads_after(0.5) == 4
+    assert pace.threads_after(1.6) == 1
+
+
+def test_changing_the_number_of_threads_changes_no_bit(mnist, monkeypatch):
+    train, _ = mnist
+    thetas = []
+    for change in (False, True):
+        if change:
+            turns = itertools.cycle([2, 1, 1])
+            monkeypatch.setattr(_Pace, "threads_after", lambda self, seconds: next(turns))
+        model = mx.MLP([784, 196, 10])
+        mx.fit(model, train.X[:2000], train.y[:2000], epochs=2, batch_size=128, plan="ragged", threads=2)
+        thetas.append(model.theta)
+    assert_array_equal(thetas[1], thetas[0])
 
 
 @pytest.mark.parametrize("batch_size", [None, 128])

@@ -65,7 +65,7 @@ class NumpyKernels(GenericKernels):
 
     def __init__(self, dtype: str, product_threads: int | None = None) -> None:
         super().__init__(np, dtype)
-        self._tiled, self._threads = product_threads is not None, product_threads or 1
+        self._tiled, self.product_threads = product_threads is not None, product_threads or 1
         self._buffers = _Buffers(self.dtype)
         self._ones = np.ones(0, self.dtype)
 
@@ -86,7 +86,9 @@ class NumpyKernels(GenericKernels):
         Z = self._buffers.take(A.shape[0], W.shape[0])
         Z[:] = b
         if isinstance(A, Ragged):
-            add_tiles(A.values, W.T[: A.shape[1]], Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self._threads)
+            add_tiles(
+                A.values, W.T[: A.shape[1]], Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self.product_threads
+            )
         else:
             self._add_matmul(A, W.T[: A.shape[1]], Z)
         return Z
@@ -96,7 +98,7 @@ class NumpyKernels(GenericKernels):
             add_matmul(A, B, C)
         else:
             tiles = column_tiles(*C.shape)
-            add_tiles(A, B, C, tiles, [A.shape[1]] * len(tiles), self._threads)
+            add_tiles(A, B, C, tiles, [A.shape[1]] * len(tiles), self.product_threads)
 
     def activate(self, name: str, Z: _Array) -> _Array:
         match name:
@@ -134,7 +136,7 @@ class NumpyKernels(GenericKernels):
         dW = into.T[: A.shape[1]]
         if isinstance(A, Ragged):
             tiles = row_tiles((*A.cuts.columns, A.shape[1]), dW.shape[1])
-            add_tiles(A.values.T, dZ, dW, tiles, A.heights, self._threads)
+            add_tiles(A.values.T, dZ, dW, tiles, A.heights, self.product_threads)
         else:
             self._add_matmul(A.T, dZ, dW)
         return into
