@@ -267,10 +267,9 @@ def test_products_stay_on_one_thread_for_a_while_after_they_had_to_wait():
 
 def test_changing_the_number_of_threads_changes_no_bit(mnist, monkeypatch):
     train, _ = mnist
-    thetas = []
+    thetas, turns = [], itertools.cycle([2, 1, 1])
     for change in (False, True):
         if change:
-            turns = itertools.cycle([2, 1, 1])
             monkeypatch.setattr(_Pace, "threads_after", lambda self, seconds: next(turns))
         model = mx.MLP([784, 196, 10])
         mx.fit(model, train.X[:2000], train.y[:2000], epochs=2, batch_size=128, plan="ragged", threads=2)
