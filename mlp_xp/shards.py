@@ -27,6 +27,7 @@ from .validation import check_count
 __all__ = ["BackgroundExecutor", "Executor", "SerialExecutor", "Shard", "ThreadExecutor", "make_executor"]
 
 _GROUPS = 16  # shards are added up in so many groups; more would cost memory, fewer keep threads waiting
+_PAUSE = 4.0, 256.0  # updates on one thread, at least and at most, after threads had to wait for a core
 
 
 class Shard(NamedTuple):
@@ -153,19 +154,23 @@ class _Pace:
     """How many threads the products of a mini-batch share: all, or for a while one, after they waited for a core.
 
     Threads of one product end together. Where another program holds a core, all wait for the one that shares it, some
-    ten times as long as the product takes; a single thread then loses little. The result has the same bits.
+    ten times as long as the product takes; a single thread then loses little. The while doubles each time that they
+    have to wait again, and shrinks as they do not. The result has the same bits.
     """
 
     def __init__(self, threads: int) -> None:
-        self.threads, self.best, self.alone = threads, math.inf, 0
+        self.threads, self.best, self.alone, self.pause = threads, math.inf, 0, _PAUSE[0]
 
     def threads_after(self, seconds: float) -> int:
         """Return the number for the next update, when the last one took so long."""
         self.best = min(self.best, seconds)
+        shortest, longest = _PAUSE
         if self.alone:
             self.alone -= 1
         elif seconds > 3 * self.best:
-            self.alone = 100
+            self.alone, self.pause = int(self.pause), min(2 * self.pause, longest)
+        else:
+            self.pause = max(0.97 * self.pause, shortest)
         return 1 if self.alone else self.threads
 
 

@@ -258,9 +258,11 @@ def test_same_bits_for_any_number_of_threads(kind, batch_size, rows, mnist):
 def test_products_stay_on_one_thread_for_a_while_after_they_had_to_wait():
     pace = _Pace(4)
     assert [pace.threads_after(seconds) for seconds in (5, 1, 2, 1)] == [4, 4, 4, 4]
-    assert pace.threads_after(3.1) == 1
-    assert [pace.threads_after(2) for _ in range(99)] == [1] * 99
-    assert pace.threads_after(2) == 4
+    for updates_alone in (4, 8, 16):
+        assert pace.threads_after(3.1) == 1
+        assert [pace.threads_after(2) for _ in range(updates_alone)] == [1] * (updates_alone - 1) + [4]
+    assert [pace.threads_after(1) for _ in range(100)] == [4] * 100
+    assert [pace.threads_after(3.1), *(pace.threads_after(2) for _ in range(4))] == [1, 1, 1, 1, 4]
     assert pace.threads_after(0.5) == 4
     assert pace.threads_after(1.6) == 1
 
