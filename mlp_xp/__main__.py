@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a network",
     "predict": "classify images with a trained network",
     "export": "write a trained network for other programs",
+    "trace": "show formulas and shapes of a forward and backward pass",
 }
 
 

@@ -13,12 +13,20 @@ import numpy as np
 from . import tensor_file
 from .arrays import Array, Device, get_device
 from .kernels import GenericKernels, kernels_for
-from .model import OUTPUTS, Network, forward, grad_sum
+from .model import OUTPUTS, Network, Output, forward, grad_sum
 from .params import Layout, Parameters, initial_theta
 from .torch_bridge import Layers, make_sequential, read_sequential
 from .validation import as_features, as_targets, check_activations, check_choice, check_like, check_seed, check_sizes
 
-__all__ = ["MLP", "Forward", "Gradient"]
+__all__ = ["MLP", "Forward", "Gradient", "check_output"]
+
+
+def check_output(name: str, units: int) -> Output:
+    """Return the output of this name if it is one and can have so many units, else raise a ValueError."""
+    output = OUTPUTS[check_choice("output", name, OUTPUTS)]
+    if output.task == "classes" and units < 2:
+        raise ValueError(f"output {name!r} needs at least 2 output units, got {units}; use 'sigmoid' for two classes")
+    return output
 
 
 class Forward(NamedTuple):
@@ -91,17 +99,16 @@ class MLP:
     ) -> None:
         self.sizes = check_sizes(sizes)
         self.activation = check_activations(activation, len(self.sizes) - 2)
-        self.output = check_choice("output", output, OUTPUTS)
+        last = check_output(output, self.sizes[-1])
+        self.output = output
         self.init = init
         self.dtype = check_choice("dtype", getattr(dtype, "__name__", str(dtype)), ("float32", "float64"))
         self.seed = check_seed(seed)
-        if OUTPUTS[output].task == "classes" and self.sizes[-1] < 2:
-            raise ValueError(f"output {output!r} needs at least 2 output units, got 1; use 'sigmoid' for two classes")
         self.layout = Layout(self.sizes)
         theta = initial_theta(self.layout, init, self.seed, self.dtype)
         self.device = get_device(device, self.dtype)
         self.kernels = kernels_for(self.device, self.dtype)
-        self.network = Network(("", *self.activation, OUTPUTS[output].activation), OUTPUTS[output].loss)
+        self.network = Network(("", *self.activation, last.activation), last.loss)
         self.theta = self.device.asarray(theta)
 
     def __repr__(self) -> str:

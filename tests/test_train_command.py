@@ -372,7 +372,7 @@ def cpu_seconds(*command):
     return used() - before
 
 
-@pytest.mark.parametrize("command", ["train", "predict"])
+@pytest.mark.parametrize("command", ["train", "predict", "trace"])
 def test_help_is_quick_and_imports_little(command):
     heavy = "{'torch', 'jax', 'matplotlib', 'sklearn', 'PIL', 'cupy', 'pooch', 'tqdm'}"
     code = f"import sys, mlp_xp.{command}; print({heavy} & set(sys.modules))"
