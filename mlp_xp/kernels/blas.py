@@ -79,11 +79,15 @@ def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
 def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner: Sequence[int], threads: int) -> None:
     """Add tiles of (m, k) @ (k, n) to (m, n) in place, on so many threads; layouts as for :func:`add_matmul`.
 
-    Each tile takes the first `inner` of the k columns of A and rows of B; the rest would add zero.
+    Each tile takes the first `inner` of the k columns of A and rows of B; the rest would add zero. Where tiles are too
+    small, there are fewer.
     """
     blas = _numpy_blas()
     gemm_batch = blas and blas.function("gemm_batch", C.dtype.char)
-    if not gemm_batch or C.strides[1] != C.itemsize or min(map(mul, inner, map(Tile.size, tiles))) <= _SMALL:
+    if not _are_large(tiles, inner):
+        tiles = column_tiles(*C.shape)
+        inner = [max(inner)] * len(tiles)
+    if not gemm_batch or C.strides[1] != C.itemsize or not _are_large(tiles, inner):
         k = max(inner)
         add_matmul(A[:, :k], B[:k], C)
         return
@@ -95,6 +99,10 @@ def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner
     blas.set_threads(threads)
     gemm_batch(*arguments)
     blas.set_threads(1)
+
+
+def _are_large(tiles: tuple[Tile, ...], inner: Sequence[int]) -> bool:
+    return min(map(mul, inner, map(Tile.size, tiles))) > _SMALL
 
 
 @cache
