@@ -18,8 +18,8 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"arrays"},
     {"kernels", "params", "validation", "atomic", "tensor_file", "images", "datasets"},
     {"model", "mlp", "optim", "shards", "batches"},
-    {"callbacks", "loop"},
-    {"checkpoint", "export"},
+    {"callbacks", "signals", "snapshot", "checkpoint"},
+    {"loop", "export"},
     {"plots"},
     {"estimators", "commands", "config", "report", "train", "predict", "trace", "__main__"},
 ]
