@@ -10,12 +10,15 @@ True
 
 from . import datasets
 from .callbacks import EarlyStopping, History, Progress
+from .checkpoint import Checkpoint
 from .kernels import ACTIVATIONS
 from .loop import DivergenceError, State, epochs, fit
 from .mlp import MLP, Forward, Gradient
 from .model import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
+from .signals import Interrupted
+from .snapshot import Snapshot
 from .tensor_file import CheckpointError
 
 __version__ = "0.1.0"
@@ -28,6 +31,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Checkpoint",
     "CheckpointError",
     "CosineDecay",
     "DivergenceError",
@@ -36,8 +40,10 @@ __all__ = [
     "Forward",
     "Gradient",
     "History",
+    "Interrupted",
     "Progress",
     "Schedule",
+    "Snapshot",
     "State",
     "StepDecay",
     "WarmUp",

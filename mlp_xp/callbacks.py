@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
 from os import PathLike
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .atomic import replace_file
 from .mlp import MLP
 from .model import OUTPUTS
 
@@ -60,16 +62,27 @@ class History:
         return len(self.epoch)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the columns that were recorded, by name."""
-        return {name: getattr(self, name) for name in COLUMNS if len(getattr(self, name)) == len(self) > 0}
+        """Return the columns that are recorded, by name."""
+        names = [name for name in COLUMNS if self.validation is not None or not name.startswith("val_")]
+        return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the columns as CSV, one row per epoch."""
+        """Write the columns as CSV, one row per epoch; the whole file or nothing."""
         columns = self.columns()
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        replace_file(path, [memoryview(text.getvalue().encode())], verify=lambda file: None)
+
+    def dump(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the columns as arrays, for :meth:`restore`."""
+        return {name: np.array(column) for name, column in self.columns().items()}
+
+    def restore(self, columns: dict[str, np.ndarray[Any, Any]]) -> None:
+        """Go on after the epochs that :meth:`dump` returned."""
+        for name, column in columns.items():
+            setattr(self, name, column.tolist())
 
 
 class EarlyStopping:
@@ -97,10 +110,18 @@ class EarlyStopping:
         self.best, self.best_epoch, self.waited = math.inf, 0, 0
         self._best_of: tuple[MLP, Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"EarlyStopping(tol={self.tol}, patience={self.patience}, monitor={self.monitor!r})"
+
+    @property
+    def over(self) -> bool:
+        """Whether the patience is at its end."""
+        return self.waited >= self.patience
+
     def __call__(self, state: Any) -> bool:
         if self.monitor == "gradient":
             self.waited = self.waited + 1 if float(state.gradient_norm) <= self.tol else 0
-            return self.waited >= self.patience
+            return self.over
         value = float(state.loss) if self.monitor == "loss" else state.metrics.get("val_loss")
         if value is None:
             raise ValueError("early stopping on 'val_loss' needs validation data; pass fit(..., validation=(X, y))")
@@ -109,7 +130,22 @@ class EarlyStopping:
             self.best, self.best_epoch = value, state.epoch
             if self.monitor == "val_loss":
                 self._best_of = state.model, state.model.theta
-        return self.waited >= self.patience
+        return self.over
+
+    def dump(self) -> dict[str, Any]:
+        """Return what was seen so far as numbers and the best parameters (P,), for :meth:`restore`."""
+        best = self.best if self.best_epoch else 0.0
+        seen = {"best": best, "best_epoch": self.best_epoch, "waited": self.waited}
+        if self._best_of is None:
+            return seen
+        model, theta = self._best_of
+        return {**seen, "theta": model.device.to_host(theta)}
+
+    def restore(self, seen: dict[str, Any], model: MLP) -> None:
+        """Go on from what :meth:`dump` returned, with the same or an equal model."""
+        self.best_epoch, self.waited = seen["best_epoch"], seen["waited"]
+        self.best = seen["best"] if self.best_epoch else math.inf
+        self._best_of = (model, model.device.asarray(seen["theta"])) if "theta" in seen else None
 
     def close(self) -> None:
         """Put the best parameters back, where a validation loss was watched."""
@@ -139,6 +175,8 @@ class Progress:
         if "val_accuracy" in state.metrics:
             name = "R2" if OUTPUTS[state.model.output].task == "values" else "accuracy"
             shown += f", {name} {state.metrics['val_accuracy']:.4f}"
+        if not self.bar.n:
+            self.bar.n = self.bar.initial = state.epoch - 1  # of a run that was resumed
         self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
 from .loop import DivergenceError
+from .signals import Interrupted
 
 __all__ = ["Parser", "exit_code"]
 
@@ -23,12 +26,14 @@ class Parser(argparse.ArgumentParser):
 def exit_code(name: str, command: Callable[[], object]) -> int:
     """Run a command and return its exit code.
 
-    0 where all went well, 1 where the training diverged, 2 where the input was wrong, 130 after Ctrl-C, and 141, as
-    from SIGPIPE, where nobody reads the output any more.
+    0 where all went well, 1 where the training diverged, 2 where the input was wrong, 130 after Ctrl-C, 143 after
+    SIGTERM, and 141, as from SIGPIPE, where nobody reads the output any more.
     """
     try:
         try:
-            command()
+            with warnings.catch_warnings():  # of what overflows, the DivergenceError says more
+                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"mlp_xp\.")
+                command()
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
@@ -36,8 +41,14 @@ def exit_code(name: str, command: Callable[[], object]) -> int:
         return 141
     except DivergenceError as error:
         return _complain(name, error, 1)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except MemoryError as error:
+        advice = "use fewer samples, smaller layers or a smaller --batch-size, or a machine with more memory"
+        return _complain(name, f"out of memory ({error or 'no size known'}); {advice}", 2)
+    except (ValueError, OSError, ImportError) as error:
         return _complain(name, error, 2)
+    except Interrupted as error:
+        resume = f"python -m mlp_xp.train --resume {shlex.quote(error.folder)}"
+        return _complain(name, f"{error}; go on with: {resume}", 128 + error.signal)
     except KeyboardInterrupt:
         return _complain(name, "interrupted", 130)
     return 0

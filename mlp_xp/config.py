@@ -9,10 +9,14 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import check_every, check_same
 from .commands import Parser
+from .snapshot import FILE, read
 from .validation import check_count
 
 __all__ = ["PRESETS", "Config", "parse"]
+
+FREE = ("device", "epochs", "threads", "checkpoint_every", "report_every", "out", "quiet", "dry_run")  # see parse
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = (), metavar: str | None = None) -> Any:
@@ -50,6 +54,10 @@ class Config:
     seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
     report_every: int = _option(0, "epochs between printed lines; 0 prints ten in all", metavar="N")
     out: str | None = _option(None, "run folder; a new one under runs/ if not given", metavar="DIR")
+    checkpoint_every: str | None = _option(
+        None, "epochs between two saves, as in 5, or seconds, as in 30s; about every 30s if not given", metavar="N"
+    )
+    resume: str | None = _option(None, "go on with the run in this folder", metavar="RUN")
     quiet: bool = _option(False, "print the final table only")
     dry_run: bool = _option(False, "check everything, say what would be done, and stop")
 
@@ -62,6 +70,7 @@ class Config:
             raise ValueError(f"validation must be a share in [0, 1), got {self.validation!r}")
         for name in ("batch_size", "warm_up", "report_every"):
             check_count(name, getattr(self, name), least=0)
+        check_every(self.checkpoint_every)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,10 +99,13 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
 
     The command line goes before the file of ``--config``, the file before the preset, the preset before the defaults.
 
+    With ``--resume`` they all come from the run. Options that are repeated must be those it was started with, but for
+    the ones that do not change what it has done so far: `FREE`.
+
     Raises
     ------
     ValueError
-        If an option, a name or a value is not known.
+        If an option, a name or a value is not known, or is not that of the run to resume.
     SystemExit
         After ``--help``.
     """
@@ -109,10 +121,32 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     path = given.pop("config")
     chosen = {name: _convert(name, value) for name, value in given.items() if value is not None}
     from_file = _read(path) if path else {}
+    if "resume" in chosen:
+        return _resumed(chosen["resume"], from_file | chosen)
     preset = chosen.get("preset", from_file.get("preset", "mnist-10"))
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
     return replace(Config(), **{**PRESETS[preset], **from_file, **chosen})
+
+
+def _resumed(folder: str, given: dict[str, Any]) -> Config:
+    """Return the configuration of the run in a folder with what was given beside ``--resume``."""
+    path = Path(folder, FILE)
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {FILE} to resume from; nothing was saved there: start the run anew")
+    saved = read(path).config
+    try:
+        saved["data"]
+        then = Config(**{name: _convert(name, value) for name, value in saved.items() if value is not None})
+    except (KeyError, TypeError) as error:
+        problem = f"{path} was not saved by mlp_xp.train ({error!r}); resume it with the program that saved it"
+        raise ValueError(problem) from None
+    now = replace(then, **given)
+    fixed = [part.name for part in fields(Config) if part.name not in (*FREE, "resume")]
+    check_same(folder, *({name: getattr(config, name) for name in fixed} for config in (then, now)))
+    if "out" in given and Path(given["out"]).resolve() != Path(folder).resolve():
+        raise ValueError(f"--resume {folder} goes on in that folder; leave out --out {given['out']}")
+    return replace(now, out=then.out)
 
 
 def _add(parser: argparse.ArgumentParser, part: Any) -> None:
@@ -144,8 +178,10 @@ def _convert(name: str, value: Any) -> Any:
             return int(value)
         if kind.startswith("float") and not isinstance(value, bool):
             return float(value)
-        if (kind == "bool") == isinstance(value, bool) and (kind == "bool" or isinstance(value, str)):
+        if kind == "bool" and isinstance(value, bool):
             return value
+        if kind.startswith("str") and isinstance(value, str | int) and not isinstance(value, bool):
+            return str(value)
     except (TypeError, ValueError):
         pass
     raise ValueError(f"--{name.replace('_', '-')} takes {kind.removesuffix(' | None')}, got {value!r}")

@@ -6,42 +6,49 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
 from .arrays import Array
 from .batches import make_batches
 from .callbacks import Callback, EarlyStopping, History
+from .checkpoint import Checkpoint, describe
 from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
 from .plan import Plan, make_plan
 from .shards import make_executor
+from .snapshot import Snapshot
 from .validation import check_count
 
 __all__ = ["DivergenceError", "State", "epochs", "fit"]
 
 
 class DivergenceError(ArithmeticError):
-    """The loss became NaN or infinite. The model holds the parameters of the last epoch whose loss was finite."""
+    """The loss or a parameter became NaN or infinite. The model holds the last parameters whose loss was finite."""
 
 
 @dataclass
 class State:
-    """What is known after an epoch.
+    """What is known after an epoch, or in the middle of one where it was asked for.
 
     Attributes
     ----------
     epoch : int
         Counted from 1.
-    loss : 0-d array of the device
-        Mean training loss (with the L2 term, where there is one) that the epoch's gradients were computed at.
+    whole : bool
+        Whether the epoch is over.
+    updates : int
+        How many there were in this epoch, up to here.
+    rows, loss_sum : int, 0-d array of the device
+        Rows that these updates saw, and the sum of their losses, with the L2 term, where there is one.
     lr : float
         Learning rate of the epoch.
     seconds : float
         Time that the epoch took, callbacks left out.
     model : MLP
-        Its parameters are those after the epoch.
+        Its parameters are those after the last update.
     gradient : array (P,)
         Gradient of the epoch's last update, in the plan's order; valid until the next epoch.
     optimizer_state : dict
@@ -52,7 +59,10 @@ class State:
     """
 
     epoch: int
-    loss: Array
+    whole: bool
+    updates: int
+    rows: int
+    loss_sum: Array
     lr: float
     seconds: float
     model: MLP
@@ -62,9 +72,27 @@ class State:
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
+    def loss(self) -> Array:
+        """Mean training loss () that the epoch's gradients were computed at, on the device."""
+        return self.loss_sum / self.rows
+
+    @property
     def gradient_norm(self) -> Array:
         """Euclidean norm () of the gradient of the epoch's last update."""
         return self.model.device.xp.sqrt(self.model.device.xp.sum(self.gradient * self.gradient))
+
+    def snapshot(self) -> Snapshot:
+        """Return what :func:`epochs` can go on from; nothing that happens afterwards changes it."""
+        model, host = self.model, self.model.device.to_host
+        arrays = {
+            name: value if isinstance(value, int | float) else host(self.plan.outward(value, model))
+            for name, value in self.optimizer_state.items()
+        }
+        theta = host(model.theta).copy()
+        if self.whole:
+            return Snapshot(self.epoch, 0, 0, 0.0, 0.0, theta, arrays, self.plan.kind)
+        done = self.updates, self.rows, float(self.loss_sum), self.seconds
+        return Snapshot(self.epoch - 1, *done, theta, arrays, self.plan.kind)
 
 
 def epochs(
@@ -77,6 +105,8 @@ def epochs(
     batch_size: int | None = None,
     threads: int | None = None,
     plan: str = "auto",
+    start: Snapshot | None = None,
+    pause: Callable[[], bool] | None = None,
 ) -> Iterator[State]:
     """Train epoch by epoch, and hand out the state after each.
 
@@ -96,6 +126,12 @@ def epochs(
         Threads on the CPU; None takes all cores. The result does not depend on it.
     plan : {"auto", "dense", "zero", "ragged"}
         How the data are stored, see :func:`mlp_xp.shards.make_plan`.
+    start : Snapshot, optional
+        Go on from here, to the bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
+        `threads` and the device may be others). `epochs` counts from the beginning of that run.
+    pause : callable, optional
+        Asked after each update but an epoch's last; where it returns True, the state in the middle of the epoch is
+        handed out.
 
     Yields
     ------
@@ -124,39 +160,73 @@ def epochs(
     y = model.check_targets(y, X.shape[0])
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), X.shape[0])
+    if start is not None:
+        _check_start(start, model, epochs)
+        if plan == "auto" and model.device.library == "cpu":
+            plan = start.plan
     chosen = make_plan(X, model, plan, epochs, batch_size)
     executor = make_executor(model, chosen, threads, 1 if batch_size else -(-X.shape[0] // model.device.shard_rows))
     batches = make_batches(X, y, chosen, model.device, model.seed, batch_size)
-    return _run(model, optimizer, executor, chosen, batches, epochs)
+    if start is not None:
+        model.theta = model.device.asarray(start.theta.copy())
+    return _run(model, optimizer, executor, chosen, batches, epochs, start, pause)
+
+
+def _check_start(start: Snapshot, model: MLP, epochs: int | None) -> None:
+    if start.theta.shape != (model.layout.size,):
+        raise ValueError(f"start has {start.theta.size} parameters, and the model {model.layout.size}; use the same")
+    begun = start.epoch + (start.update > 0)
+    if epochs is not None and epochs < begun:
+        raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
 
 
 def _run(
-    model: MLP, optimizer: Optimizer, executor: Any, plan: Plan, batches: Any, last: int | None
+    model: MLP,
+    optimizer: Optimizer,
+    executor: Any,
+    plan: Plan,
+    batches: Any,
+    last: int | None,
+    start: Snapshot | None,
+    pause: Callable[[], bool] | None,
 ) -> Iterator[State]:
     xp = model.device.xp
     bias = model.device.asarray(model.layout.is_bias().astype(model.dtype))
     state = optimizer.init(model.theta)
     descends = optimizer.descends and executor.descends
-    epoch = 0
+    grad = None
+    epoch, updates, rows, seconds = 0, 0, 0, 0.0
+    loss: Any = 0.0
+    if start is not None:
+        epoch, updates, rows, loss, seconds = start.epoch, start.update, start.rows, start.loss_sum, start.seconds
+        for name, value in start.optimizer.items():
+            state[name] = value if isinstance(value, int | float) else plan.inward(model.device.asarray(value), model)
     try:
         while last is None or epoch < last:
-            start, epoch = perf_counter(), epoch + 1
+            began, epoch = perf_counter(), epoch + 1
             theta = plan.inward(model.theta, model)
             lr = optimizer.rate(epoch)
             rate = lr if optimizer.lr_bias is None else lr * (1 + bias * (optimizer.lr_bias / optimizer.base_lr - 1))
-            loss, count = 0, 0
             with executor:
-                for update, shards in enumerate(batches(epoch), 1):
-                    if descends and update < batches.updates:
-                        part, rows = executor.descend(theta, shards[0], lr)
-                        loss, count = part + loss, count + rows
-                        continue
-                    total = executor.grad_sum(theta, shards)
-                    grad, penalty = _mean(total, theta, optimizer.l2, bias, xp)
-                    theta, state = optimizer.update(theta, grad, state, rate)
-                    loss, count = total.loss + penalty * total.rows + loss, count + total.rows
+                for shards in islice(batches(epoch), updates, None):
+                    updates += 1
+                    if descends and updates < batches.updates:
+                        part, count = executor.descend(theta, shards[0], lr)
+                    else:
+                        total = executor.grad_sum(theta, shards)
+                        grad, penalty = _mean(total, theta, optimizer.l2, bias, xp)
+                        theta, state = optimizer.update(theta, grad, state, rate)
+                        part, count = total.loss + penalty * total.rows, total.rows
+                    loss, rows = part + loss, rows + count
+                    if pause is not None and updates < batches.updates and pause():
+                        model.theta = plan.outward(theta, model)
+                        seconds += perf_counter() - began
+                        yield State(epoch, False, updates, rows, loss, lr, seconds, model, grad, state, plan)
+                        began = perf_counter()
             model.theta = plan.outward(theta, model)
-            yield State(epoch, loss / count, lr, perf_counter() - start, model, grad, state, plan)
+            seconds += perf_counter() - began
+            yield State(epoch, True, updates, rows, loss, lr, seconds, model, grad, state, plan)
+            updates, rows, loss, seconds = 0, 0, 0.0, 0.0
     finally:
         executor.close()
 
@@ -186,6 +256,7 @@ def fit(
     patience: int = 10,
     threads: int | None = None,
     plan: str = "auto",
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train, and return what happened.
 
@@ -204,6 +275,9 @@ def fit(
         Stop when the validation loss (without validation data, the training loss) has not fallen by more than `tol`
         for `patience` epochs. With validation data the parameters of the best epoch are put back.
     patience : int
+    checkpoint : Checkpoint, optional
+        Save the run in a folder, and go on with the one that is there. Of the callbacks, :class:`EarlyStopping` goes on
+        from where it was, any other afresh.
 
     Returns
     -------
@@ -212,34 +286,57 @@ def fit(
     Raises
     ------
     ValueError
-        If an argument does not fit.
+        If an argument does not fit, or the checkpoint is not of the same run.
     DivergenceError
-        If the loss becomes NaN or infinite.
+        If the loss or a parameter becomes NaN or infinite; what is saved is of before.
+    Interrupted
+        With a checkpoint: after a SIGTERM or Ctrl-C, when the state is saved.
     """
     check_count("epochs", epochs)
-    history = History(validation=None if validation is None else _checked(model, validation))
+    optimizer = SGD() if optimizer is None else optimizer
+    validation = None if validation is None else _checked(model, validation)
+    history = History(validation)
     run: list[Any] = [history, *callbacks]
     if tol is not None:
         run.append(EarlyStopping(tol, patience, "loss" if validation is None else "val_loss"))
-    states = _epochs(model, X, y, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan)
     with ExitStack() as closing:
+        start = pause = None
+        if checkpoint is not None:
+            closing.callback(checkpoint.close)
+            stoppings = [callback for callback in run if isinstance(callback, EarlyStopping)]
+            settings = describe(model, X, y, optimizer, batch_size, plan, validation, stoppings)
+            start, pause = checkpoint.attach(settings, model, optimizer, history, stoppings), checkpoint.is_due
+            if start is not None and any(stopping.over for stopping in stoppings):
+                epochs = start.epoch
+        states = _epochs(
+            model, X, y, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
+            start=start, pause=pause,
+        )  # fmt: skip
         closing.callback(states.close)  # type: ignore[attr-defined]
         for callback in run:
             if hasattr(callback, "close"):
                 closing.callback(callback.close)
+        if checkpoint is not None:
+            checkpoint.begin(model)
         finite = before = model.theta
         for state in states:
-            if not math.isfinite(float(state.loss)):
+            if not math.isfinite(state.loss):
                 model.theta = finite
-                raise DivergenceError(
-                    f"the loss is {float(state.loss)} at epoch {state.epoch} with learning rate {state.lr:g}; the "
-                    "model keeps its last finite parameters: train with a smaller learning rate, or scale the inputs"
-                )
+                raise _diverged(state, f"the loss is {float(state.loss)}")
             finite = before  # the loss is known where the epoch began, not yet where it ended
-            stops = [callback(state) for callback in run]
-            if any(stops):
+            if not model.device.xp.all(model.device.xp.isfinite(model.theta)):
+                model.theta = finite
+                raise _diverged(state, "a parameter is NaN or infinite")
+            final = False
+            if state.whole:
+                answers = [callback(state) for callback in run]
+                if not math.isfinite(state.metrics.get("val_loss", 0.0)):
+                    raise _diverged(state, f"the validation loss is {state.metrics['val_loss']}")
+                before, final = model.theta, any(answers) or state.epoch == epochs
+            if checkpoint is not None:
+                checkpoint.after(state, final)
+            if final:
                 break
-            before = model.theta
     return history
 
 
@@ -253,3 +350,11 @@ def _checked(model: MLP, validation: tuple[Any, Any]) -> tuple[Array, Array]:
         raise ValueError(f"validation must be a pair (X, y), got {type(validation).__name__}") from None
     X = model.check_features(X)
     return X, model.check_targets(y, X.shape[0])
+
+
+def _diverged(state: State, problem: str) -> DivergenceError:
+    updates = "update 1" if state.updates == 1 else f"one of the updates 1 to {state.updates}"
+    return DivergenceError(
+        f"{problem} at epoch {state.epoch}, {updates}, with learning rate {state.lr:g}; the model keeps its last "
+        "finite parameters: train with a smaller learning rate, or scale the inputs"
+    )

@@ -1,19 +1,21 @@
 """``python -m mlp_xp.train``: train a network from the command line and leave a run folder.
 
-The folder holds ``config.json``, ``env.json``, ``history.csv``, ``model.safetensors`` and ``plots/*.png``.
+The folder holds ``config.json``, ``env.json``, ``history.csv``, ``model.safetensors``, ``plots/*.png``, and
+``checkpoint.safetensors``, from which ``--resume`` goes on.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .atomic import probe_writable
 from .callbacks import History, Progress
+from .checkpoint import Checkpoint
 from .commands import exit_code
 from .config import Config, parse
 from .datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
@@ -22,6 +24,7 @@ from .mlp import MLP
 from .model import OUTPUTS
 from .optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from .report import environment, result_table, write_json
+from .snapshot import FILE, read
 
 __all__ = ["main", "run"]
 
@@ -45,23 +48,31 @@ def run(config: Config) -> Path | None:
     optimizer = make_optimizer(config)
     for part in (train, test):
         model.check_targets(part.y, model.check_features(part.X).shape[0])
-    folder = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.preset}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is already there and not empty; choose another --out, or remove it")
+    folder = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.preset}")
+    if config.resume is None:
+        _check_unused(folder)
     probe_writable(next(path for path in (folder, *folder.parents) if path.exists()))
     if config.dry_run:
         print(f"{model}\n{len(train.X)} training and {len(test.X)} test samples; would write {folder}")
         return None
 
+    kept = asdict(replace(config, resume=None))
+    begun = False
+
     def begin_folder(state: State) -> None:
         """After the first epoch, when nothing can be wrong with the input any more."""
-        if state.epoch == 1:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", {**asdict(config), "labels": labels, "samples": len(train.X)})
+        nonlocal begun
+        if not begun:
             write_json(folder / "env.json", environment(model, config.threads, state.plan))
+            write_json(folder / "config.json", {**kept, "labels": labels, "samples": len(train.X)})
+            begun = True
 
     watched = validation or test
-    shown: list[Any] = [] if config.quiet else [Report(config, train, model.score(*watched)), Progress(config.epochs)]
+    shown: list[Any] = []
+    if not config.quiet:
+        past = read(folder / FILE).history["val_accuracy"].tolist() if config.resume else []
+        score = past[-1] if past else model.score(*watched)
+        shown = [Report(config, train, score), Progress(config.epochs)]
     history = fit(
         model,
         *train,
@@ -74,6 +85,7 @@ def run(config: Config) -> Path | None:
         patience=config.patience,
         threads=config.threads,
         plan=config.plan,
+        checkpoint=Checkpoint(folder, config.checkpoint_every, resume=config.resume is not None, config=kept),
     )
     history.save(folder / "history.csv")
     model.save(folder / "model.safetensors")
@@ -81,6 +93,17 @@ def run(config: Config) -> Path | None:
     _draw(folder / "plots", model, history, test)
     print(f"run folder: {folder}")
     return folder
+
+
+def _check_unused(folder: Path) -> None:
+    """Raise a ValueError if a folder has anything but what a run leaves that was killed before its first save."""
+    if (folder / FILE).exists():
+        raise ValueError(f"{folder} has a run already; go on with it by --resume {folder}, or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is already there and not a folder; choose another --out")
+    names = {path.name for path in folder.glob("*") if not path.match(".mlp_xp-*.tmp")}
+    if names - {".lock", "env.json"} - ({"config.json"} if "env.json" in names else set()):
+        raise ValueError(f"{folder} is already there and not empty; choose another --out, or remove it")
 
 
 class Report:

@@ -18,8 +18,8 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"arrays"},
     {"kernels", "params", "validation", "atomic", "tensor_file", "images", "datasets"},
     {"model", "mlp", "optim", "plan", "shards", "batches", "torch_bridge"},
-    {"callbacks", "loop"},
-    {"checkpoint"},
+    {"callbacks", "signals", "snapshot", "checkpoint"},
+    {"loop"},
     {"plots"},
     {"estimators", "commands", "config", "report", "train", "predict", "export", "trace", "__main__"},
 ]

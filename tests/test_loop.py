@@ -264,7 +264,7 @@ def test_divergence_leaves_finite_parameters(batch_size, device, rng):
     X, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 1))
     model = mx.MLP([4, 6, 1], "identity", "identity", device=device)
     losses, closed = [], Recorder(lambda state: losses.append(float(state.loss)))
-    with pytest.raises(mx.DivergenceError, match=r"the loss is (inf|nan) at epoch \d+ with learning rate 10;"):
+    with pytest.raises(mx.DivergenceError, match=r"the loss is (inf|nan) at epoch \d+, .*update.* 10;"):
         mx.fit(model, X, y, epochs=50, optimizer=mx.SGD(lr=10.0), batch_size=batch_size, callbacks=[closed])
     assert closed.closed == 1
     assert np.isfinite(losses).all()

@@ -62,7 +62,8 @@ def test_command_one_trains_mnist_and_its_run_folder_predicts(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "env.json", "history.csv", "model.safetensors", "plots"}
+    files = {"checkpoint.safetensors", "config.json", "env.json", "history.csv", "model.safetensors"}
+    assert names == {".lock", "plots", *files}
     assert len(list((folder / "plots").glob("*.png"))) == 5
     _, test = mx.datasets.mnist()
     model = mx.MLP.load(folder / "model.safetensors")

@@ -82,7 +82,7 @@ def test_xor_preset_learns_and_leaves_a_run_folder(tmp_path, capsys):
     assert "training        0.0025      1.0000" in printed
     assert f"run folder: {folder}\n" in printed
 
-    names = {"config.json", "env.json", "history.csv", "model.safetensors", "plots"}
+    names = {".lock", "checkpoint.safetensors", "config.json", "env.json", "history.csv", "model.safetensors", "plots"}
     assert {path.name for path in folder.iterdir()} == names
     config = json.loads((folder / "config.json").read_text())
     assert config["hidden"] == [4]

@@ -1,0 +1,430 @@
+"""What a run does when it is told to stop, when the disk is full, when a worker fails, when the loss is no number."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from threadpoolctl import threadpool_info
+
+import mlp_xp as mx
+from mlp_xp.snapshot import FILE, read
+
+
+@pytest.fixture
+def data(rng):
+    X = rng.standard_normal((60, 4))
+    return X, (X @ [1, -2, 0.5, 1] > 0).astype(int)
+
+
+def network():
+    return mx.MLP([4, 6, 2])
+
+
+def raising(number, at, times=1):
+    """Return a callback that gets a signal in this epoch."""
+
+    def callback(state):
+        if state.epoch == at:
+            for _ in range(times):
+                signal.raise_signal(number)
+
+    return callback
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_saved_and_reported(number, data, tmp_path):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    model, epochs = network(), []
+    callbacks = [raising(number, 3), lambda state: epochs.append(state.epoch)]
+    with pytest.raises(
+        mx.Interrupted, match=rf"stopped by {number.name} in epoch 3 after update 4; .* in {tmp_path}"
+    ) as e:
+        mx.fit(model, *data, batch_size=17, epochs=9, callbacks=callbacks, checkpoint=mx.Checkpoint(tmp_path))
+    assert (e.value.signal, e.value.folder) == (number, str(tmp_path))
+    assert epochs == [1, 2, 3]  # those behind it still hear of the epoch
+    assert read(tmp_path / FILE).snapshot.epoch == 3
+    assert_array_equal(read(tmp_path / FILE).snapshot.theta, model.theta)
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_second_interrupt_leaves_at_once_and_the_checkpoint_stays(data, tmp_path, monkeypatch):
+    mx.fit(network(), *data, epochs=2, checkpoint=mx.Checkpoint(tmp_path))
+    before, fsync, calls = (tmp_path / FILE).read_bytes(), os.fsync, []
+
+    def interrupt(descriptor):
+        calls.append(descriptor)
+        signal.raise_signal(signal.SIGINT)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupt)  # the second one comes in the middle of saving
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mx.fit(
+            network(), *data, epochs=9, callbacks=[raising(signal.SIGINT, 4)],
+            checkpoint=mx.Checkpoint(tmp_path, resume=True),
+        )  # fmt: skip
+    assert type(caught.value) is KeyboardInterrupt
+    assert len(calls) == 1
+    assert (tmp_path / FILE).read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == [".lock", FILE]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_are_put_back_whatever_happens(data, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        mx.fit(network(), *data, callbacks=[lambda state: 1 / 0], checkpoint=mx.Checkpoint(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_caller_stays_in_force(data, tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        history = mx.fit(
+            network(), *data, epochs=3, callbacks=[raising(signal.SIGTERM, 2)], checkpoint=mx.Checkpoint(tmp_path)
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert len(history) == 3
+
+
+def test_threads_train_side_by_side_without_handlers(data, tmp_path):
+    thetas, handlers = {}, []
+
+    def train(name):
+        model = network()
+        mx.fit(
+            model, *data, epochs=20, batch_size=17, checkpoint=mx.Checkpoint(tmp_path / name, every=7),
+            callbacks=[lambda state: handlers.append(signal.getsignal(signal.SIGTERM))],
+        )  # fmt: skip
+        thetas[name] = model.theta
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    straight = network()
+    mx.fit(straight, *data, epochs=20, batch_size=17)
+    assert sorted(thetas) == list("abcd")
+    for theta in thetas.values():
+        assert_array_equal(theta, straight.theta)
+    assert set(handlers) == {signal.SIG_DFL}
+
+
+# The folder.
+
+
+def test_a_folder_in_use_is_refused_before_training(data, tmp_path):
+    epochs = []
+
+    def second(state):
+        for resume in (False, True):
+            with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} on"):
+                mx.fit(
+                    network(), *data, callbacks=[lambda state: epochs.append(state.epoch)],
+                    checkpoint=mx.Checkpoint(tmp_path, resume=resume),
+                )  # fmt: skip
+
+    mx.fit(network(), *data, epochs=3, callbacks=[lambda s: second(s) if s.epoch == 2 else None],
+           checkpoint=mx.Checkpoint(tmp_path, every=1))  # fmt: skip
+    assert epochs == []
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_training(data, tmp_path, monkeypatch):
+    epochs = []
+    settings = {"callbacks": [lambda state: epochs.append(state.epoch)]}
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        mx.fit(network(), *data, checkpoint=mx.Checkpoint(tmp_path / "file" / "run"), **settings)
+    with pytest.raises(FileExistsError):
+        mx.fit(network(), *data, checkpoint=mx.Checkpoint(tmp_path / "file"), **settings)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=200))
+    with pytest.raises(OSError, match="704 bytes are needed, 200 are free") as caught:
+        mx.fit(network(), *data, checkpoint=mx.Checkpoint(tmp_path / "run"), **settings)
+    assert caught.value.errno == errno.ENOSPC
+    assert epochs == []
+
+
+def test_a_folder_that_may_not_be_written_is_found_out_before_training(data, tmp_path, monkeypatch):
+    mx.fit(network(), *data, epochs=1, checkpoint=mx.Checkpoint(tmp_path))
+    create = os.open
+
+    def refuse(path, flags, *mode):  # root, who runs many a test, may write everywhere
+        if str(path).endswith(".tmp"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return create(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    epochs = []
+    with pytest.raises(PermissionError, match=r"nothing can be written in this folder \(Permission denied\)"):
+        mx.fit(
+            network(), *data, epochs=3, callbacks=[lambda state: epochs.append(state.epoch)],
+            checkpoint=mx.Checkpoint(tmp_path, resume=True),
+        )  # fmt: skip
+    assert epochs == []
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
+    write, saved = os.write, []
+
+    def fill(state):
+        if state.epoch == 3:
+            saved.append((tmp_path / FILE).read_bytes())
+            monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+
+    with pytest.raises(OSError, match=r"\d+ bytes could not be saved \(disk full\)"):
+        mx.fit(network(), *data, epochs=9, callbacks=[fill], checkpoint=mx.Checkpoint(tmp_path, every=1))
+    monkeypatch.setattr(os, "write", write)
+    assert (tmp_path / FILE).read_bytes() == saved[0]
+    straight, resumed = network(), network()
+    mx.fit(resumed, *data, epochs=9, checkpoint=mx.Checkpoint(tmp_path, resume=True))
+    mx.fit(straight, *data, epochs=9)
+    assert_array_equal(resumed.theta, straight.theta)
+
+
+# Errors in the training.
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_a_failing_worker_leaves_model_and_checkpoint(batch_size, rng, tmp_path, monkeypatch):
+    X, y = rng.random((3000, 8)), rng.integers(0, 3, 3000)
+    X, y = (X, y) if batch_size is None else (X[:64], y[:64])
+    model, straight = mx.MLP([8, 6, 3]), mx.MLP([8, 6, 3])
+    settings = {"batch_size": batch_size, "threads": 2}
+    limits = [pool["num_threads"] for pool in threadpool_info()]
+    total = mx.kernels.numpy_.NumpyKernels.sum
+    thetas = []
+
+    def fail(self, losses):
+        if len(thetas) == 2:
+            raise MemoryError("no room for the sums")
+        return total(self, losses)
+
+    def note(state):
+        thetas.append(state.model.theta.copy())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mx.kernels.numpy_.NumpyKernels, "sum", fail)
+        checkpoint = mx.Checkpoint(tmp_path, every=1)
+        with pytest.raises(MemoryError, match="no room for the sums"):
+            mx.fit(model, X, y, epochs=5, callbacks=[note], checkpoint=checkpoint, **settings)
+    assert_array_equal(model.theta, thetas[1])
+    assert_array_equal(read(tmp_path / FILE).snapshot.theta, thetas[1])
+    assert [pool["num_threads"] for pool in threadpool_info()] == limits
+    mx.fit(model, X, y, epochs=5, checkpoint=mx.Checkpoint(tmp_path, resume=True), **settings)
+    mx.fit(straight, X, y, epochs=5, **settings)
+    assert_array_equal(model.theta, straight.theta)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's own words about the overflow
+@pytest.mark.parametrize("batch_size", [None, 20])
+@pytest.mark.parametrize("every", [1, "0.0001s"])
+def test_what_diverged_is_never_saved(every, batch_size, rng, tmp_path):
+    X, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 1))
+    model = mx.MLP([4, 6, 1], "identity", "identity")
+    settings = {"optimizer": mx.SGD(2.0), "batch_size": batch_size, "epochs": 50}
+    words = rf"at epoch \d+, {'update 1' if batch_size is None else '.*update'}.*, with learning rate 2;"
+    with pytest.raises(mx.DivergenceError, match=words):
+        mx.fit(model, X, y, checkpoint=mx.Checkpoint(tmp_path, every=every), **settings)
+    saved = read(tmp_path / FILE)
+    assert saved.snapshot.epoch + saved.snapshot.update > 0
+    assert np.isfinite(saved.history["loss"]).all()
+    assert np.isfinite(model.theta).all()
+
+
+class Exploding(mx.SGD):
+    """Descends, and in the second epoch puts a parameter out of the numbers."""
+
+    def update(self, theta, grad, state, rate):
+        theta, state = super().update(theta, grad, state, rate)
+        if rate < self.base_lr:
+            theta[0] = np.inf
+        return theta, state
+
+
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_parameters_that_blow_up_are_seen_though_the_loss_was_finite(epochs, data, tmp_path):
+    model, thetas = network(), []
+    with pytest.raises(mx.DivergenceError, match="a parameter is NaN or infinite at epoch 2, update 1,"):
+        mx.fit(
+            model, *data, epochs=epochs, optimizer=Exploding(mx.StepDecay(0.1, every=1)),
+            callbacks=[lambda state: thetas.append(state.model.theta.copy())],
+            checkpoint=mx.Checkpoint(tmp_path, every=1),
+        )  # fmt: skip
+    assert_array_equal(model.theta, thetas[0])
+    assert_array_equal(read(tmp_path / FILE).snapshot.theta, thetas[0])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_validation_loss_that_overflows_stops_too(rng, tmp_path):
+    X, y = rng.random((20, 4)), rng.random((20, 1))
+    model = mx.MLP([4, 1], output="identity")
+    with pytest.raises(mx.DivergenceError, match="the validation loss is inf at epoch 1"):
+        mx.fit(model, X, y, epochs=3, validation=(X * 1e30, y), checkpoint=mx.Checkpoint(tmp_path))
+    assert not (tmp_path / FILE).exists()
+
+
+NO_MEMORY = """
+import resource, sys
+import numpy as np
+import mlp_xp as mx
+from mlp_xp.commands import exit_code
+
+X, y = np.zeros((400_000, 20), np.float32), np.arange(400_000) % 2
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+def train():
+    mx.fit(mx.MLP([20, 2]), X, y, epochs=2, plan="zero", threads=1,
+           checkpoint=mx.Checkpoint(sys.argv[1], resume=True))
+
+mx.fit(mx.MLP([20, 2]), X, y, epochs=1, plan="zero", threads=1, checkpoint=mx.Checkpoint(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_AS, (size + 10_000_000, size + 10_000_000))
+sys.exit(exit_code("train", train))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size of the process from Linux's /proc")
+def test_too_little_memory_is_one_line_and_the_checkpoint_stays(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"mlp-xp train: out of memory \(.*MiB.*\); use fewer samples, .*\n", done.stderr)
+    assert read(tmp_path / FILE).snapshot.epoch == 1
+
+
+# The command.
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "mlp_xp.train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    """Options of a run of some seconds, and the run folder that it leaves when nobody disturbs it."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("straight")
+    X, y = rng.integers(0, 256, (2400, 30), dtype=np.uint8), rng.integers(0, 3, 2400)
+    np.savez(folder / "data.npz", X=X, y=y)
+    options = ["--data", folder / "data.npz", "--hidden", "8", "--batch-size", "2", "--epochs", "9", "--quiet"]
+    options += ["--optimizer", "adamw", "--schedule", "cosine", "--warm-up", "2", "--validation", "0.2", "--tol", "0"]
+    run = start(*options, "--out", folder / "run")
+    assert run.communicate(timeout=100)[1] == ""
+    return options, folder / "run"
+
+
+def until(condition, run):
+    while not condition():
+        assert run.poll() is None, run.communicate()
+        threading.Event().wait(0.01)
+
+
+def history_without_times(folder):
+    return [line.rsplit(",", 1)[0] for line in (folder / "history.csv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_was_stopped_leaves_what_an_undisturbed_one_leaves(number, arguments, tmp_path):
+    options, straight = arguments
+    folder = tmp_path / "a run"
+    often = ["--checkpoint-every", "0.05s"] if number == signal.SIGKILL else []
+    run = start(*options, "--out", folder, *often)
+    until((folder / (FILE if often else "config.json")).exists, run)
+    run.send_signal(number)
+    output, error = run.communicate(timeout=20)
+    if number == signal.SIGKILL:
+        assert run.returncode == -signal.SIGKILL
+    else:
+        assert run.returncode == 128 + number
+        assert output == ""
+        words = rf"mlp-xp train: stopped by {number.name} in epoch \d .*; go on with: python -m mlp_xp.train --resume '{folder}'\n"
+        assert re.fullmatch(words, error)
+    assert not (folder / "history.csv").exists()
+    assert read(folder / FILE).snapshot.epoch < 9
+
+    resumed = start("--resume", folder, *options, "--out", folder)
+    output, error = resumed.communicate(timeout=100)
+    assert (resumed.returncode, error) == (0, "")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in straight.iterdir()}
+    assert history_without_times(folder) == history_without_times(straight)
+    assert (folder / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    config, other = (mx_json(each) for each in (folder, straight))
+    assert config == {**other, "out": str(folder), "checkpoint_every": often[1] if often else None}
+    assert len(list((folder / "plots").iterdir())) == len(list((straight / "plots").iterdir()))
+
+
+def mx_json(folder):
+    import json
+
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_two_interrupts_leave_at_once(arguments, tmp_path):
+    run = start(*arguments[0], "--out", tmp_path / "run", "--epochs", "100000", "--checkpoint-every", "1")
+    until((tmp_path / "run" / FILE).exists, run)
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=20) == 130
+    run.communicate()
+    assert read(tmp_path / "run" / FILE).snapshot.epoch >= 1
+    assert not list(Path(tmp_path, "run").glob("*.tmp"))
+
+
+def test_a_second_command_in_the_folder_is_refused(arguments, tmp_path):
+    run = start(*arguments[0], "--out", tmp_path / "run", "--checkpoint-every", "0.05s", "--epochs", "1000")
+    try:
+        until((tmp_path / "run" / FILE).exists, run)
+        second = start("--resume", tmp_path / "run")
+        _, error = second.communicate(timeout=60)
+    finally:
+        run.kill()
+        run.communicate()
+    assert second.returncode == 2
+    assert re.fullmatch(rf"mlp-xp train: .*/run: in use by process {run.pid} on .*; wait until.*\n", error)
+
+
+def test_a_full_disk_ends_the_command_with_one_line(arguments, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    command = [sys.executable, "-m", "mlp_xp.train", *map(str, arguments[0]), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2
+    assert re.fullmatch(r"mlp-xp train: .*checkpoint\.safetensors: \d+ bytes could not be saved \(.*\n", done.stderr)
+
+
+def test_divergence_is_one_line_without_warnings(tmp_path):
+    options = [
+        "--preset",
+        "xor",
+        "--output",
+        "identity",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "1e30",
+        "--out",
+        tmp_path / "run",
+    ]
+    run = start(*options, "--quiet")
+    output, error = run.communicate(timeout=60)
+    assert (run.returncode, output) == (1, "")
+    assert re.fullmatch(r"mlp-xp train: .* at epoch \d+, update 1, with learning rate 1e\+30; .*smaller.*\n", error)
