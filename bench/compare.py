@@ -35,7 +35,8 @@ NOISE = 0.05  # medians of ratios come back within this on a quiet machine
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
     "cpu": "ours,ours-dense,torch,torch-compile,torch-compile-forward,jax-step,jax-loop,sklearn,textbook",
-    "cuda": "ours,torch,torch-compile,torch-compile-forward,torch-compile-tf32,jax-step,jax-loop,jax-loop-tf32",
+    "cuda": "ours,ours-tf32,ours-fp16x2,torch,torch-compile,torch-compile-forward,torch-compile-tf32,"
+    "jax-step,jax-loop,jax-loop-tf32",
 }
 
 

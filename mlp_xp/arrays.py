@@ -14,9 +14,16 @@ from typing import Any
 import array_api_compat as compat
 import numpy as np
 
-__all__ = ["Array", "Device", "get_device"]
+__all__ = ["PRECISIONS", "Array", "Device", "get_device"]
 
 Array = Any  # an array of any conforming library; the standard has no common type to name
+
+PRECISIONS = {"fp32": "float32", "fp64": "float64", "tf32": "float32", "bf16": "float32", "fp16x2": "float32"}
+"""How products are computed, and the dtype of all else; sums have all of its digits.
+
+``fp32``, ``fp64``: as exactly as the dtype has it. ``tf32``, ``bf16``: of factors rounded to 10 or 7 bits of mantissa.
+``fp16x2``: as exactly as ``fp32``, by way of pairs of float16; for byte images.
+"""
 
 _LIBRARIES = {
     "cpu": ("numpy", "array_api_compat.numpy", ""),
@@ -55,6 +62,11 @@ class Device:
     def shard_rows(self) -> int:
         """Rows to work on at a time: on the CPU what stays in a core's cache, elsewhere what fills a GPU."""
         return 1024 if self.library == "cpu" else 65_536
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Keys of :data:`PRECISIONS` that there are on this device."""
+        return tuple(PRECISIONS) if self.library == "cuda" else ("fp32", "fp64")
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         """Return `x` as an array of this device, copying from the host only where it has to.

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .arrays import PRECISIONS
 from .checkpoint import check_every, check_same
 from .commands import Parser
 from .snapshot import FILE, read
@@ -34,7 +35,7 @@ class Config:
     output: str = _option("softmax", "output and loss: softmax, sigmoid, identity, softmax_of_sigmoid, sigmoid_mse")
     init: str = _option("xavier_normal", "law of the first weights", metavar="LAW")
     device: str = _option("cpu", "cpu, cuda, cuda:N, torch, torch:DEVICE, jax or strict", metavar="DEVICE")
-    precision: str = _option("fp32", "of all computation", ("fp32", "fp64"))
+    precision: str = _option("fp32", "of products; the last three on cuda only", tuple(PRECISIONS))
     epochs: int = _option(12, "the most epochs to train for", metavar="N")
     batch_size: int = _option(128, "samples per update; 0 takes all at once", metavar="N")
     optimizer: str = _option("adam", "how parameters are updated", ("sgd", "adam", "adamw"))

@@ -16,7 +16,16 @@ from .kernels import GenericKernels, kernels_for
 from .model import OUTPUTS, Network, Output, forward, grad_sum
 from .params import Layout, Parameters, initial_theta
 from .torch_bridge import Layers, make_sequential, read_sequential
-from .validation import as_features, as_targets, check_activations, check_choice, check_like, check_seed, check_sizes
+from .validation import (
+    as_features,
+    as_targets,
+    check_activations,
+    check_choice,
+    check_like,
+    check_precision,
+    check_seed,
+    check_sizes,
+)
 
 __all__ = ["MLP", "Forward", "Gradient", "check_output"]
 
@@ -74,6 +83,10 @@ class MLP:
         ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"torch"``, ``"torch:DEVICE"``, ``"jax"`` or ``"strict"``.
     seed : int
         Of the first weights and of the order of mini-batches; the same on every backend.
+    precision : str, optional
+        How training and prediction multiply, a key of :data:`mlp_xp.arrays.PRECISIONS`: ``"tf32"``, ``"bf16"`` and
+        ``"fp16x2"`` (for uint8 pixels) are faster and there on CUDA only. None has all digits of `dtype`. Like the
+        device, it is not saved with the model.
 
     Raises
     ------
@@ -96,6 +109,7 @@ class MLP:
         dtype: str = "float32",
         device: str | Device = "cpu",
         seed: int = 0,
+        precision: str | None = None,
     ) -> None:
         self.sizes = check_sizes(sizes)
         self.activation = check_activations(activation, len(self.sizes) - 2)
@@ -107,7 +121,8 @@ class MLP:
         self.layout = Layout(self.sizes)
         theta = initial_theta(self.layout, init, self.seed, self.dtype)
         self.device = get_device(device, self.dtype)
-        self.kernels = kernels_for(self.device, self.dtype)
+        self.precision = check_precision(precision, self.dtype, self.device)
+        self.kernels = kernels_for(self.device, self.dtype, self.precision)
         self.network = Network(("", *self.activation, last.activation), last.loss)
         self.theta = self.device.asarray(theta)
 
@@ -140,7 +155,12 @@ class MLP:
 
     def check_features(self, X: Any) -> Array:
         """Return `X` (n, n_0) as an array the model computes with, or raise a ValueError."""
-        return as_features(X, self.sizes[0], self.device, self.dtype)
+        X = as_features(X, self.sizes[0], self.device, self.dtype)
+        if self.precision == "fp16x2" and X.dtype != self.device.xp.uint8:
+            raise ValueError(
+                f"precision 'fp16x2' is exact for uint8 pixels only, got {X.dtype}; pass those, or use 'tf32' or 'fp32'"
+            )
+        return X
 
     def check_targets(self, y: Any, n: int) -> Array:
         """Return the targets of n rows as an array the model computes with, or raise a ValueError."""

@@ -36,6 +36,7 @@ def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
         "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
         "device": model.device.name,
         "dtype": model.dtype,
+        "precision": model.precision,
         "plan": {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)},
     }
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .arrays import PRECISIONS
 from .atomic import probe_writable
 from .callbacks import History, Progress
 from .checkpoint import Checkpoint
@@ -188,7 +189,8 @@ def make_model(config: Config, train: Dataset) -> MLP:
         activation=config.activation[0] if len(config.activation) == 1 else config.activation,
         output=config.output,
         init=config.init,
-        dtype={"fp32": "float32", "fp64": "float64"}[config.precision],
+        dtype=PRECISIONS[config.precision],
+        precision=config.precision,
         device=config.device,
         seed=config.seed,
     )

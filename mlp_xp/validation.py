@@ -9,7 +9,7 @@ from typing import Any
 import array_api_compat as compat
 import numpy as np
 
-from .arrays import Array, Device
+from .arrays import PRECISIONS, Array, Device
 from .kernels import ACTIVATIONS
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_like",
+    "check_precision",
     "check_seed",
     "check_sizes",
 ]
@@ -70,6 +71,21 @@ def check_like(what: str, values: Sequence[Any], current: Sequence[np.ndarray[An
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"{what} must be finite, got NaN or infinity")
     return arrays
+
+
+def check_precision(precision: str | None, dtype: str, device: Device) -> str:
+    """Return a precision that goes with the dtype and is to be had on the device; all its digits if None."""
+    if precision is None:
+        return {"float32": "fp32", "float64": "fp64"}[dtype]
+    check_choice("precision", precision, PRECISIONS)
+    if PRECISIONS[precision] != dtype:
+        raise ValueError(f"precision {precision!r} goes with dtype {PRECISIONS[precision]!r}, got dtype {dtype!r}")
+    if precision not in device.precisions:
+        raise ValueError(
+            f"device {device.name!r} has the precisions {' and '.join(map(repr, device.precisions))}, got "
+            f"{precision!r}; use one of them, or device 'cuda'"
+        )
+    return precision
 
 
 def as_features(X: Any, width: int, device: Device, dtype: str) -> Array:

@@ -285,6 +285,13 @@ def test_progress_bar_counts_and_is_quiet_without_a_terminal(data, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_progress_bar_of_a_resumed_run_begins_where_it_was(data, tmp_path, capsys):
+    mx.fit(network(), *data, epochs=3, checkpoint=mx.Checkpoint(tmp_path))
+    progress = mx.Progress(total=5, disable=False)
+    mx.fit(network(), *data, epochs=5, callbacks=[progress], checkpoint=mx.Checkpoint(tmp_path, resume=True))
+    assert (progress.bar.initial, progress.bar.n) == (3, 5)
+
+
 def test_training_in_two_halves_of_full_batches_equals_one_run(data):
     once, twice = network(), network()
     mx.fit(once, *data, epochs=6)

@@ -21,6 +21,7 @@ def make(
     plan: str = "auto",
     pixels: str = "uint8",
     dtype: str = "float32",
+    precision: str | None = None,
     library: str | None = None,
     callbacks: bool = False,
 ) -> Contender:
@@ -33,21 +34,36 @@ def make(
         raise UnavailableError("not supported: JAX chooses its own device; run it with --device cpu")
     if library is not None:
         device = {"cpu": library, "cuda": f"{library}:cuda"}[device]
-    return Ours(problem, device, threads, plan, pixels, dtype, callbacks)
+    return Ours(problem, device, threads, plan, pixels, dtype, precision, callbacks)
 
 
 class Ours(Contender):
     """One generator, asked for its next state once an epoch."""
 
     def __init__(
-        self, problem: Problem, device: str, threads: int, plan: str, pixels: str, dtype: str, callbacks: bool
+        self,
+        problem: Problem,
+        device: str,
+        threads: int,
+        plan: str,
+        pixels: str,
+        dtype: str,
+        precision: str | None,
+        callbacks: bool,
     ) -> None:
         super().__init__(problem)
-        self.settings = f"device {device}, plan {plan}, {pixels} images, {dtype}" + ", callbacks" * callbacks
+        self.settings = f"device {device}, plan {plan}, {pixels} images, {dtype}"
+        self.settings += "" if precision is None else f", {precision} products"
+        self.settings += ", callbacks" * callbacks
         self.callbacks = _all_callbacks() if callbacks else []
         try:
             self.model = mx.MLP(
-                list(problem.sizes), activation=problem.activation, dtype=dtype, device=device, seed=problem.seed
+                list(problem.sizes),
+                activation=problem.activation,
+                dtype=dtype,
+                device=device,
+                seed=problem.seed,
+                precision=precision,
             )
         except ValueError as error:
             raise UnavailableError(f"not available: {error}") from error

@@ -34,8 +34,8 @@ class Kernels(Protocol):
     def softmax(self, A: Array) -> Array: ...
 
 
-def kernels_for(device: Device, dtype: str) -> Kernels:
-    """Return the fastest kernels for this device and dtype name."""
+def kernels_for(device: Device, dtype: str, precision: str | None = None) -> Kernels:
+    """Return the fastest kernels for this device, dtype name and precision, one of ``device.precisions``."""
     if device.library == "cpu":
         from .numpy_ import NumpyKernels
 
@@ -43,5 +43,5 @@ def kernels_for(device: Device, dtype: str) -> Kernels:
     if device.library == "cuda":
         from .cuda import CudaKernels
 
-        return CudaKernels(device.xp, dtype)
+        return CudaKernels(device.xp, dtype, precision)
     return GenericKernels(device.xp, dtype)

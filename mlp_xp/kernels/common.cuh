@@ -12,10 +12,24 @@
 
 #define DEVICE __device__ __forceinline__
 
-#ifndef DYNAMIC_SHARED  // the tests define it their own way, to run the kernels on a CPU
+using byte = unsigned char;
+using half_bits = unsigned short;  // a float16, whose own type is in a header of the toolkit
+
+#ifndef DYNAMIC_SHARED  // the tests define these their own way, to run the kernels on a CPU
 #define DYNAMIC_SHARED(type, name)                        \
   extern __shared__ __align__(16) unsigned char memory[]; \
   type& name = *reinterpret_cast<type*>(memory)
+
+DEVICE half_bits to_half(float x) {
+  half_bits bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+DEVICE float from_half(half_bits bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
 #endif
 
 // N neighbouring numbers that travel in one load or store.
@@ -26,6 +40,25 @@ struct alignas(N * sizeof(REAL)) Pack {
 
 inline constexpr REAL LOWEST = sizeof(REAL) == 4 ? -3.402823466e+38 : -1.7976931348623157e+308;
 inline constexpr REAL LEAK = 0.01;  // slope of the leaky ReLU below zero
+inline constexpr REAL PIXEL = 1.0 / 255;
+
+// A float as two float16, so that the tensor cores' products with small whole numbers are as exact as those in float:
+// x = high + low / LOW with high = float16(x) and low = float16(LOW (x - high)) has 22 bits of mantissa for numbers from
+// 6e-5 to 65504, and an absolute error of 1.5e-11 at most for smaller ones. A whole number up to 2048 is a float16, and
+// its products with both halves are exact in float.
+inline constexpr float LOW = 2048;
+
+struct Halves {
+  half_bits high, low;
+};
+
+DEVICE Halves split(float x) {
+  const half_bits high = to_half(x);
+  return {high, to_half(LOW * (x - from_half(high)))};
+}
+
+// From products of whole pixels with both halves of a number, that of pixels / 255 with the number.
+DEVICE float join(float high, float low) { return PIXEL * (high + low / LOW); }
 
 // 1 / x for x >= 1, to 1 unit in the last place: a float division would cost four times as much.
 DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }

@@ -20,7 +20,7 @@ __all__ = ["CuBLAS"]
 _N, _T = 0, 1  # cublasOperation_t
 _DEFAULT_ALGORITHM = -1  # cublasGemmAlgo_t
 _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # cudaDataType_t
-_COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType_t
+_COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 75, "fp64": 70}  # cublasComputeType_t
 
 
 class CuBLAS:
@@ -34,18 +34,19 @@ class CuBLAS:
         Address of the CUDA stream.
     workspace : array
         Device memory on a 256-byte boundary; 32 MiB is what cuBLAS recommends for the largest GPUs.
-    tf32 : bool
-        Round float32 operands to 10 bits of mantissa, for the speed of the tensor cores.
+    precision : {"fp32", "tf32", "bf16"}
+        What products of float32 may be rounded to before they are multiplied, for the speed of the tensor cores:
+        nothing, 10 bits of mantissa or 7.
     library : optional
         What to call in place of ``nvmath.bindings.cublas``.
     """
 
-    def __init__(self, stream: int, workspace: Any, *, tf32: bool = False, library: Any = None) -> None:
+    def __init__(self, stream: int, workspace: Any, *, precision: str = "fp32", library: Any = None) -> None:
         if library is None:
             library = importlib.import_module("nvmath.bindings.cublas")
         self._library = library
         self._workspace = workspace  # keeps the memory alive
-        self._tf32 = tf32
+        self._precision = precision
         self._scalars: dict[tuple[float, bool], c_float | c_double] = {}
         self._handle = library.create()
         weakref.finalize(self, library.destroy, self._handle)
@@ -121,7 +122,7 @@ class CuBLAS:
                 f"there is no product of {a} and {b} into {c}; both operands have one of {', '.join(_TYPES)}, and the "
                 "result has the same, or float32 for the 16-bit ones"
             )
-        return _COMPUTE["tf32" if self._tf32 and a == "float32" else "float64" if a == "float64" else "float32"]
+        return _COMPUTE[{"float32": self._precision, "float64": "fp64"}.get(a, "fp32")]
 
     def _scalar(self, value: float, C: Any) -> int:
         """Return the address of a scalar in the precision of the sums, which lives as long as this object."""

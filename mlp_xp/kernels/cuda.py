@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import threading
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,17 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..arrays import Array
-from .cuda_source import source
+from .cublas import CuBLAS
+from .cuda_source import THREADS, FusedHead, Kernel, fused_head, source
 from .generic import GenericKernels
 
-__all__ = ["CudaKernels", "Pending"]
+__all__ = ["CudaKernels", "Pending", "grid_for"]
 
-_THREADS = 256  # of a block: the kernels are written for it
+_log = logging.getLogger(__name__)
+
 _ALIGNMENT = 16  # bytes of the widest load
+_WORKSPACE = 32 * 2**20  # bytes: what cuBLAS recommends for the largest GPUs
 # (rows that are worth a block, the most blocks): 8 blocks fill a multiprocessor and the largest GPUs have some 132;
 # where a single block adds up what the others leave behind, fewer of them are faster
 _SWEEP = 8, 8 * 132
 _SUM = 32, 2 * 132
+_BLOCKS_OF_HEAD = 2  # that a multiprocessor holds at a time
+_ADD = 32, 8  # threads of a block: parameters, and lanes of the shards that are added up for each
 
 
 class Pending(NamedTuple):
@@ -38,15 +45,24 @@ class _Kept(threading.local):
         The counter by which the blocks of ``activation_gradient`` find out which is last: 0 between launches.
     dZ, db : array (n, h) and (h,)
         The last result of :meth:`CudaKernels.activation_gradient` and its column sums.
+    losses, totals : array (n,) and (blocks, 2)
+        The last losses, and each block's sum of them and number of hits.
+    products : dict of int to CuBLAS
+        By the address of the stream.
     """
 
     ticket: Array = None
     dZ: Array = None
     db: Array = None
+    losses: Array = None
+    totals: Array = None
+
+    def __init__(self) -> None:
+        self.products: dict[int, CuBLAS] = {}
 
 
 class CudaKernels(GenericKernels):
-    """Operations on CuPy arrays by the kernels of ``activation.cu`` and ``softmax_cross_entropy.cu``.
+    """Operations on CuPy arrays by the kernels of ``*.cu``.
 
     A hidden layer is passed over once on the way forward, for its bias and activation, and once on the way back, for
     its slope and the sum over rows: :meth:`affine` leaves the bias to :meth:`activate`, and
@@ -55,7 +71,7 @@ class CudaKernels(GenericKernels):
     those of the pass before: there are no buffers here.
 
     The kernels of ``activation.cu`` take matrices of this dtype, in C order and on a 16-byte boundary, which is what
-    the operations make; for any other the generic operation is used, as it is for the losses without a softmax.
+    the operations make; for any other the generic operation is used.
 
     Parameters
     ----------
@@ -63,29 +79,52 @@ class CudaKernels(GenericKernels):
         ``array_api_compat.cupy``.
     dtype : str
         ``"float32"`` or ``"float64"``.
+    precision : str, optional
+        How float32 is multiplied, a key of :data:`mlp_xp.arrays.PRECISIONS`; None as exactly as the dtype has it.
+        With ``"fp16x2"`` the products with byte images go through two float16 halves of the other factor, see
+        ``common.cuh``; all other products are float32's.
+
+    Raises
+    ------
+    ValueError
+        If nvmath-python, by which alone cuBLAS can be asked for anything but all digits, cannot be used.
     """
 
-    def __init__(self, xp: Any, dtype: str) -> None:
+    adds = True  # whether gradients are added to `into`, which is the rule, or written over what it held
+
+    def __init__(self, xp: Any, dtype: str, precision: str | None = None) -> None:
         super().__init__(xp, dtype)
         self._real = {"float32": "float", "float64": "double"}[dtype]
+        self.precision = precision or {"float32": "fp32", "float64": "fp64"}[dtype]
         self._kept = _Kept()
+        self._library = _cublas()
+        if self._library is None and self.precision not in ("fp32", "fp64"):
+            raise ValueError(
+                f"precision {self.precision!r} needs nvmath-python and its cuBLAS, which are not to be had here; "
+                "pip install nvmath-python, or use 'fp32'"
+            )
+
+    # The operations.
 
     def features(self, X: Array) -> Array:
-        if X.dtype == self.xp.uint8:
-            return self.xp.multiply(X, 1 / 255, dtype=self.dtype)  # one pass: it converts each byte that it reads
-        return X
+        if X.dtype != self.xp.uint8:
+            return X if X.flags.c_contiguous else self.xp.ascontiguousarray(X)
+        if self.precision == "fp16x2":
+            return X.astype(self.xp.float16)  # whole numbers, which the product divides by 255
+        return self.xp.multiply(X, 1 / 255, dtype=self.dtype)  # one pass: it converts each byte that it reads
 
     def affine(self, A: Array, W: Array, b: Array) -> Pending:
-        return Pending(A @ W[:, : A.shape[1]].T, b)
+        return Pending(self._times(A, W), b)
 
     def activate(self, name: str, Z: Array | Pending) -> Array:
         Z, b = Z if isinstance(Z, Pending) else (Z, None)
         if not self._takes(Z):
             return super().activate(name, Z if b is None else Z + b)
         if b is not None:
-            b = self.xp.ascontiguousarray(b, dtype=self.dtype)
+            b = self._as(b, self.dtype)
         rows, units = Z.shape
-        self._launch("activation", "bias_activation", name, _grid(rows, *_SWEEP), Z, b, np.int32(rows), np.int32(units))
+        kernel = Kernel("activation", "bias_activation", (("ACTIVATION", name),))
+        self.launch(kernel, grid_for(rows, *_SWEEP), Z, b, np.int32(rows), np.int32(units))
         return Z
 
     def activation_gradient(self, name: str, dA: Array, A: Array) -> Array:
@@ -94,39 +133,183 @@ class CudaKernels(GenericKernels):
         kept, (rows, units) = self._kept, dA.shape
         if kept.ticket is None:
             kept.ticket = self.xp.zeros(1, dtype=self.xp.uint32)
-        grid = _grid(rows, *_SUM)
-        partial = self.xp.empty((grid, units), dtype=self.dtype)
-        kept.dZ, kept.db = dA, self.xp.empty(units, dtype=self.dtype)
-        self._launch(
-            "activation", "activation_gradient", name, grid,
+        grid = grid_for(rows, *_SUM)
+        partial = self._empty(grid, units)
+        kept.dZ, kept.db = dA, self._empty(units)
+        self.launch(
+            Kernel("activation", "activation_gradient", (("ACTIVATION", name),)), grid,
             dA, A, partial, kept.db, kept.ticket, np.int32(rows), np.int32(units), np.int32(False),
         )  # fmt: skip
         return dA
 
     def weight_gradient(self, dZ: Array, A: Array, into: Array) -> Array:
         block = into.T[: A.shape[1]]  # the parameters are stored transposed: C order
-        block += A.T @ dZ
+        if A.dtype == self.xp.float16:
+            self._join(self._products(A.T, self._halves(dZ)), block, self.adds)
+        else:
+            self._multiply(A.T, dZ, block, self.adds)
         return into
 
     def bias_gradient(self, dZ: Array, into: Array) -> Array:
         kept = self._kept
         if dZ is not kept.dZ:
             return super().bias_gradient(dZ, into)
-        into += kept.db
+        self._add_shards(kept.db, into)
         kept.dZ = kept.db = None
         return into
 
+    def input_gradient(self, dZ: Array, W: Array) -> Array:
+        dA = self._empty(dZ.shape[0], W.shape[1])
+        self._multiply(dZ, W, dA)
+        return dA
+
     def softmax_cross_entropy(self, A: Array, y: Array) -> tuple[Array, Array]:
-        rows, classes = A.shape
-        dA = A.astype(self.dtype, order="C")  # a copy: the slope of the last layer is taken from A
-        y = self.xp.ascontiguousarray(y, dtype=self.xp.int32)
-        grid = _grid(rows, *_SWEEP)
-        losses, totals = self.xp.empty(rows, dtype=self.dtype), self.xp.empty((grid, 2), dtype=self.dtype)
-        self._launch(
-            "softmax_cross_entropy", "softmax_cross_entropy", "identity", grid,
-            dA, y, losses, totals, np.int32(rows), np.int32(classes),
+        return self._loss(Kernel("softmax_cross_entropy", "softmax_cross_entropy"), A, self._as(y, self.xp.int32))
+
+    def sigmoid_cross_entropy(self, A: Array, Y: Array) -> tuple[Array, Array]:
+        return self._loss(Kernel("losses", "sigmoid_cross_entropy"), A, self._as(Y, self.dtype))
+
+    def half_squared_error(self, A: Array, Y: Array) -> tuple[Array, Array]:
+        return self._loss(Kernel("losses", "half_squared_error"), A, self._as(Y, self.dtype))
+
+    def _loss(self, kernel: Kernel, A: Array, y: Array) -> tuple[Array, Array]:
+        kept, (rows, units) = self._kept, A.shape
+        dA, kept.losses = self._empty(rows, units), self._empty(rows)  # the slope of the last layer is taken from A
+        grid = grid_for(rows, *_SWEEP)
+        kept.totals = self._totals(grid)
+        A = self._as(A, self.dtype)
+        self.launch(kernel, grid, A, y, dA, kept.losses, kept.totals, np.int32(rows), np.int32(units))
+        return kept.losses, dA
+
+    def sum(self, losses: Array) -> Array:
+        kept = self._kept
+        if losses is not kept.losses:
+            return super().sum(losses)
+        totals, kept.losses, kept.totals = kept.totals, None, None
+        return self._sum(totals)
+
+    # All of them at once.
+
+    def grad_sum(self, net: Any, params: Any, X: Array, y: Array, into: Any) -> Array | None:
+        """Do as :func:`mlp_xp.model.grad_sum` does, with one kernel for everything between the two large products.
+
+        ``fused_head.cu`` is the text, from the hidden layer's bias to its gradient, for one hidden layer and a softmax.
+
+        Returns
+        -------
+        array () or None
+            The sum of losses; None, and nothing done, where the network is not one of those: then the text has to do.
+        """
+        W, b, g = params.W, params.b, net.g
+        if len(W) != 3 or net.loss != "softmax_cross_entropy" or g[2] != "identity" or self._real != "float":
+            return None
+        blocks, shared = self._chip()
+        head = fused_head(W[1].shape[0], W[2].shape[0], shared, self.precision == "fp16x2")
+        if head is None:
+            return None
+        A, rows = self.features(X), X.shape[0]
+        if head.halves:
+            Z = self._products(A, self._halves(W[1][:, : A.shape[1]].T))
+            dZ = self._empty(*Z.shape, dtype=self.xp.float16)
+        else:
+            dZ = Z = self._times(A, W[1])
+        grid = grid_for(rows, head.tile, blocks)
+        gradients, totals = self._gradients(grid, head), self._totals(grid)
+        b1, b2, W2 = (self._as(x, self.dtype) for x in (b[1], b[2], W[2].T))
+        y = self._as(y, self.xp.int32)
+        self.launch(head.kernel(g[1]), grid, Z, dZ, b1, b2, W2, y, gradients, totals, np.int32(rows))
+        if head.halves:
+            self._join(self._products(A.T, dZ), into.W[1].T[: A.shape[1]], self.adds)
+        else:
+            self.weight_gradient(dZ, A, into.W[1])
+        self._add_head(gradients, head, into)
+        return self._sum(totals)
+
+    def _add_head(self, gradients: Array, head: FusedHead, into: Any) -> None:
+        end = head.hidden + head.classes
+        self._add_shards(gradients[:, : head.hidden], into.b[1])
+        self._add_shards(gradients[:, head.hidden : end], into.b[2])
+        self._add_shards(gradients[:, end:], into.W[2].T)
+
+    # Memory: what a subclass may keep.
+
+    def _empty(self, *shape: int, dtype: Any = None) -> Array:
+        """Return an array, of this dtype if not told otherwise, for the time of one pass."""
+        return self.xp.empty(shape, dtype=dtype or self.dtype)
+
+    def _totals(self, blocks: int) -> Array:
+        """Return an array (blocks, 2) for sums of losses and numbers of hits."""
+        return self._empty(blocks, 2)
+
+    def _gradients(self, blocks: int, head: FusedHead) -> Array:
+        """Return an array (blocks, head.gradients) for what a head's blocks leave behind."""
+        return self._empty(blocks, head.gradients)
+
+    def _sum(self, totals: Array) -> Array:
+        """(blocks, 2) -> (): the sum of losses."""
+        return self.xp.sum(totals[:, 0])
+
+    # What they are made of.
+
+    def _times(self, A: Array, W: Array) -> Array:
+        """(n, d) @ (h, d).T -> (n, h), W without the columns that A lacks; A divided by 255 if it is float16."""
+        W = W[:, : A.shape[1]].T
+        Z = self._empty(A.shape[0], W.shape[1])
+        if A.dtype == self.xp.float16:
+            self._join(self._products(A, self._halves(W)), Z, False)
+        else:
+            self._multiply(A, W, Z)
+        return Z
+
+    def _products(self, A: Array, halves: Array) -> Array:
+        """(m, k) @ (k, 2 n) -> (m, 2 n): float16 whole pixels by both halves of a matrix, for :meth:`_join`."""
+        products = self._empty(A.shape[0], halves.shape[1])
+        self._multiply(A, halves, products)
+        return products
+
+    def _multiply(self, A: Array, B: Array, into: Array, add: bool = False) -> None:
+        """(m, k) @ (k, n) -> (m, n), written or added to `into`, by cuBLAS where a graph can capture it."""
+        if self._library is not None:
+            kept, stream = self._kept, self.xp.cuda.get_current_stream().ptr
+            if stream not in kept.products:
+                precision = self.precision if self.precision in ("tf32", "bf16") else "fp32"
+                workspace = self.xp.empty(_WORKSPACE, dtype=self.xp.uint8)
+                kept.products[stream] = CuBLAS(stream, workspace, precision=precision, library=self._library)
+            kept.products[stream].gemm(A, B, into, beta=float(add))
+        elif add:
+            into += A @ B
+        else:
+            self.xp.matmul(A, B, out=into)
+
+    def _halves(self, X: Array) -> Array:
+        """(n, h) -> float16 (n, 2 h): its high halves, then its low ones."""
+        X, (rows, columns) = self._as(X, self.dtype), X.shape
+        halves = self._empty(rows, 2 * columns, dtype=self.xp.float16)
+        grid = grid_for(rows, 1, _SWEEP[1])
+        self.launch(Kernel("halves", "split_matrix"), grid, X, halves, np.int32(rows), np.int32(columns))
+        return halves
+
+    def _join(self, products: Array, into: Array, add: bool) -> None:
+        """(n, 2 h) -> (n, h): products of whole pixels with both halves, to those of X / 255 with the sum of these."""
+        rows, columns = into.shape
+        self.launch(
+            Kernel("halves", "join_products"), grid_for(rows, 1, _SWEEP[1]),
+            products, into, np.int32(rows), np.int32(columns), np.int32(add),
         )  # fmt: skip
-        return losses, dA
+
+    def _add_shards(self, parts: Array, into: Array) -> None:
+        """(s, ...) or (...) -> (...): the sum over s, in a fixed order, for contiguous `into` and rows of `parts`."""
+        count = into.size
+        shards, stride = (parts.shape[0], parts.strides[0] // parts.itemsize) if parts.size != count else (1, count)
+        width, lanes = _ADD if shards > _ADD[1] else (THREADS, 1)
+        self.launch(
+            Kernel("optimizers", "add_shards", block=(width, lanes)), grid_for(count, width, count),
+            into, parts, np.int32(stride), np.int32(shards), np.int32(count), np.int32(self.adds),
+        )  # fmt: skip
+
+    def _as(self, X: Array, dtype: Any) -> Array:
+        """Return `X` itself if it has this dtype and C order, else a copy that has."""
+        return X if X.dtype == dtype and X.flags.c_contiguous else self.xp.ascontiguousarray(X, dtype=dtype)
 
     def _takes(self, *matrices: Array) -> bool:
         """Return whether the kernels of ``activation.cu`` can work on these."""
@@ -137,21 +320,50 @@ class CudaKernels(GenericKernels):
     def _address(self, X: Array) -> int:
         return int(X.data.ptr)
 
-    def _launch(self, name: str, kernel: str, activation: str, grid: int, *arguments: Any) -> None:
-        """Start a kernel of ``name.cu`` on so many blocks, compiled for this dtype and activation.
+    def _chip(self) -> tuple[int, int]:
+        """Return how many blocks of a head fill the GPU, and the bytes of shared memory that one may have."""
+        return _chip(self.xp, self.xp.cuda.Device().id)
+
+    def launch(self, kernel: Kernel, grid: int, *arguments: Any) -> None:
+        """Start a kernel on so many blocks, compiled for this dtype.
 
         Arguments have the very types of the kernel's parameters: CuPy passes a Python int as 64 bits, whatever the
         kernel expects. None is a null pointer.
         """
-        _function(self.xp, name, kernel, self._real, activation)((grid,), (_THREADS,), arguments)
+        device = self.xp.cuda.Device().id if kernel.shared else 0
+        _function(self.xp, kernel, self._real, device)((grid,), kernel.block, arguments, shared_mem=kernel.shared)
 
 
-def _grid(rows: int, rows_per_block: int, most: int) -> int:
+def grid_for(rows: int, rows_per_block: int, most: int) -> int:
+    """Return how many blocks to start for so many rows."""
     return max(1, min(most, -(-rows // rows_per_block)))
 
 
 @cache
-def _function(xp: Any, name: str, kernel: str, real: str, activation: str) -> Any:
+def _function(xp: Any, kernel: Kernel, real: str, device: int) -> Any:
     """Return CuPy's kernel, which it compiles, or finds on disk, at the first launch on each device."""
-    options = ("-std=c++17", f"-DREAL={real}", f"-DACTIVATION={activation}")
-    return xp.RawKernel(source(name), kernel, options)
+    options = ("-std=c++17", f"-DREAL={real}", *(f"-D{macro}={value}" for macro, value in kernel.macros))
+    function = xp.RawKernel(source(kernel.source), kernel.name, options)
+    if kernel.shared:  # more than 48 KiB have to be asked for, on each device
+        function.max_dynamic_shared_size_bytes = kernel.shared
+    return function
+
+
+@cache
+def _chip(xp: Any, device: int) -> tuple[int, int]:
+    attributes = xp.cuda.Device(device).attributes
+    return _BLOCKS_OF_HEAD * attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+
+
+@cache
+def _cublas() -> Any:
+    """Return nvmath's cuBLAS, or None where it cannot be used."""
+    try:
+        library = importlib.import_module("nvmath.bindings.cublas")
+        library.destroy(library.create())
+    except ImportError:
+        return None
+    except Exception as error:  # nvmath's own, for a cuBLAS that it does not find or that does not start
+        _log.warning("nvmath-python finds no cuBLAS, so CuPy multiplies: %s: %s", type(error).__name__, error)
+        return None
+    return library

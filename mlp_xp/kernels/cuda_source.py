@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["RANGE", "FusedHead", "fused_head", "source"]
+__all__ = ["RANGE", "THREADS", "FusedHead", "Kernel", "fused_head", "source"]
+
+THREADS = 256  # of a block, where a kernel does not say otherwise
 
 RANGE = np.dtype(
     [("end", np.int64), ("gradient", np.uint64), ("stride", np.int64), ("shards", np.int32), ("is_bias", np.int32)]
@@ -26,6 +29,26 @@ def source(name: str) -> str:
     return (_FOLDER / f"{name}.cu").read_text(encoding="utf-8").replace('#include "common.cuh"', common)
 
 
+class Kernel(NamedTuple):
+    """One kernel of ``source.cu``, as it is compiled and launched; ``REAL`` is up to who launches it.
+
+    Attributes
+    ----------
+    source, name : str
+    macros : tuple of (name, value)
+    block : tuple of int
+        Threads of a block, along x and y.
+    shared : int
+        Bytes of dynamic shared memory of a block.
+    """
+
+    source: str
+    name: str
+    macros: tuple[tuple[str, str | int], ...] = ()
+    block: tuple[int, ...] = (THREADS,)
+    shared: int = 0
+
+
 @dataclass(frozen=True)
 class FusedHead:
     """One specialisation of ``fused_head.cu``.
@@ -36,16 +59,19 @@ class FusedHead:
         Units of the hidden layer and of the output layer.
     tile : int
         Rows in shared memory at a time.
+    halves : bool
+        Whether Z1 comes as products with both halves of W1, and dZ1 leaves as its halves, see ``common.cuh``.
     """
 
     hidden: int
     classes: int
     tile: int
+    halves: bool = False
 
     @property
     def macros(self) -> dict[str, int]:
         """Macros to compile with, besides ``ACTIVATION``."""
-        return {"HIDDEN": self.hidden, "CLASSES": self.classes, "TILE": self.tile}
+        return {"HIDDEN": self.hidden, "CLASSES": self.classes, "TILE": self.tile, "HALVES": int(self.halves)}
 
     @property
     def threads(self) -> int:
@@ -66,8 +92,13 @@ class FusedHead:
         """Numbers that each block leaves in `gradients`: db1, db2 and dW2.T, one after another."""
         return self.hidden + self.classes + self.hidden * self.classes
 
+    def kernel(self, activation: str) -> Kernel:
+        """Return the kernel for an activation of the hidden layer."""
+        macros: tuple[tuple[str, str | int], ...] = (("ACTIVATION", activation), *self.macros.items())
+        return Kernel("fused_head", "fused_head", macros, (self.threads,), self.shared_bytes)
 
-def fused_head(hidden: int, classes: int, shared_limit: int) -> FusedHead | None:
+
+def fused_head(hidden: int, classes: int, shared_limit: int, halves: bool = False) -> FusedHead | None:
     """Return the specialisation for these widths, or None where the separate kernels have to do.
 
     Parameters
@@ -76,11 +107,13 @@ def fused_head(hidden: int, classes: int, shared_limit: int) -> FusedHead | None
         It takes a multiple of 4 up to 256 hidden units and 2 to 16 classes.
     shared_limit : int
         Bytes of shared memory that a block may use on the device, when it asks for them.
+    halves : bool
+        As for :class:`FusedHead`.
     """
     if hidden % 4 or not 4 <= hidden <= 256 or not 2 <= classes <= 16:
         return None
     for tile in (64, 32):
-        head = FusedHead(hidden, classes, tile)
+        head = FusedHead(hidden, classes, tile, halves)
         if head.shared_bytes <= shared_limit:
             return head
     return None

@@ -1,13 +1,14 @@
 // Everything between the two large matrix products of a network with one hidden layer and a softmax, in one launch.
 //
 // Given the hidden layer's Z1 = A0 W1' it does what is local to a row: the hidden activation, the logits, softmax and
-// cross-entropy, and back through both layers to dZ1, which replaces Z1. On the way it sums the gradients of W2, b2 and
-// b1. Z1 is read once and written once; kernels and products in sequence move four times as many bytes.
+// cross-entropy, and back through both layers to dZ1. On the way it sums the gradients of W2, b2 and b1. Z1 is read once
+// and dZ1 written once; kernels and products in sequence move four times as many bytes.
 //
 // Macros besides ACTIVATION:
 //   HIDDEN   units of the hidden layer: a multiple of 4, at most 256
 //   CLASSES  from 2 to 16
 //   TILE     rows in shared memory at a time, 64 or 32: 32 for devices with less shared memory
+//   HALVES   1 if Z1 comes as products with both halves of W1 and dZ1 leaves as its halves, see common.cuh; else 0
 // Numbers are floats. A block needs sizeof(Shared) bytes of dynamic shared memory and THREADS threads.
 //
 // Legend: n rows in the tile, h hidden units, k classes.
@@ -25,6 +26,13 @@ constexpr int ROWS_PER_LANE = TILE / 32;
 constexpr int QUADS = HIDDEN / 4;
 constexpr int STRIDE = QUADS % 2 ? HIDDEN : HIDDEN + 4;  // of odd length in quads, 8 rows meet 32 different banks
 constexpr int PADDED = round_up(CLASSES, 4);
+constexpr int WIDTH = HALVES ? 2 * HIDDEN : HIDDEN;  // of a row of Z1 and dZ1: the high halves, then the low ones
+
+#if HALVES
+using Gradient = half_bits;
+#else
+using Gradient = float;
+#endif
 
 static_assert(sizeof(REAL) == 4, "fused_head computes in float");
 static_assert(HIDDEN % 4 == 0 && HIDDEN >= 4 && HIDDEN <= 256, "HIDDEN must be a multiple of 4 from 4 to 256");
@@ -57,7 +65,12 @@ DEVICE void hidden_outputs(Shared& s, const float* Z1, int n) {
 #pragma unroll 4
   for (int i = threadIdx.x; i < n * QUADS; i += THREADS) {
     const int row = i / QUADS, unit = i % QUADS * 4;
-    Pack<4> z = *reinterpret_cast<const Pack<4>*>(Z1 + row * HIDDEN + unit);
+    Pack<4> z = *reinterpret_cast<const Pack<4>*>(Z1 + row * WIDTH + unit);
+#if HALVES
+    const Pack<4> low = *reinterpret_cast<const Pack<4>*>(Z1 + row * WIDTH + HIDDEN + unit);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) z.x[j] = join(z.x[j], low.x[j]);
+#endif
 #pragma unroll
     for (int j = 0; j < 4; ++j) z.x[j] = Activation::value(z.x[j] + s.b1[unit + j]);
     *reinterpret_cast<Pack<4>*>(&s.A[row][unit]) = z;
@@ -119,7 +132,7 @@ DEVICE void softmax_row(Shared& s, RowSums& sums, const float* b2, int row, int 
 }
 
 // dW2 += A dZ2, dZ1 = (dZ2 W2) * g'(Z1), db1 += dZ1 for one hidden unit and the n rows of the tile.
-DEVICE void backward_unit(const Shared& s, UnitSums& sums, float* dZ1, int unit, int n) {
+DEVICE void backward_unit(const Shared& s, UnitSums& sums, Gradient* dZ1, int unit, int n) {
   float w[CLASSES];
 #pragma unroll
   for (int c = 0; c < CLASSES; ++c) w[c] = s.W[unit][c];
@@ -134,17 +147,23 @@ DEVICE void backward_unit(const Shared& s, UnitSums& sums, float* dZ1, int unit,
     }
     const float dz = da * Activation::derivative(a);
     sums.db1 += dz;
-    dZ1[row * HIDDEN + unit] = dz;
+#if HALVES
+    const Halves halves = split(dz);
+    dZ1[row * WIDTH + unit] = halves.high;
+    dZ1[row * WIDTH + HIDDEN + unit] = halves.low;
+#else
+    dZ1[row * WIDTH + unit] = dz;
+#endif
   }
 }
 
-// Z (rows, HIDDEN), on a 16-byte boundary: Z1 without its bias on entry, dZ1 on return.
+// Z (rows, WIDTH), on a 16-byte boundary: Z1 without its bias. dZ (rows, WIDTH): dZ1, may be Z itself if not HALVES.
 // b1 (HIDDEN,), b2 (CLASSES,), W2 transposed (HIDDEN, CLASSES), labels y (rows,) in [0, CLASSES).
 // gradients (blocks, HIDDEN + CLASSES + HIDDEN * CLASSES): each block's sums db1, db2 and dW2, transposed as W2 is.
 // totals (blocks, 2): each block's sum of losses and its number of rows whose greatest logit is at the label.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    fused_head(float* Z, const float* __restrict__ b1, const float* __restrict__ b2, const float* __restrict__ W2,
-               const int* __restrict__ y, float* gradients, float* totals, int rows) {
+    fused_head(const float* Z, Gradient* dZ, const float* __restrict__ b1, const float* __restrict__ b2,
+               const float* __restrict__ W2, const int* __restrict__ y, float* gradients, float* totals, int rows) {
   DYNAMIC_SHARED(Shared, s);
   const int thread = threadIdx.x;
   for (int i = thread; i < HIDDEN * CLASSES; i += THREADS) s.W[i / CLASSES][i % CLASSES] = W2[i];
@@ -156,14 +175,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const int tiles = (rows + TILE - 1) / TILE;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int first = tile * TILE, n = min(TILE, rows - first);
-    float* Z1 = Z + (long long)first * HIDDEN;
-    hidden_outputs(s, Z1, n);
+    hidden_outputs(s, Z + (long long)first * WIDTH, n);
     __syncthreads();
     partial_logits(s);
     __syncthreads();
     if (thread < n) softmax_row(s, row_sums, b2, thread, y[first + thread]);
     __syncthreads();
-    if (thread < HIDDEN) backward_unit(s, unit_sums, Z1, thread, n);
+    if (thread < HIDDEN) backward_unit(s, unit_sums, dZ + (long long)first * WIDTH, thread, n);
     __syncthreads();  // A and dZ are free for the next tile
   }
 

@@ -1,7 +1,7 @@
 // Updates of the flat parameter vector, which first add up what the shards left behind: one launch for all layers.
 //
-// Nothing here waits for the host: learning rates come from a schedule on the device, at a step that `tick` counts, so
-// that one CUDA graph replays any number of steps.
+// Nothing here waits for the host: learning rates and the number of the step are read from the device, so that one CUDA
+// graph replays any number of steps.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -15,77 +15,92 @@ struct Range {
   int is_bias;           // 0 or 1: biases have a learning rate of their own, and no l2
 };
 
-// Learning rates: rates (length, 2), of weights and of biases. Each holds for `period` steps, the last from then on.
-struct Schedule {
-  const REAL* rates;
-  int length, period;
-};
+// Return the range of parameter i, and where it begins.
+DEVICE Range find(const Range* ranges, long long i, long long& begin) {
+  begin = 0;
+  for (; i >= ranges->end; ++ranges) begin = ranges->end;
+  return *ranges;
+}
+
+// Sum of part[0], part[stride], ..., in a fixed order, for the threads with threadIdx.y == 0: thread row y of the block
+// sums shards y, y + blockDim.y, ...; thread row 0 adds up the thread rows. All threads of the block must call it, with
+// blockDim.x * blockDim.y == THREADS.
+DEVICE REAL add_up(REAL* sums, const REAL* part, long long stride, int shards) {
+  REAL sum = 0;
+#pragma unroll 8
+  for (int shard = threadIdx.y; shard < shards; shard += blockDim.y) sum += part[shard * stride];
+  sums[threadIdx.y * blockDim.x + threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0)
+    for (int y = 1; y < blockDim.y; ++y) sum += sums[y * blockDim.x + threadIdx.x];
+  return sum;
+}
+
+// into[i] = the sum over shards of parts[shard * stride + i], for i < count; added to into[i] if `accumulate`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    add_shards(REAL* into, const REAL* parts, int stride, int shards, int count, int accumulate) {
+  __shared__ REAL sums[THREADS];
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const REAL sum = add_up(sums, parts + i, stride, i < count ? shards : 0);
+  if (i < count && threadIdx.y == 0) into[i] = accumulate ? into[i] + sum : sum;
+}
 
 // What one thread needs to update one parameter.
 struct Update {
   int parameter;
   bool mine;      // whether it is for this thread to update `parameter`
   bool is_bias;
-  REAL gradient;  // mean over rows
+  REAL gradient;  // mean over rows, with the l2 term's
   REAL rate;      // learning rate
 };
 
-// Thread row y of the block (threadIdx.y) sums shards y, y + blockDim.y, ...; thread row 0 adds up the thread rows: a
-// fixed order. All threads of the block must call it, with blockDim.x * blockDim.y == THREADS.
-DEVICE Update prepare(REAL* sums, const Range* ranges, Schedule schedule, int step, int parameters, REAL scale) {
+DEVICE Update prepare(REAL* sums, const REAL* theta, const Range* ranges, const REAL* rates, int parameters, REAL scale,
+                      REAL l2) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const bool inside = i < parameters;
-  Range range = {};
-  REAL sum = 0;
-  if (inside) {
-    long long begin = 0;
-    for (range = *ranges; i >= range.end; range = *++ranges) begin = range.end;
-#pragma unroll 8
-    for (int shard = threadIdx.y; shard < range.shards; shard += blockDim.y)
-      sum += range.gradient[shard * range.stride + (i - begin)];
-  }
-  sums[threadIdx.y * blockDim.x + threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y == 0)
-    for (int y = 1; y < blockDim.y; ++y) sum += sums[y * blockDim.x + threadIdx.x];
-  const int entry = min(step / schedule.period, schedule.length - 1);
-  return {i, inside && threadIdx.y == 0, range.is_bias != 0, sum * scale, schedule.rates[2 * entry + range.is_bias]};
+  long long begin = 0;
+  const Range range = inside ? find(ranges, i, begin) : Range{};
+  const REAL sum = add_up(sums, range.gradient + (i - begin), range.stride, range.shards);
+  const REAL penalty = inside && !range.is_bias ? l2 * theta[i] : 0;
+  return {i, inside && threadIdx.y == 0, range.is_bias != 0, sum * scale + penalty, rates[range.is_bias]};
 }
 
 // v = momentum v + g;  theta -= rate (nesterov ? g + momentum v : v), with g = mean gradient, + l2 theta for weights.
-// velocity (parameters,), or null for no momentum. *step counts from 0. scale is 1 / number of rows.
+// velocity (parameters,), or null for no momentum. gradient (parameters,) is given g. rates (2,), of weights and of
+// biases. scale is 1 / number of rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    sgd(REAL* theta, REAL* velocity, const Range* ranges, const REAL* rates, const int* step, int length, int period,
-        int parameters, REAL scale, REAL l2, REAL momentum, int nesterov) {
+    sgd(REAL* theta, REAL* velocity, REAL* gradient, const Range* ranges, const REAL* rates, int parameters, REAL scale,
+        REAL l2, REAL momentum, int nesterov) {
   __shared__ REAL sums[THREADS];
-  const Update u = prepare(sums, ranges, {rates, length, period}, *step, parameters, scale);
+  const Update u = prepare(sums, theta, ranges, rates, parameters, scale, l2);
   if (!u.mine) return;
   const int i = u.parameter;
-  REAL g = u.gradient + (u.is_bias ? 0 : l2 * theta[i]);
+  REAL direction = u.gradient;
+  gradient[i] = u.gradient;
   if (velocity) {
-    const REAL v = momentum * velocity[i] + g;
+    const REAL v = momentum * velocity[i] + u.gradient;
     velocity[i] = v;
-    g = nesterov ? g + momentum * v : v;
+    direction = nesterov ? u.gradient + momentum * v : v;
   }
-  theta[i] -= u.rate * g;
+  theta[i] -= u.rate * direction;
 }
 
 // 1 - beta^t from 1 - beta.
 DEVICE REAL one_minus_power(REAL one_minus_beta, REAL t) { return -expm1(t * log1p(-one_minus_beta)); }
 
 // Adam (Kingma and Ba 2015, algorithm 1) with g = mean gradient, + l2 theta for weights; AdamW (Loshchilov and Hutter
-// 2019, algorithm 2) with decay > 0. mean and square (parameters,). *step counts from 0. scale is 1 / number of rows.
+// 2019, algorithm 2) with decay > 0. mean and square (parameters,). *step: updates before this one. The rest is as for
+// sgd.
 // The host passes 1 - beta: it has the digits that a float beta near 1 has lost.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    adam(REAL* theta, REAL* mean, REAL* square, const Range* ranges, const REAL* rates, const int* step, int length,
-         int period, int parameters, REAL scale, REAL l2, REAL decay, REAL one_minus_beta1, REAL one_minus_beta2,
-         REAL epsilon) {
+    adam(REAL* theta, REAL* mean, REAL* square, REAL* gradient, const Range* ranges, const REAL* rates, const int* step,
+         int parameters, REAL scale, REAL l2, REAL decay, REAL one_minus_beta1, REAL one_minus_beta2, REAL epsilon) {
   __shared__ REAL sums[THREADS];
-  const Update u = prepare(sums, ranges, {rates, length, period}, *step, parameters, scale);
+  const Update u = prepare(sums, theta, ranges, rates, parameters, scale, l2);
   if (!u.mine) return;
   const int i = u.parameter;
-  const REAL t = *step + 1;
-  const REAL g = u.gradient + (u.is_bias ? 0 : l2 * theta[i]);
+  const REAL t = *step + 1, g = u.gradient;
+  gradient[i] = g;
   mean[i] += one_minus_beta1 * (g - mean[i]);
   square[i] += one_minus_beta2 * (g * g - square[i]);
   const REAL direction = mean[i] / one_minus_power(one_minus_beta1, t);
@@ -93,10 +108,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   theta[i] -= u.rate * (direction / (size + epsilon) + decay * theta[i]);
 }
 
-// Close a step, with one block: history[*step % capacity] = the sum of the pairs (loss, hits) in totals (count, 2), and
-// *step += 1. history (capacity, 2).
+// totals (blocks, 2): pairs of factor times the block's sum of squared weights, and 0, for `tick` to add to the losses.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    tick(int* step, const REAL* totals, int count, REAL* history, int capacity) {
+    squared_weights(const REAL* theta, const Range* ranges, REAL* totals, int parameters, REAL factor) {
+  __shared__ REAL sums[THREADS];
+  REAL sum = 0;
+  for (int i = blockIdx.x * THREADS + threadIdx.x; i < parameters; i += gridDim.x * THREADS) {
+    long long begin;
+    if (!find(ranges, i, begin).is_bias) sum += theta[i] * theta[i];
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < THREADS; ++i) sum += sums[i];
+    totals[2 * blockIdx.x] = factor * sum;
+    totals[2 * blockIdx.x + 1] = 0;
+  }
+}
+
+// Close a step, with one block: the sum of the pairs (loss, hits) in totals (count, 2), times scale, goes into means (2,),
+// which every epoch of `updates` steps begins anew. step (2,): steps before this one, and those of this epoch; counted on.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    tick(int* step, const REAL* totals, int count, REAL* means, int updates, REAL scale) {
   __shared__ REAL sums[2][THREADS];
   REAL loss = 0, hits = 0;
   for (int i = threadIdx.x; i < count; i += THREADS) {
@@ -109,8 +142,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x < 2) {
     REAL sum = 0;
     for (int i = 0; i < THREADS; ++i) sum += sums[threadIdx.x][i];
-    history[2 * (*step % capacity) + threadIdx.x] = sum;
+    const REAL before = step[1] == 0 ? 0 : means[threadIdx.x];
+    means[threadIdx.x] = before + scale * sum;
   }
   __syncthreads();
-  if (threadIdx.x == 0) *step += 1;
+  if (threadIdx.x == 0) {
+    step[0] += 1;
+    step[1] = (step[1] + 1) % updates;
+  }
 }

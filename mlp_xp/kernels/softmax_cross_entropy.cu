@@ -24,15 +24,17 @@ DEVICE void warp_argmax(REAL& top, int& winner) {
   }
 }
 
-// Z (rows, classes): logits on entry, softmax(Z) - Y on return. Labels y (rows,) in [0, classes). losses (rows,).
+// Logits Z (rows, classes), labels y (rows,) in [0, classes). dZ (rows, classes) = softmax(Z) - Y. losses (rows,).
 // totals (blocks, 2): each block's sum of losses and its number of rows whose greatest logit is at the label.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    softmax_cross_entropy(REAL* Z, const int* __restrict__ y, REAL* losses, REAL* totals, int rows, int classes) {
+    softmax_cross_entropy(const REAL* __restrict__ Z, const int* __restrict__ y, REAL* __restrict__ dZ, REAL* losses,
+                          REAL* totals, int rows, int classes) {
   __shared__ REAL sums[2][WARPS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   REAL loss_sum = 0, hits = 0;
   for (long long row = (long long)WARPS * blockIdx.x + warp; row < rows; row += (long long)WARPS * gridDim.x) {
-    REAL* z = Z + row * classes;
+    const REAL* z = Z + row * classes;
+    REAL* dz = dZ + row * classes;
     const int label = y[row];
 
     REAL top = LOWEST;
@@ -49,13 +51,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int c = lane; c < classes; c += 32) {
       const REAL shifted = z[c] - top;
       if (c == label) at_label = shifted;
-      z[c] = exp(shifted);
-      sum += z[c];
+      dz[c] = exp(shifted);
+      sum += dz[c];
     }
     sum = warp_sum(sum);
     const REAL loss = log(sum) - warp_sum(at_label);
 
-    for (int c = lane; c < classes; c += 32) z[c] = z[c] / sum - (c == label);
+    for (int c = lane; c < classes; c += 32) dz[c] = dz[c] / sum - (c == label);
     if (lane == 0) losses[row] = loss;
     loss_sum += loss;
     hits += winner == label;

@@ -7,10 +7,12 @@ import importlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from mlp_xp.kernels.cuda_source import source
 
@@ -34,6 +36,22 @@ _SCALARS: dict[str, type[ctypes._SimpleCData[Any]]] = {
 }
 
 
+_DTYPES = {
+    "int": np.int32, "unsigned": np.uint32, "float": np.float32, "double": np.float64, "byte": np.uint8,
+    "half_bits": np.float16, "Range": np.uint8,
+}  # fmt: skip
+
+
+def check_arguments(types: Sequence[str], arguments: Sequence[Any]) -> None:
+    """Assert that arguments have the types of a C signature: arrays with contiguous rows, and NumPy's scalars."""
+    for type_, argument in zip(types, arguments, strict=True):
+        if not type_.endswith("*"):
+            assert type(argument) is _DTYPES[type_]
+        elif argument is not None:
+            assert argument.dtype == _DTYPES[type_.rstrip("*")]
+            assert argument.ndim == 0 or argument.flags.c_contiguous or argument[0].flags.c_contiguous
+
+
 class CpuModule:
     """The kernels of one source text as functions on NumPy arrays.
 
@@ -44,12 +62,11 @@ class CpuModule:
     """
 
     def __init__(self, text: str, macros: Macros) -> None:
-        real = str(macros.get("REAL", "float"))
         self.parameters: dict[str, list[str]] = {}
         entries = []
         for kernel, parameters in _KERNEL.findall(text):
             declarations = [re.sub(r"\bconst\b|__restrict__", "", p).split() for p in parameters.split(",")]
-            types = [" ".join(words[:-1]).replace("REAL", real) for words in declarations]
+            types = [_spelled_out(" ".join(words[:-1]), {"REAL": "float", **macros}) for words in declarations]
             self.parameters[kernel] = types
             entries.append(_entry(kernel, types))
         if not entries:
@@ -81,6 +98,14 @@ class CpuModule:
         ]
         shape = (ctypes.c_uint(grid), ctypes.c_uint(columns), ctypes.c_uint(lanes), ctypes.c_size_t(shared))
         getattr(self._library, f"cpu_{kernel}")(*shape, ctypes.c_bool(reverse), *values)
+
+
+def _spelled_out(type_: str, macros: Macros) -> str:
+    """Return a C type without macros, nor the name that depends on one."""
+    type_ = type_.replace("Gradient", "half_bits" if str(macros.get("HALVES")) == "1" else "float")
+    for name in ("INPUT", "ENTRY", "TARGET", "REAL"):  # the last may be what the others stand for
+        type_ = re.sub(rf"\b{name}\b", str(macros.get(name, name)), type_)
+    return type_
 
 
 def _entry(kernel: str, types: list[str]) -> str:

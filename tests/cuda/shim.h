@@ -117,6 +117,19 @@ static void __syncthreads() { shim::wait(shim::AT_BLOCK_BARRIER); }
 static void __threadfence() {}
 static float __fdividef(float a, float b) { return a / b; }
 
+static unsigned short to_half(float x) {
+  const _Float16 half = x;
+  unsigned short bits;
+  memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
+static float from_half(unsigned short bits) {
+  _Float16 half;
+  memcpy(&half, &bits, sizeof half);
+  return half;
+}
+
 static unsigned atomicInc(unsigned* counter, unsigned last) {
   const unsigned old = *counter;
   *counter = old >= last ? 0 : old + 1;

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 # cudaDataType_t and cublasComputeType_t, as library_types.h and cublas_api.h have them
 DTYPES: dict[int, np.dtype[Any]] = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16)}
-COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77
+COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_16BF, COMPUTE_32F_FAST_TF32 = 68, 70, 75, 77
 
 
 class DeviceArray:
@@ -167,16 +167,17 @@ def test_weight_gradient(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tf32", "compute"),
+    ("dtype", "precision", "compute"),
     [
-        ("f4", False, COMPUTE_32F),
-        ("f4", True, COMPUTE_32F_FAST_TF32),
-        ("f2", True, COMPUTE_32F),
-        ("f8", True, COMPUTE_64F),
+        ("f4", "fp32", COMPUTE_32F),
+        ("f4", "tf32", COMPUTE_32F_FAST_TF32),
+        ("f4", "bf16", COMPUTE_32F_FAST_16BF),
+        ("f2", "tf32", COMPUTE_32F),
+        ("f8", "tf32", COMPUTE_64F),
     ],
 )
-def test_precision_of_the_sums(dtype: str, tf32: bool, compute: int, library: Library) -> None:
-    blas = CuBLAS(5, DeviceArray(np.empty(64, np.uint8)), tf32=tf32, library=library)
+def test_precision_of_the_products(dtype: str, precision: str, compute: int, library: Library) -> None:
+    blas = CuBLAS(5, DeviceArray(np.empty(64, np.uint8)), precision=precision, library=library)
     A, B, C = (DeviceArray(np.ones((4, 4), dtype)) for _ in range(3))
     blas.gemm(A, B, C)
     assert library.calls[-1] == ("gemm_ex", 7, compute, -1)

@@ -17,11 +17,12 @@ from mlp_xp.arrays import Device, get_device
 from mlp_xp.batches import make_batches
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels
 from mlp_xp.kernels.cuda import CudaKernels
+from mlp_xp.kernels.cuda_source import FusedHead, Kernel, source
 from mlp_xp.plan import Plan
 from mlp_xp.shards import SerialExecutor
 
-from .comparisons import CASES, Backend, check_case, make_pass
-from .kernel_build import cpu_module
+from .comparisons import CASES, Backend, Pass, check_case, make_pass
+from .kernel_build import CpuModule, check_arguments, cpu_module
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -29,30 +30,32 @@ each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 Array = np.ndarray[Any, Any]
 
-C_TYPES = {"int": np.int32, "unsigned": np.uint32, "float": np.float32, "double": np.float64}
+
+BARRIER = "__syncthreads();"
+launched_module = cpu_module  # a test puts another in its place
 
 
 class ShimKernels(CudaKernels):
     """Launches on the CPU what it is asked to launch, if its arguments have the types of the C signature."""
 
-    def __init__(self, dtype: str, reverse: bool = False) -> None:
+    def __init__(self, dtype: str, reverse: bool = False, chip: tuple[int, int] = (3, 0)) -> None:
         super().__init__(xp, dtype)
-        self.reverse, self.launched = reverse, []
+        self.reverse, self.chip, self.launched = reverse, chip, []
+        self._library = None
 
     def _address(self, X: Array) -> int:
         return X.ctypes.data
 
-    def _launch(self, name: str, kernel: str, activation: str, grid: int, *arguments: Any) -> None:
-        module = cpu_module(name, ACTIVATION=activation, REAL=self._real)
-        for type_, argument in zip(module.parameters[kernel], arguments, strict=True):
-            if type_.endswith("*"):
-                assert argument is None or argument.dtype == C_TYPES[type_.rstrip("*")]
-                assert argument is None or argument.flags.c_contiguous
-            else:
-                assert type(argument) is C_TYPES[type_]
+    def _chip(self) -> tuple[int, int]:
+        return self.chip
+
+    def launch(self, kernel: Kernel, grid: int, *arguments: Any) -> None:
+        module = launched_module(kernel.source, REAL=self._real, **dict(kernel.macros))
+        check_arguments(module.parameters[kernel.name], arguments)
         assert type(grid) is int
-        module.launch(kernel, grid, 256, *arguments, reverse=self.reverse)
-        self.launched.append((kernel, activation))
+        columns, lanes = (*kernel.block, 1)[:2]
+        module.launch(kernel.name, grid, (columns, lanes), *arguments, shared=kernel.shared, reverse=self.reverse)
+        self.launched.append((kernel.name, *(value for name, value in kernel.macros if name == "ACTIVATION")))
 
 
 def backend(dtype: str, reverse: bool = False) -> Backend:
@@ -81,10 +84,9 @@ def test_pass_equals_the_generic_one(activation: str, output: str, dtype: str, r
     make_pass(rng, [9, 12, 5, 3], activation, output, 70, targets).check(fast)
     last = "sigmoid" if output in ("softmax_of_sigmoid", "sigmoid_mse") else "identity"
     layers = [activation, activation, last]
-    launched = [x for x in fast.kernels.launched if x[0] != "softmax_cross_entropy"]
+    launched = [x for x in fast.kernels.launched if len(x) == 2]
     one_shard = [("bias_activation", g) for g in layers] + [("activation_gradient", g) for g in layers[::-1]]
-    if output != "sigmoid":  # its loss uses the activation once more
-        assert launched == 2 * one_shard  # nothing fell back
+    assert launched == 2 * one_shard  # nothing fell back
 
 
 @each_activation
@@ -112,6 +114,86 @@ def test_training_equals_numpys(dtype: str, batch_size: int | None, rng, monkeyp
     np.testing.assert_allclose(got.theta, want.theta, rtol=0, atol=tolerance)
     assert got.theta.dtype == dtype
     assert got.kernels.launched
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One kernel for the text
+
+
+def run_head(problem: Pass, kernels: ShimKernels) -> list[Array] | None:
+    """Return the sum of losses () and of gradients (P,) over two shards, by the kernel alone; None if it declines."""
+    layout, fast = problem.model.layout, Backend(kernels, get_device("cpu"))
+    params, into = (layout.split(fast.put(vector)) for vector in (problem.theta, np.zeros_like(problem.theta)))
+    X, y, loss = fast.put(problem.X), fast.put(problem.y), np.float32(0)
+    for rows in (slice(0, len(X) // 3), slice(len(X) // 3, len(X))):
+        part = kernels.grad_sum(problem.model.network, params, X[rows], y[rows], into)
+        if part is None:
+            return None
+        loss += part
+    return [loss, layout.join(into)]
+
+
+HEADS = [FusedHead(h, k, tile) for h, k, tile in [(4, 2, 32), (196, 10, 64), (196, 10, 32), (256, 16, 64), (36, 3, 64)]]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@each_activation
+@on_linux
+def test_head_equals_the_text(activation: str, head: FusedHead, rng, targets) -> None:
+    problem = make_pass(rng, [9, head.hidden, head.classes], activation, "softmax", 200, targets)
+    host = problem._replace(theta=problem.theta.astype(np.float32).astype(float))
+    want = host.run(Backend(GenericKernels(np, "float64"), get_device("cpu")))
+    shared = FusedHead(head.hidden, head.classes, 64).shared_bytes - (head.tile == 32)
+    results = []
+    for reverse in (False, True):
+        kernels = ShimKernels("float32", reverse, chip=(3, shared))
+        results.append(run_head(problem, kernels))
+        for got, w in zip(results[-1], want, strict=True):
+            Backend(kernels, get_device("cpu")).assert_close(got, np.asarray(w))
+        assert kernels.launched == 2 * [("fused_head", activation), *3 * [("add_shards",)]]
+    for ascending, descending in zip(*results, strict=True):
+        assert ascending.tobytes() == descending.tobytes()
+
+
+@pytest.mark.parametrize("k", range(source("fused_head").count(BARRIER)))
+@on_linux
+def test_head_needs_its_barriers(k: int, rng, targets, monkeypatch) -> None:
+    """Without any one of its barriers the kernel would fail the test above."""
+    pieces = source("fused_head").split(BARRIER)
+    text = BARRIER.join(pieces[: k + 1]) + BARRIER.join(pieces[k + 1 :])
+    problem = make_pass(rng, [9, 36, 3], "sigmoid", "softmax", 200, targets)
+    want = run_head(problem, ShimKernels("float32", chip=(1, 2**18)))
+
+    def module(name: str, **macros: Any) -> CpuModule:
+        return CpuModule(text, macros) if name == "fused_head" else cpu_module(name, **macros)
+
+    monkeypatch.setattr(f"{__name__}.launched_module", module)
+    for reverse in (False, True):
+        got = run_head(problem, ShimKernels("float32", reverse, chip=(1, 2**18)))
+        if any(g.tobytes() != w.tobytes() for g, w in zip(got, want, strict=True)):
+            return
+    pytest.fail("nobody would notice")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "output", "dtype", "shared"),
+    [
+        ([9, 3], "softmax", "float32", 2**18),
+        ([9, 12, 12, 3], "softmax", "float32", 2**18),
+        ([9, 10, 3], "softmax", "float32", 2**18),
+        ([9, 12, 3], "sigmoid", "float32", 2**18),
+        ([9, 12, 3], "softmax_of_sigmoid", "float32", 2**18),
+        ([9, 12, 3], "softmax", "float64", 2**18),
+        ([9, 12, 3], "softmax", "float32", 2**10),
+    ],
+)
+@on_linux
+def test_head_leaves_other_networks_to_the_text(
+    sizes: list[int], output: str, dtype: str, shared: int, rng, targets
+) -> None:
+    kernels = ShimKernels(dtype, chip=(3, shared))
+    assert run_head(make_pass(rng, sizes, "tanh", output, 20, targets), kernels) is None
+    assert not kernels.launched
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,10 +285,11 @@ def test_kernels_are_made_once_and_launched_by_cupy() -> None:
             assert f" {name}(" in code
             assert "#include" not in code
             made.append((name, options))
-            return lambda grid, block, arguments: launched.append((name, grid, block, arguments))
+            return lambda *launch, shared_mem: launched.append((name, *launch))
 
+    kernel = Kernel("activation", "bias_activation", (("ACTIVATION", "tanh"),))
     for dtype in ("float32", "float32", "float64"):
-        CudaKernels(CuPy, dtype)._launch("activation", "bias_activation", "tanh", 3, None, np.int32(5))
+        CudaKernels(CuPy, dtype).launch(kernel, 3, None, np.int32(5))
     options = ["-std=c++17", "-DREAL=float", "-DACTIVATION=tanh"], ["-std=c++17", "-DREAL=double", "-DACTIVATION=tanh"]
     assert made == [("bias_activation", tuple(o)) for o in options]
     assert launched == 3 * [("bias_activation", (3,), (256,), (None, 5))]

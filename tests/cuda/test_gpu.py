@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.arrays import get_device
+from mlp_xp.arrays import PRECISIONS, get_device
 from mlp_xp.batches import make_batches
-from mlp_xp.kernels import ACTIVATIONS, kernels_for
+from mlp_xp.cuda_epochs import CudaEpochs
+from mlp_xp.kernels import ACTIVATIONS, GenericKernels, kernels_for
 from mlp_xp.plan import make_plan
 
 from .comparisons import CASES, Backend, check_case, make_pass
@@ -81,6 +82,50 @@ def test_training_on_mnist_equals_numpys(optimizer: mx.SGD | mx.Adam, batch_size
     want, got = (model.outputs(X) for model in models)
     assert np.mean(want.argmax(axis=1) == got.argmax(axis=1)) > 0.99
     assert models[0].score(X, y) == pytest.approx(models[1].score(X, y), abs=0.005)
+
+
+# Of the largest number, beside float64. TF32 and bfloat16 have errors of 2^-11 and 2^-8 in each factor.
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 3e-6), ("fp16x2", 3e-6), ("tf32", 2e-3), ("bf16", 1e-2)])
+def test_precision_of_a_pass(precision: str, error: float, rng, targets) -> None:
+    problem = make_pass(rng, [784, 196, 10], "sigmoid", "softmax", 3000, targets)
+    host = problem._replace(theta=problem.theta.astype(np.float32).astype(float))
+    want = host.run(Backend(GenericKernels(np, "float64"), get_device("cpu")))[1]
+    device = get_device("cuda")
+    got = device.to_host(problem.run(Backend(kernels_for(device, "float32", precision), device))[1])
+    assert got.dtype == np.float32
+    assert np.abs(got - want).max() <= error * np.abs(want).max()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch_size", [None, 256])
+@pytest.mark.parametrize("optimizer", [mx.SGD(lr=0.5, momentum=0.9, l2=1e-4), mx.AdamW(lr=0.001)], ids=str)
+def test_graphs_train_as_numpy_does(optimizer: Any, batch_size: int | None, precision: str, mnist, caplog) -> None:
+    X, y = (array[:5000] for array in mnist[0])
+    dtype = PRECISIONS[precision]
+    want, got = (
+        mx.MLP([784, 196, 10], dtype=dtype, seed=1, device=device, precision=own)
+        for device, own in (("cpu", None), ("cuda", precision))
+    )
+    epochs = CudaEpochs(got, optimizer, got.check_features(X), got.check_targets(y, len(X)), batch_size)
+    theta, close = got.theta, {"tf32": 1e-2, "bf16": 3e-2, "fp64": 1e-9}.get(precision, 1e-3)
+    for state in mx.epochs(want, X, y, optimizer=optimizer, epochs=6, batch_size=batch_size, plan="dense"):
+        order = None if batch_size is None else np.random.default_rng([1, state.epoch]).permutation(len(X))
+        theta, loss = epochs.run_epoch(theta, state.lr, order)
+        assert float(loss) == pytest.approx(float(state.loss), rel=close)
+    assert not caplog.records  # it was captured
+
+
+def test_graphs_have_the_same_bits_every_time(mnist) -> None:
+    X, y = mnist[0]
+    results = []
+    for _ in range(2):
+        model = mx.MLP([784, 196, 10], seed=1, device="cuda")
+        epochs = CudaEpochs(model, mx.Adam(), model.check_features(X), model.check_targets(y, len(X)))
+        theta = model.theta
+        for _ in range(5):
+            theta, loss = epochs.run_epoch(theta, 0.001)
+        results.append((theta.get().tobytes(), float(loss)))
+    assert results[0] == results[1]
 
 
 @each_dtype

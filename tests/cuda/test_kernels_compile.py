@@ -23,12 +23,31 @@ BUILDS: dict[str, tuple[str, dict[str, str | int]]] = {
         for real in ("float", "double")
     },
     **{f"softmax-{real}": ("softmax_cross_entropy", {"REAL": real}) for real in ("float", "double")},
+    **{f"losses-{real}": ("losses", {"REAL": real}) for real in ("float", "double")},
     **{f"optimizers-{real}": ("optimizers", {"REAL": real}) for real in ("float", "double")},
+    **{
+        f"batch-{source}-{entry}-{real}": ("batch", {"INPUT": source, "ENTRY": entry, "TARGET": target, "REAL": real})
+        for source, entry, target, real in (
+            ("byte", "REAL", "int", "float"),
+            ("byte", "REAL", "REAL", "double"),
+            ("byte", "half_bits", "int", "float"),
+            ("REAL", "REAL", "REAL", "float"),
+        )
+    },
+    "halves": ("halves", {}),
     **{f"head-{activation}": ("fused_head", {"ACTIVATION": activation, **HEAD.macros}) for activation in ACTIVATIONS},
+    **{
+        f"head-halves-{activation}": ("fused_head", {"ACTIVATION": activation, **FusedHead(196, 10, 64, True).macros})
+        for activation in ACTIVATIONS
+    },
+    "head-large-halves": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(256, 16, 64, True).macros}),
     "head-small": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(4, 2, 32).macros}),
     "head-large": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(256, 16, 64).macros}),
 }
-ONE_OF_EACH = ["activation-sigmoid-float", "softmax-float", "optimizers-float", "head-sigmoid"]
+ONE_OF_EACH = [
+    "activation-sigmoid-float", "softmax-float", "losses-float", "optimizers-float", "batch-byte-half_bits-float",
+    "halves", "head-sigmoid", "head-halves-sigmoid",
+]  # fmt: skip
 
 
 def assert_clean(compiled: Compiled, kernels: int) -> None:

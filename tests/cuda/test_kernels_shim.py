@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlp_xp.kernels import GenericKernels
 from mlp_xp.kernels.cuda_source import RANGE, FusedHead, fused_head, source
 from mlp_xp.optim import SGD, Adam, AdamW, Optimizer
 from mlp_xp.params import Layout, Parameters, initial_theta
@@ -177,8 +178,8 @@ def test_softmax_cross_entropy(real: str, scale: float, shape: tuple[int, int], 
     y = rng.integers(0, classes, rows).astype(np.int32)
 
     def run(reverse: bool) -> tuple[Array, ...]:
-        dZ, losses, totals = Z.copy(), np.full(rows, np.nan, REALS[real]), np.full((3, 2), np.nan, REALS[real])
-        module.launch("softmax_cross_entropy", 3, THREADS, dZ, y, losses, totals, rows, classes, reverse=reverse)
+        dZ, losses, totals = (np.full(s, np.nan, REALS[real]) for s in (shape, rows, (3, 2)))
+        module.launch("softmax_cross_entropy", 3, THREADS, Z, y, dZ, losses, totals, rows, classes, reverse=reverse)
         return dZ, losses, totals
 
     dZ, losses, totals = in_both_orders(run)
@@ -191,9 +192,9 @@ def test_softmax_cross_entropy(real: str, scale: float, shape: tuple[int, int], 
 
 def test_the_first_of_equal_logits_wins() -> None:
     Z, y = np.zeros((2, 40), np.float32), np.array([0, 33], np.int32)  # 33 is on the lane of 1
-    losses, totals = np.empty(2, np.float32), np.empty((1, 2), np.float32)
+    dZ, losses, totals = np.empty_like(Z), np.empty(2, np.float32), np.empty((1, 2), np.float32)
     cpu_module("softmax_cross_entropy", REAL="float").launch(
-        "softmax_cross_entropy", 1, THREADS, Z, y, losses, totals, 2, 40
+        "softmax_cross_entropy", 1, THREADS, Z, y, dZ, losses, totals, 2, 40
     )
     assert totals[0, 1] == 1
 
@@ -220,20 +221,39 @@ class HeadProblem:
         self.gradients = np.concatenate([self.dZ1.sum(axis=0), dZ2.sum(axis=0), (A.T @ dZ2).ravel()])
 
     def run(self, module: CpuModule, blocks: int, reverse: bool) -> tuple[Array, Array, Array]:
-        Z = np.concatenate([self.Z1, np.full((1, self.head.hidden), 7, np.float32)])  # a row that is not to be touched
+        Z, dZ = self.rows_of_Z()
         gradients = np.full((blocks, self.head.gradients), np.nan, np.float32)
         totals = np.full((blocks, 2), np.nan, np.float32)
-        arguments = (Z, self.b1, self.b2, self.W2, self.y, gradients, totals, self.rows)
+        arguments = (Z, dZ, self.b1, self.b2, self.W2, self.y, gradients, totals, self.rows)
         shared = self.head.shared_bytes
         module.launch("fused_head", blocks, self.head.threads, *arguments, shared=shared, reverse=reverse)
-        assert (Z[-1] == 7).all()
-        return Z[:-1], gradients, totals
+        assert (dZ[-1] == 7).all()
+        return self.joined(dZ[:-1]), gradients, totals
+
+    def rows_of_Z(self) -> tuple[Array, Array]:
+        """Return Z1 and room for dZ1, each with a row more that is not to be touched."""
+        width = self.head.hidden
+        if not self.head.halves:
+            Z = np.concatenate([self.Z1, np.full((1, width), 7, np.float32)])
+            return Z, Z
+        high, low = np.round(255 * self.Z1), self.Z1 * np.float32(255)
+        Z = np.concatenate([high, 2048 * (low - high)], axis=1)
+        return Z, np.full((self.rows + 1, 2 * width), 7, np.float16)
+
+    def joined(self, dZ: Array) -> Array:
+        if not self.head.halves:
+            return dZ
+        high, low = np.split(dZ.astype(np.float32), 2, axis=1)
+        return high + low / np.float32(2048)
 
     def check(self, dZ1: Array, gradients: Array, totals: Array) -> None:
         assert_close(dZ1, self.dZ1, "float")
         assert_close(gradients.sum(axis=0), self.gradients, "float")
         assert_close(totals[:, 0].sum(), self.losses.sum(), "float")
         assert totals[:, 1].sum() == self.hits
+
+
+WITH_HALVES = [FusedHead(196, 10, 64, halves=True), FusedHead(36, 3, 32, halves=True)]
 
 
 def head_module(head: FusedHead, activation: str) -> CpuModule:
@@ -249,7 +269,9 @@ def test_fused_head(activation: str, rows: int, rng: np.random.Generator) -> Non
     problem.check(*in_both_orders(lambda reverse: problem.run(module, 3, reverse)))
 
 
-@pytest.mark.parametrize("head", [FusedHead(4, 2, 32), FusedHead(196, 10, 32), FusedHead(256, 16, 64)], ids=str)
+@pytest.mark.parametrize(
+    "head", [FusedHead(4, 2, 32), FusedHead(196, 10, 32), FusedHead(256, 16, 64), *WITH_HALVES], ids=str
+)
 def test_fused_head_of_other_widths(head: FusedHead, rng: np.random.Generator) -> None:
     problem = HeadProblem(head, "sigmoid", 200, rng)
     module = head_module(head, "sigmoid")
@@ -280,6 +302,7 @@ def test_host_and_device_agree_on_the_size_of_a_block(head: FusedHead) -> None:
 def test_fused_head_is_for_widths_that_it_takes() -> None:
     assert fused_head(196, 10, 227 * 1024) == FusedHead(196, 10, 64)
     assert fused_head(196, 10, 64 * 1024) == FusedHead(196, 10, 32)
+    assert fused_head(196, 10, 64 * 1024, halves=True) == FusedHead(196, 10, 32, halves=True)
     assert fused_head(196, 10, 32 * 1024) is None
     assert fused_head(198, 10, 227 * 1024) is None
     assert fused_head(260, 10, 227 * 1024) is None
@@ -319,19 +342,18 @@ class UpdateProblem:
         layer, biases, weights = (part.astype(np.float64).sum(axis=0) for part in self.parts)
         return np.concatenate([layer[:305], biases, weights]) / self.ROWS
 
-    def want(self, optimizer: Optimizer, rates: Array, period: int, steps: int) -> Array:
+    def want(self, optimizer: Optimizer) -> tuple[Array, Array]:
+        """Return parameters after all steps, and the last step's gradient."""
         theta = self.theta.astype(np.float64)
         state = optimizer.init(theta)
-        for step in range(steps):
-            weights, biases = rates[min(step // period, len(rates) - 1)].astype(np.float64)
+        for weights, biases in RATES:
             grad = self.gradient() + np.where(self.is_bias, 0, optimizer.l2 * theta)
             theta, state = optimizer.update(theta, grad, state, np.where(self.is_bias, biases, weights))
-        return theta
+        return theta, grad
 
 
 BLOCKS = [(256, 1), (32, 8)]  # for few shards, and for many
-RATES = [[0.5, 0.1], [0.3, 0.2], [0.2, 0.7]]
-PERIOD, STEPS = 2, 7  # the last rates hold longer than their period
+RATES = [(0.5, 0.1), (0.3, 0.2), (0.2, 0.7), (0.1, 0.2)]  # of weights and biases, for each step
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -342,21 +364,20 @@ PERIOD, STEPS = 2, 7  # the last rates hold longer than their period
 def test_sgd(real: str, optimizer: SGD, block: tuple[int, int], rng: np.random.Generator) -> None:
     problem = UpdateProblem(real, rng)
     module = cpu_module("optimizers", REAL=real)
-    rates = np.array(RATES, problem.dtype)
     grid = -(-problem.parameters // block[0])
 
     def run(reverse: bool) -> tuple[Array, ...]:
-        theta, velocity = problem.theta.copy(), np.zeros_like(problem.theta)
-        for step in range(STEPS):
+        theta, velocity, gradient = problem.theta.copy(), np.zeros_like(problem.theta), np.empty_like(problem.theta)
+        for rates in RATES:
             module.launch(
-                "sgd", grid, block, theta, velocity if optimizer.momentum else None, problem.ranges, rates,
-                np.array([step], np.int32), len(rates), PERIOD, problem.parameters, 1 / problem.ROWS, optimizer.l2,
-                optimizer.momentum, optimizer.nesterov, reverse=reverse,
+                "sgd", grid, block, theta, velocity if optimizer.momentum else None, gradient, problem.ranges,
+                np.array(rates, problem.dtype), problem.parameters, 1 / problem.ROWS, optimizer.l2, optimizer.momentum,
+                optimizer.nesterov, reverse=reverse,
             )  # fmt: skip
-        return (theta,)
+        return theta, gradient
 
-    (theta,) = in_both_orders(run)
-    assert_close(theta, problem.want(optimizer, rates, PERIOD, STEPS), real)
+    for got, want in zip(in_both_orders(run), problem.want(optimizer), strict=True):
+        assert_close(got, want, real)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -365,38 +386,170 @@ def test_sgd(real: str, optimizer: SGD, block: tuple[int, int], rng: np.random.G
 def test_adam(real: str, optimizer: Adam, block: tuple[int, int], rng: np.random.Generator) -> None:
     problem = UpdateProblem(real, rng)
     module = cpu_module("optimizers", REAL=real)
-    rates = np.array(RATES, problem.dtype)
     grid = -(-problem.parameters // block[0])
 
     def run(reverse: bool) -> tuple[Array, ...]:
-        theta = problem.theta.copy()
+        theta, gradient = problem.theta.copy(), np.empty_like(problem.theta)
         mean, square = np.zeros_like(theta), np.zeros_like(theta)
-        for step in range(STEPS):
+        for step, rates in enumerate(RATES):
             module.launch(
-                "adam", grid, block, theta, mean, square, problem.ranges, rates, np.array([step], np.int32), len(rates),
-                PERIOD, problem.parameters, 1 / problem.ROWS, optimizer.l2, optimizer.weight_decay, 1 - optimizer.beta1,
-                1 - optimizer.beta2, optimizer.epsilon, reverse=reverse,
+                "adam", grid, block, theta, mean, square, gradient, problem.ranges, np.array(rates, problem.dtype),
+                np.array([step], np.int32), problem.parameters, 1 / problem.ROWS, optimizer.l2, optimizer.weight_decay,
+                1 - optimizer.beta1, 1 - optimizer.beta2, optimizer.epsilon, reverse=reverse,
             )  # fmt: skip
-        return (theta,)
+        return theta, gradient
 
-    (theta,) = in_both_orders(run)
-    assert_close(theta, problem.want(optimizer, rates, PERIOD, STEPS), real)
+    for got, want in zip(in_both_orders(run), problem.want(optimizer), strict=True):
+        assert_close(got, want, real)
 
 
 @each_real
-def test_tick_records_and_counts(real: str, rng: np.random.Generator) -> None:
+def test_squared_weights_leave_out_biases(real: str, rng: np.random.Generator) -> None:
+    problem = UpdateProblem(real, rng)
+
+    def run(reverse: bool) -> tuple[Array, ...]:
+        totals = np.full((2, 2), np.nan, problem.dtype)
+        arguments = problem.theta, problem.ranges, totals, problem.parameters, 0.5
+        cpu_module("optimizers", REAL=real).launch("squared_weights", 2, THREADS, *arguments, reverse=reverse)
+        return (totals,)
+
+    (totals,) = in_both_orders(run)
+    weights = problem.theta[~problem.is_bias].astype(np.float64)
+    assert_close(totals.sum(axis=0), np.array([0.5 * weights @ weights, 0]), real)
+
+
+@pytest.mark.parametrize("shards", [1, 3, 40])
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("accumulate", [0, 1])
+@each_real
+def test_add_shards(real: str, accumulate: int, block: tuple[int, int], shards: int, rng: np.random.Generator) -> None:
+    parts, before = rng.standard_normal((shards, 500)).astype(REALS[real]), rng.standard_normal(300).astype(REALS[real])
+
+    def run(reverse: bool) -> tuple[Array, ...]:
+        into = before.copy()
+        arguments = into, parts[:, 7:], 500, shards, 300, accumulate
+        grid = -(-300 // block[0])
+        cpu_module("optimizers", REAL=real).launch("add_shards", grid, block, *arguments, reverse=reverse)
+        return (into,)
+
+    (into,) = in_both_orders(run)
+    assert_close(into, parts[:, 7:307].astype(np.float64).sum(axis=0) + accumulate * before, real)
+
+
+@each_real
+def test_tick_counts_and_begins_each_epoch_anew(real: str, rng: np.random.Generator) -> None:
     module = cpu_module("optimizers", REAL=real)
     totals = rng.standard_normal((5, 700, 2)).astype(REALS[real])
 
     def run(reverse: bool) -> tuple[Array, ...]:
-        step, history = np.zeros(1, np.int32), np.full((3, 2), np.nan, REALS[real])
+        step, means, history = np.array([7, 0], np.int32), np.full(2, np.nan, REALS[real]), []
         for pairs in totals:
-            module.launch("tick", 1, THREADS, step, pairs, len(pairs), history, len(history), reverse=reverse)
-        return history, step
+            module.launch("tick", 1, THREADS, step, pairs, len(pairs), means, 3, 0.1, reverse=reverse)
+            history.append(means.copy())
+        return np.array(history), step
 
     history, step = in_both_orders(run)
-    assert step[0] == 5
-    assert_close(history, totals.astype(np.float64).sum(axis=1)[[3, 4, 2]], real)
+    assert step.tolist() == [7 + 5, 5 % 3]
+    sums = 0.1 * totals.astype(np.float64).sum(axis=1)
+    assert_close(
+        history, np.array([sums[0], sums[:2].sum(axis=0), sums[:3].sum(axis=0), sums[3], sums[3:].sum(axis=0)]), real
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# losses.cu, batch.cu, halves.cu
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (600, 1), (77, 10)], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "half_squared_error"])
+@each_real
+def test_loss(name: str, real: str, scale: float, shape: tuple[int, int], rng: np.random.Generator) -> None:
+    A, Y = (scale * rng.standard_normal(shape)).astype(REALS[real]), rng.integers(0, 2, shape).astype(REALS[real])
+
+    def run(reverse: bool) -> tuple[Array, ...]:
+        dA, losses, totals = (np.full(s, np.nan, REALS[real]) for s in (shape, shape[0], (2, 2)))
+        cpu_module("losses", REAL=real).launch(name, 2, THREADS, A, Y, dA, losses, totals, *shape, reverse=reverse)
+        return dA, losses, totals
+
+    dA, losses, totals = in_both_orders(run)
+    want, slope = getattr(GenericKernels(np, "float64"), name)(A.astype(np.float64), Y.astype(np.float64))
+    assert_close(dA, slope, real)
+    assert_close(losses, want, real)
+    assert_close(totals.sum(axis=0), np.array([want.sum(), 0]), real)
+
+
+@pytest.mark.parametrize("columns", [12, 7])
+@pytest.mark.parametrize(("source", "entry"), [("byte", "REAL"), ("byte", "half_bits"), ("REAL", "REAL")])
+@pytest.mark.parametrize(("target", "width"), [("int", 1), ("REAL", 3)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_gather(
+    ordered: bool, target: str, width: int, source: str, entry: str, columns: int, rng: np.random.Generator
+) -> None:
+    """Rows 2 to 6 of the second batch of 10."""
+    module = cpu_module("batch", REAL="float", INPUT=source, ENTRY=entry, TARGET=target)
+    X = rng.integers(0, 256, (40, columns)).astype({"byte": np.uint8, "REAL": np.float32}[source])
+    y = rng.integers(0, 9, (40, width)).astype({"int": np.int32, "REAL": np.float32}[target])
+    order, step = rng.permutation(40).astype(np.int32), np.array([7, 1], np.int32)
+    A, T = np.empty((5, columns), {"half_bits": np.float16, "REAL": np.float32}[entry]), np.empty_like(y[:5])
+    arguments = X, y, order if ordered else None, step, A, T, 10, 2, 5, columns, width
+    module.launch("gather", 2, THREADS, *arguments)
+    rows = order[12:17] if ordered else np.arange(12, 17)
+    scale = np.float32(1 / 255) if (source, entry) == ("byte", "REAL") else np.float32(1)
+    np.testing.assert_array_equal(A, X[rows] * scale)
+    np.testing.assert_array_equal(T, y[rows])
+
+
+def test_halves_have_22_bits(rng: np.random.Generator) -> None:
+    x = (rng.standard_normal((50, 300)) * 10.0 ** rng.uniform(-9, 4, (50, 300))).astype(np.float32)
+    halves = np.empty((50, 600), np.float16)
+    cpu_module("halves").launch("split_matrix", 3, THREADS, x, halves, 50, 300)
+    high, low = halves[:, :300].astype(np.float64), halves[:, 300:].astype(np.float64)
+    assert (np.abs(high + low / 2048 - x) <= np.maximum(2.0**-22 * np.abs(x), 2.0**-36)).all()
+    products, Z = 255 * rng.standard_normal((50, 600)).astype(np.float32), np.ones((50, 300), np.float32)
+    want = (products[:, :300].astype(np.float64) + products[:, 300:].astype(np.float64) / 2048) / 255
+    for accumulate in (0, 1):
+        cpu_module("halves").launch("join_products", 3, THREADS, products, Z, 50, 300, accumulate)
+        assert_close(Z, want * (1 + accumulate), "float")
+
+
+def test_products_of_pixels_by_halves_are_as_exact_as_in_float32(rng: np.random.Generator) -> None:
+    """What the tensor cores do: products of float16, which are exact, added up in float32."""
+    P = (rng.random((500, 784)) < 0.2) * rng.integers(1, 256, (500, 784))
+    W = (rng.standard_normal((784, 196)) / 28).astype(np.float32)
+    halves = np.empty((784, 392), np.float16)
+    cpu_module("halves").launch("split_matrix", 3, THREADS, W, halves, *W.shape)
+    products = P.astype(np.float32) @ halves.astype(np.float32)
+    Z = np.empty((500, 196), np.float32)
+    cpu_module("halves").launch("join_products", 3, THREADS, products, Z, *Z.shape, 0)
+    want = (P / 255) @ W.astype(np.float64)
+
+    def error(got: Array) -> float:
+        return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+    assert error(Z) < 3e-7
+    assert error(Z) < 2 * error((P / 255).astype(np.float32) @ W)
+    assert error(P.astype(np.float32) @ halves[:, :196].astype(np.float32) / 255) > 1e-4  # a single half is not enough
+
+
+CHECKS: dict[str, list[Callable[[Any], None]]] = {
+    "optimizers": [
+        lambda rng: test_add_shards("float", 0, (32, 8), 40, rng),
+        lambda rng: test_squared_weights_leave_out_biases("float", rng),
+        lambda rng: test_tick_counts_and_begins_each_epoch_anew("float", rng),
+    ],
+    "losses": [lambda rng: test_loss("sigmoid_cross_entropy", "float", 1.0, (600, 1), rng)],
+    "softmax_cross_entropy": [lambda rng: test_softmax_cross_entropy("float", 1.0, (77, 10), rng)],
+}
+
+
+@pytest.mark.parametrize(("name", "k"), [(name, k) for name in CHECKS for k in range(source(name).count(BARRIER))])
+def test_other_kernels_need_their_barriers(name: str, k: int, rng: np.random.Generator, monkeypatch: Any) -> None:
+    pieces = source(name).split(BARRIER)
+    text = BARRIER.join(pieces[: k + 1]) + BARRIER.join(pieces[k + 1 :])
+    monkeypatch.setattr(f"{__name__}.cpu_module", lambda name, **macros: CpuModule(text, macros))
+    with pytest.raises(AssertionError):
+        [check(rng) for check in CHECKS[name]]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -409,7 +562,7 @@ def test_training_on_the_kernels_equals_training_in_numpy(rng: np.random.Generat
     layout, head = Layout([20, 12, 3]), FusedHead(12, 3, 32)
     X, y = rng.random((n, 20)).astype(np.float32), rng.integers(0, 3, n).astype(np.int32)
     start = initial_theta(layout, "xavier_normal", 0, "float32")
-    rates = np.array([[0.5, 0.5]], np.float32)
+    rates = np.array([0.5, 0.5], np.float32)
 
     want, losses = start.astype(np.float64), []
     for _ in range(epochs):
@@ -431,19 +584,20 @@ def test_training_on_the_kernels_equals_training_in_numpy(rng: np.random.Generat
     ranges["shards"] = [blocks, shards, blocks, blocks]
     ranges["is_bias"] = [1, 0, 1, 0]
 
-    theta, step, history = start.copy(), np.zeros(1, np.int32), np.empty((epochs, 2), np.float32)
+    theta, gradient, step, history = start.copy(), np.empty_like(start), np.zeros(2, np.int32), []
     module, update = head_module(head, "tanh"), cpu_module("optimizers", REAL="float")
     for _ in range(epochs):
         Z = X @ theta[W1].reshape(20, 12)
         b2, W2 = theta[output][:3], theta[output][3:]
-        arguments = (Z, theta[b1], b2, W2, y, gradients, totals, n)
+        arguments = (Z, Z, theta[b1], b2, W2, y, gradients, totals, n)
         module.launch("fused_head", blocks, head.threads, *arguments, shared=head.shared_bytes)
         for shard, rows in enumerate(np.array_split(np.arange(n), shards)):
             parts[shard] = X[rows].T @ Z[rows]
         grid = -(-layout.size // 32)
-        schedule = (rates, step, len(rates), 1)
-        update.launch("sgd", grid, (32, 8), theta, None, ranges, *schedule, layout.size, 1 / n, 0.0, 0.0, 0)
-        update.launch("tick", 1, THREADS, step, totals, blocks, history, epochs)
+        update.launch("sgd", grid, (32, 8), theta, None, gradient, ranges, rates, layout.size, 1 / n, 0.0, 0.0, 0)
+        means = np.empty(2, np.float32)
+        update.launch("tick", 1, THREADS, step, totals, blocks, means, 1, 1.0)
+        history.append(means)
 
     assert_close(theta, want, "float")
-    assert_close(history, np.array(losses), "float")
+    assert_close(np.array(history), np.array(losses), "float")

@@ -1,0 +1,68 @@
+"""CUDA graphs: work that is handed to the GPU once, and then started again with a single call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+__all__ = ["Graphs"]
+
+_log = logging.getLogger(__name__)
+
+
+class Graphs:
+    """Functions that launch work on a GPU, each from its second call on as a CUDA graph.
+
+    The first call of a function is an ordinary one: it compiles kernels and makes the arrays that later calls use
+    again. The second is captured on a stream of our own. What it may allocate comes from a pool of our own that lives
+    as long as the graphs, since a graph keeps no array alive and writes where it wrote, whoever owns that memory by
+    then. Where capturing fails, as without nvmath-python (CuPy's products cannot be captured, cupy/cupy#6290), all
+    calls are ordinary ones; the log says so once.
+
+    Work is ordered after what the caller's current stream was asked for before, and before what it is asked for next.
+
+    Parameters
+    ----------
+    xp : module
+        ``array_api_compat.cupy``.
+    """
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.stream = xp.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        self._pool = xp.cuda.MemoryPool()
+        self._graphs: dict[Hashable, Any] = {}  # None after the first call
+        self._captures = True
+
+    def run(self, key: Hashable, function: Callable[[], object]) -> None:
+        """Run the function that `key` stands for; it has to launch the same work on the same arrays each time."""
+        if self._captures and key in self._graphs and self._graphs[key] is None:
+            self._graphs[key] = self._capture(function)
+        graph = self._graphs.setdefault(key, None)
+        if graph is not None:
+            graph.launch()
+        else:
+            self._call(function)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        caller = self.xp.cuda.get_current_stream()
+        self.stream.wait_event(caller.record())
+        with self.stream:
+            function()
+        caller.wait_event(self.stream.record())
+
+    def _capture(self, function: Callable[[], object]) -> Any:
+        """Return the graph of what the function launches, nothing of which is run; None if there is none to be had."""
+        try:
+            with self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
+                self.stream.begin_capture()
+                try:
+                    function()
+                finally:
+                    graph = self.stream.end_capture()
+            return graph
+        except Exception as error:  # of whichever library refused; nothing was run, so an ordinary call can follow
+            self._captures = False
+            _log.warning("no CUDA graphs, so every step is launched by the host: %s: %s", type(error).__name__, error)
+            return None

@@ -1,0 +1,51 @@
+// The losses on independent outputs, with their gradients, in one pass; a thread for each row.
+#include "common.cuh"
+
+constexpr int THREADS = 256;
+
+// Cross-entropy of a target y in [0, 1] and sigmoid(a): stable for any a, as exp never sees a positive number.
+struct SigmoidCrossEntropy {
+  static __device__ REAL value(REAL a, REAL y) { return (fabs(a) + a) / 2 + log1p(exp(-fabs(a))) - a * y; }
+  static __device__ REAL slope(REAL a, REAL y) { return activation::sigmoid::value(a) - y; }
+};
+
+struct HalfSquaredError {
+  static __device__ REAL value(REAL a, REAL y) { return (a - y) * (a - y) / 2; }
+  static __device__ REAL slope(REAL a, REAL y) { return a - y; }
+};
+
+template <class Loss>
+DEVICE void each_row(REAL* sums, const REAL* __restrict__ A, const REAL* __restrict__ Y, REAL* __restrict__ dA,
+                     REAL* losses, REAL* totals, int rows, int units) {
+  REAL sum = 0;
+  for (long long row = (long long)THREADS * blockIdx.x + threadIdx.x; row < rows; row += (long long)THREADS * gridDim.x) {
+    REAL loss = 0;
+    for (long long i = row * units; i < (row + 1) * units; ++i) {
+      loss += Loss::value(A[i], Y[i]);
+      dA[i] = Loss::slope(A[i], Y[i]);
+    }
+    losses[row] = loss;
+    sum += loss;
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < THREADS; ++i) sum += sums[i];
+    totals[2 * blockIdx.x] = sum;
+    totals[2 * blockIdx.x + 1] = 0;  // where classes are told apart, the number of hits
+  }
+}
+
+// Outputs A, targets Y and dA = d loss / d A (rows, units). losses (rows,). totals (blocks, 2): each block's sum of
+// losses, and 0.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sigmoid_cross_entropy(const REAL* A, const REAL* Y, REAL* dA, REAL* losses, REAL* totals, int rows, int units) {
+  __shared__ REAL sums[THREADS];
+  each_row<SigmoidCrossEntropy>(sums, A, Y, dA, losses, totals, rows, units);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    half_squared_error(const REAL* A, const REAL* Y, REAL* dA, REAL* losses, REAL* totals, int rows, int units) {
+  __shared__ REAL sums[THREADS];
+  each_row<HalfSquaredError>(sums, A, Y, dA, losses, totals, rows, units);
+}
