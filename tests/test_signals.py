@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -397,12 +396,17 @@ def test_a_second_command_in_the_folder_is_refused(arguments, tmp_path):
     assert re.fullmatch(rf"mlp-xp train: .*/run: in use by process {run.pid} on .*; wait until.*\n", error)
 
 
-def test_a_full_disk_ends_the_command_with_one_line(arguments, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+FULL_DISK = """
+import resource, sys
+from mlp_xp.train import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+sys.exit(main(sys.argv[1:]))
+"""
 
-    command = [sys.executable, "-m", "mlp_xp.train", *map(str, arguments[0]), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+
+def test_a_full_disk_ends_the_command_with_one_line(arguments, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, *map(str, arguments[0]), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert re.fullmatch(r"mlp-xp train: .*checkpoint\.safetensors: \d+ bytes could not be saved \(.*\n", done.stderr)
 

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +101,7 @@ def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner
 
 
 def _are_large(tiles: tuple[Tile, ...], inner: Sequence[int]) -> bool:
-    return min(map(mul, inner, map(Tile.size, tiles))) > _SMALL
+    return all(k * tile.size() > _SMALL for k, tile in zip(inner, tiles, strict=True))
 
 
 @cache
