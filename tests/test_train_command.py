@@ -227,7 +227,7 @@ def test_cuda_without_a_gpu_says_so(fails):
 
 
 def test_data_that_do_not_fit_the_output(fails):
-    fails("output 'sigmoid' needs targets 0 or 1, got values from 0", "--output", "sigmoid")
+    fails("yes-or-no outputs need targets 0 or 1, got values from 0", "--output", "sigmoid")
 
 
 def spoil_idx(folder, name, spoil):
