@@ -32,7 +32,9 @@ class Config:
     data: str = _option("mnist", "mnist, mnist:5,8, fashion, xor, moons, spirals, or a path", metavar="DATA")
     hidden: tuple[int, ...] = _option((196,), "units of the hidden layers, as in 128,64; '' for none", metavar="N,N")
     activation: tuple[str, ...] = _option(("sigmoid",), "of the hidden layers: one name, or one each", metavar="G,G")
-    output: str = _option("softmax", "output and loss: softmax, sigmoid, identity, softmax_of_sigmoid, sigmoid_mse")
+    output: str = _option(
+        "softmax", "output and loss: softmax, sigmoid, identity, softmax_of_sigmoid, sigmoid_mse, perceptron"
+    )
     init: str = _option("xavier_normal", "law of the first weights", metavar="LAW")
     device: str = _option("cpu", "cpu, cuda, cuda:N, torch, torch:DEVICE, jax or strict", metavar="DEVICE")
     precision: str = _option("fp32", "of products; the last three on cuda only", tuple(PRECISIONS))

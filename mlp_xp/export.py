@@ -4,7 +4,7 @@ The outputs have the names that scikit-learn's converters give them:
 
     X (n, n_0)               numbers of the model's dtype, used as they are; with pixels, uint8, divided by 255 inside
     label                    what `MLP.predict` returns: classes (n,), or 0/1 labels (n, n_L), (n,) for one unit
-    probabilities (n, n_L)   what `MLP.predict_proba` returns
+    probabilities (n, n_L)   what `MLP.predict_proba` returns; there are none of a perceptron
     variable                 for outputs that are values, instead of these two: (n, n_L), (n,) for one unit
 """
 
@@ -149,7 +149,7 @@ def _text(model: MLP, pixels: bool) -> str:
         case "labels":
             nodes += [f"zero = {number(0.0)}", f"above = Greater ({A}, zero)", f"labels = Cast <to = {INT64}> (above)"]
             nodes += [f"shape = Constant <value_ints = {shape}> ()", "label = Reshape (labels, shape)"]
-            nodes += [f"probabilities = Sigmoid ({A})"]
+            nodes += [f"probabilities = Sigmoid ({A})"] if OUTPUTS[model.output].probability else []
         case _:
             nodes += [f"shape = Constant <value_ints = {shape}> ()", f"variable = Reshape ({A}, shape)"]
     body = "\n".join(nodes)
@@ -159,10 +159,11 @@ def _text(model: MLP, pixels: bool) -> str:
 
 def _signature(model: MLP, pixels: bool) -> str:
     """Return the types and shapes of input and outputs, as in ``(float[n, 784] X) => (int64[n] label, ...)``."""
-    real, task = TYPES[model.dtype][0], OUTPUTS[model.output].task
+    real, output = TYPES[model.dtype][0], OUTPUTS[model.output]
     rows = f"[n, {model.sizes[-1]}]"
-    each = "[n]" if model.sizes[-1] == 1 or task == "classes" else rows
-    outputs = f"{real}{each} variable" if task == "values" else f"int64{each} label, {real}{rows} probabilities"
+    each = "[n]" if model.sizes[-1] == 1 or output.task == "classes" else rows
+    outputs = f"{real}{each} variable" if output.task == "values" else f"int64{each} label"
+    outputs += f", {real}{rows} probabilities" if output.probability else ""
     return f"({'uint8' if pixels else real}[n, {model.sizes[0]}] X) => ({outputs})"
 
 

@@ -74,7 +74,8 @@ class MLP:
     output : str
         ``"softmax"`` (softmax cross-entropy on linear outputs), ``"sigmoid"`` (binary cross-entropy, any number of
         independent outputs), ``"identity"`` (half mean squared error), ``"softmax_of_sigmoid"`` (softmax cross-entropy
-        on sigmoid outputs) or ``"sigmoid_mse"`` (half mean squared error on sigmoid outputs).
+        on sigmoid outputs), ``"sigmoid_mse"`` (half mean squared error on sigmoid outputs) or ``"perceptron"`` (the
+        perceptron criterion: how far linear outputs are on the wrong side of zero).
     init : str
         Law of the first weights, a key of :data:`mlp_xp.params.INITIALIZERS`.
     dtype : {"float32", "float64"}
@@ -219,14 +220,14 @@ class MLP:
         Raises
         ------
         ValueError
-            If the outputs are values, not probabilities.
+            If the outputs make no probabilities.
         """
-        task = OUTPUTS[self.output].task
-        if task == "values":
-            raise ValueError(f"output {self.output!r} predicts values, not probabilities; use predict")
+        probability = OUTPUTS[self.output].probability
+        if not probability:
+            raise ValueError(f"output {self.output!r} makes no probabilities; use predict")
         host = GenericKernels(np, self.dtype)
         A = self.outputs(X)
-        return np.asarray(host.softmax(A) if task == "classes" else host.activate("sigmoid", A))
+        return np.asarray(host.softmax(A) if probability == "softmax" else host.activate(probability, A))
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """Return class labels (n,), 0/1 labels (n, n_L) or values (n, n_L); with one output unit, (n,)."""

@@ -70,13 +70,15 @@ class Output(NamedTuple):
     activation: str
     loss: str
     task: str  # "classes": one of n_L; "labels": each of n_L yes or no; "values": n_L numbers
+    probability: str = ""  # what makes probabilities of A[L]: "softmax" or "sigmoid"; "": nothing does
 
 
 OUTPUTS = {
-    "softmax": Output("identity", "softmax_cross_entropy", "classes"),
-    "sigmoid": Output("identity", "sigmoid_cross_entropy", "labels"),
+    "softmax": Output("identity", "softmax_cross_entropy", "classes", "softmax"),
+    "sigmoid": Output("identity", "sigmoid_cross_entropy", "labels", "sigmoid"),
     "identity": Output("identity", "half_squared_error", "values"),
-    "softmax_of_sigmoid": Output("sigmoid", "softmax_cross_entropy", "classes"),
+    "softmax_of_sigmoid": Output("sigmoid", "softmax_cross_entropy", "classes", "softmax"),
     "sigmoid_mse": Output("sigmoid", "half_squared_error", "values"),
+    "perceptron": Output("identity", "perceptron_criterion", "labels"),
 }
-"""The outputs: three losses, on linear or on sigmoid units."""
+"""The outputs: four losses, on linear or on sigmoid units."""

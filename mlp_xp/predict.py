@@ -69,13 +69,13 @@ def load_run(source: Path, device: str = "cpu") -> tuple[MLP, list[str]]:
     Raises
     ------
     ValueError
-        If a file is damaged, or the model does not tell classes apart.
+        If a file is damaged, or the model makes no probabilities of classes.
     """
     model = MLP.load(source / "model.safetensors" if source.is_dir() else source, device=device)
-    task, classes = OUTPUTS[model.output].task, max(2, model.sizes[-1])
-    if task == "values" or (task == "labels" and model.sizes[-1] > 1):
+    output, classes = OUTPUTS[model.output], max(2, model.sizes[-1])
+    if not output.probability or (output.task == "labels" and model.sizes[-1] > 1):
         raise ValueError(
-            f"{source}: {model.sizes[-1]} unit(s) with output {model.output!r} name no class; "
+            f"{source}: {model.sizes[-1]} unit(s) with output {model.output!r} make no probabilities of classes; "
             "give a model with output 'softmax', 'softmax_of_sigmoid', or 'sigmoid' with one unit"
         )
     if not source.is_dir():

@@ -134,7 +134,7 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
     if not np.isfinite(host).all():
         raise ValueError("y holds NaN or infinity; targets must be finite numbers")
     if task == "labels" and not ((host == 0) | (host == 1)).all():
-        raise ValueError(f"output 'sigmoid' needs targets 0 or 1, got values from {host.min()} to {host.max()}")
+        raise ValueError(f"yes-or-no outputs need targets 0 or 1, got values from {host.min()} to {host.max()}")
     return device.asarray(host.reshape(n, units))
 
 

@@ -109,7 +109,7 @@ def test_values(case, output):
 
 def test_yes_or_no_targets():
     half, wide = with_one(0.5), np.zeros((4, 2))
-    refuses(mx.MLP([3, 3], output="sigmoid"), X, half, "needs targets 0 or 1, got values from 0.0 to 0.5")
+    refuses(mx.MLP([3, 3], output="sigmoid"), X, half, "need targets 0 or 1, got values from 0.0 to 0.5")
     refuses(mx.MLP([3, 1], output="sigmoid"), X, wide, r"needs y of shape \(4, 1\) or \(4,\), got \(4, 2\)")
 
 

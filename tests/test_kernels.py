@@ -78,6 +78,7 @@ class TestNumpyAgainstGeneric:
             "softmax_cross_entropy": rng.integers(0, k, n).astype(np.int32),
             "sigmoid_cross_entropy": rng.integers(0, 2, (n, k)).astype(np.float64),
             "half_squared_error": rng.standard_normal((n, k)),
+            "perceptron_criterion": rng.integers(0, 2, (n, k)).astype(np.float64),
         }.items():
             fast.features(A)
             losses, dA = getattr(fast, loss)(A.copy(), y)
@@ -111,6 +112,9 @@ def test_extreme_inputs(kernels):
         losses, dA = kernels.sigmoid_cross_entropy(Z.copy(), np.array([[1, 0, 0]], np.float32))
         assert_allclose(losses, [2e4 + np.log(2)], rtol=1e-6)
         assert_allclose(dA, [[-1, 0.5, 1]], atol=1e-30)
+        losses, dA = kernels.perceptron_criterion(Z.copy(), np.array([[1, 0, 0]], np.float32))
+        assert_array_equal(losses, [2e4])
+        assert_array_equal(dA, [[-1, 1, 1]])  # on the line is wrong
 
 
 def add_in_tiles(A, B, C):

@@ -46,6 +46,7 @@ def test_stable_for_huge_logits(output, dtype):
     expected = {
         "softmax": (2e4 + 2 * np.log(2)) / 4,
         "sigmoid": (2e4 + 1e4 + 2 * np.log(2)) / 4,
+        "perceptron": (2e4 + 1e4) / 4,
     }
     if output in expected:
         assert_allclose(loss, expected[output], rtol=1e-6)
@@ -102,10 +103,13 @@ def test_predictions(output, rng, targets):
     task = mx.OUTPUTS[output].task
     if task == "values":
         assert_allclose(model.predict(X), A, rtol=1e-5, atol=1e-6)
-        with pytest.raises(ValueError, match="predicts values, not probabilities; use predict"):
-            model.predict_proba(X)
         residual, total = ((y - A) ** 2).sum(), ((y - y.mean(axis=0)) ** 2).sum()
         assert_allclose(model.score(X, y), 1 - residual / total, rtol=1e-5)
+    if task == "labels":
+        assert_array_equal(model.predict(X), A > 0)
+    if not mx.OUTPUTS[output].probability:
+        with pytest.raises(ValueError, match=f"{output!r} makes no probabilities; use predict"):
+            model.predict_proba(X)
         return
     p = model.predict_proba(X)
     assert p.shape == (2500, 3)

@@ -57,4 +57,4 @@ def test_public_names_of_the_design():
     for name in ("MLP", "fit", "epochs", "SGD", "Adam", "datasets"):
         assert name in mx.__all__
     assert mx.ACTIVATIONS == ("sigmoid", "tanh", "relu", "leaky_relu", "identity")
-    assert list(mx.OUTPUTS) == ["softmax", "sigmoid", "identity", "softmax_of_sigmoid", "sigmoid_mse"]
+    assert list(mx.OUTPUTS) == ["softmax", "sigmoid", "identity", "softmax_of_sigmoid", "sigmoid_mse", "perceptron"]

@@ -392,11 +392,13 @@ def saved(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+IMAGE_FILES = ["confusion_matrix", "first_layer_weights", "learning_curves", "most_confidently_wrong", "samples"]
+
+
 def test_save_run_plots_of_an_image_classifier(tmp_path):
     X, y = digit_images(6), np.array([0, 1, 2, 0, 1, 2])
     plots.save_run_plots(tmp_path / "plots", MLP([64, 5, 3]), history(val_accuracy=[0, 0.5, 1]), (X, y))
-    files = ["confusion_matrix", "first_layer_weights", "learning_curves", "most_confidently_wrong", "samples"]
-    assert saved(tmp_path / "plots") == [f"{name}.png" for name in files]
+    assert saved(tmp_path / "plots") == [f"{name}.png" for name in IMAGE_FILES]
     assert all(path.read_bytes().startswith(PNG) for path in (tmp_path / "plots").iterdir())
 
 
@@ -407,6 +409,7 @@ def test_save_run_plots_of_an_image_classifier(tmp_path):
         ([4, 3, 2], "softmax", [[0, 1], [1, 0]], ["confusion_matrix.png", "learning_curves.png"]),
         ([4, 3, 2], "sigmoid", [[0, 1], [1, 1]], ["learning_curves.png"]),
         ([64, 3, 1], "identity", [0.5, 1.5], ["first_layer_weights.png", "learning_curves.png"]),
+        ([64, 1], "perceptron", [0, 1], [f"{name}.png" for name in IMAGE_FILES if name != "most_confidently_wrong"]),
     ],
 )
 def test_save_run_plots_leaves_out_what_makes_no_sense(tmp_path, sizes, output, y, files):

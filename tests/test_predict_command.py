@@ -242,10 +242,10 @@ def test_run_folders_whose_configuration_is_wrong(config, words, make_run, fails
     fails(words, run, "image.png")
 
 
-@pytest.mark.parametrize(("output", "units"), [("identity", 2), ("sigmoid_mse", 1), ("sigmoid", 3)])
-def test_models_that_name_no_class(output, units, make_run, fails):
+@pytest.mark.parametrize(("output", "units"), [("identity", 2), ("sigmoid_mse", 1), ("sigmoid", 3), ("perceptron", 1)])
+def test_models_without_probabilities_of_classes(output, units, make_run, fails):
     run = make_run(["0", "1"], [4, units], output=output)
-    fails(f"{units} unit(s) with output {output!r} name no class; give a model", run, "image.png")
+    fails(f"{units} unit(s) with output {output!r} make no probabilities of classes; give a model", run, "image.png")
 
 
 def test_damaged_model(run_folder, tmp_path, fails):

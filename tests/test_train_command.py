@@ -229,7 +229,7 @@ def test_cuda_without_a_gpu_says_so(fails):
 
 
 def test_data_that_do_not_fit_the_output(fails):
-    fails("output 'sigmoid' needs targets 0 or 1, got values from 0", "--output", "sigmoid")
+    fails("yes-or-no outputs need targets 0 or 1, got values from 0", "--output", "sigmoid")
 
 
 def spoil_idx(folder, name, spoil):
@@ -379,7 +379,7 @@ def test_help_is_quick_and_imports_little(command):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
     seconds = min(cpu_seconds("-m", f"mlp_xp.{command}", "--help") for _ in range(3))
     numpy = min(cpu_seconds("-c", "import numpy") for _ in range(3))
-    assert seconds < max(0.3, 2 * numpy)  # where even NumPy takes long, the machine is busy
+    assert seconds < max(0.4, 2.5 * numpy)  # where even NumPy takes long, the machine is busy
 
 
 def test_help_names_every_option(capsys):

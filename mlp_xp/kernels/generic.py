@@ -111,6 +111,12 @@ class GenericKernels:
         dA = A - Y
         return self.xp.sum(dA * dA, axis=1) / 2, dA
 
+    def perceptron_criterion(self, A: Array, Y: Array) -> tuple[Array, Array]:
+        """(n, k), targets (n, k) of 0 or 1 -> losses max(0, -s A) over k (n,), dA = -s where s A <= 0; s = 2 Y - 1."""
+        s = 2 * Y - 1
+        dA = self.xp.where(s * A <= 0, -s, self.xp.zeros_like(s))  # on the line is wrong: training can begin at zero
+        return self.xp.sum(dA * A, axis=1), dA
+
     def sum(self, losses: Array) -> Array:
         """(n,) -> ()."""
         return self.xp.sum(losses)

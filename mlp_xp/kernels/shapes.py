@@ -126,14 +126,19 @@ class ShapeKernels:
     def half_squared_error(self, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
         return self._loss("half_squared_error", A, Y, "{}", "Σ ({1} - {0})² / 2")
 
+    def perceptron_criterion(self, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
+        return self._loss("perceptron_criterion", A, Y, "{}", "Σ max(0, (1-2{0}) {1})", "±1 where {} and {} disagree")
+
     def sum(self, losses: Symbol) -> Symbol:
         (n,) = losses.shape
         return self._add("sum", Symbol("J", ()), f"Σ {{}} / {n}", [losses], flops=n)
 
-    def _loss(self, operation: str, A: Symbol, Y: Symbol, predicted: str, loss: str) -> tuple[Symbol, Symbol]:
+    def _loss(
+        self, operation: str, A: Symbol, Y: Symbol, predicted: str, loss: str, slope: str = "{} - {}"
+    ) -> tuple[Symbol, Symbol]:
         P = self._add(operation, Symbol("Ŷ", A.shape), predicted, [A])
         L = self._add(operation, Symbol("L", A.shape[:1]), loss, [Y, P], "{}, {}", flops=prod(A.shape))
-        return L, self._add(operation, A._replace(letter="dA"), "{} - {}", [P, Y], "{} - {}")
+        return L, self._add(operation, A._replace(letter="dA"), slope, [P, Y], "{} - {}")
 
     def _product(
         self, operation: str, letter: str, layer: int, left: Symbol, right: Symbol, plus: Symbol | None = None

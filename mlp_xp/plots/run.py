@@ -58,14 +58,15 @@ def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, tes
     if images:
         write("first_layer_weights", (6.2, 5.5), weight_images, model.weights[0], (side, side))
 
-    task, k = OUTPUTS[model.output].task, model.sizes[-1]
-    if task == "classes" or (task == "labels" and k == 1):
+    output, k = OUTPUTS[model.output], model.sizes[-1]
+    if output.task == "classes" or (output.task == "labels" and k == 1):
         X, y = np.asarray(test[0]), np.asarray(test[1])
         y = y.argmax(axis=1) if y.ndim == 2 and k > 1 else y.ravel()
         names = range(max(k, 2))
         write("confusion_matrix", matrix_size(len(names)), confusion_matrix, y, model.predict(X), names)
         if images:
             write("samples", (6.6, 6.6), sample_grid, X, y)
+        if images and output.probability:
             write("most_confidently_wrong", (6.8, 7.0), most_confidently_wrong, X, y, model.predict_proba(X))
 
 

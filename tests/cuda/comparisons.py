@@ -84,6 +84,7 @@ def cases(rng: np.random.Generator, n: int, d: int, h: int) -> dict[str, Case]:
         "softmax_cross_entropy of large logits": Case(lambda k, A, y: k.softmax_cross_entropy(A, y), (1e4 * Z, y)),
         "sigmoid_cross_entropy": Case(lambda k, A, Y: k.sigmoid_cross_entropy(A, Y), (Z, (Y > 0).astype(float))),
         "half_squared_error": Case(lambda k, A, Y: k.half_squared_error(A, Y), (Z, Y)),
+        "perceptron_criterion": Case(lambda k, A, Y: k.perceptron_criterion(A, Y), (Z, (Y > 0).astype(float))),
         "sum": Case(lambda k, losses: k.sum(losses), (Z[:, 0],)),
     }
 
