@@ -40,7 +40,29 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_readme_has_no_other_commands() -> None:
     rest = set(COMMANDS) - set(INSTALLS) - set(TRAINS) - {OWN_RUN}
-    assert rest == {"python -m mlp_xp.predict runs/NAME digit.png"}
+    assert {command.split()[2] for command in rest} == {
+        "mlp_xp.predict",
+        "mlp_xp.trace",
+        "mlp_xp.export",
+        "bench.compare",
+    }
+    assert len(rest) == 5
+
+
+def test_the_trace_command(tmp_path: Path) -> None:
+    (command,) = (command for command in COMMANDS if "mlp_xp.trace" in command)
+    done = shell(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dW[1] = dZ[1]ᵀ A[0]" in done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "bench.compare" in command])
+def test_the_comparisons_name_what_there_is(command: str) -> None:
+    from bench.cases import CASES
+
+    words = command.split()
+    assert words[3:4] in ([], ["--case"])
+    assert set(words[4:]) <= set(CASES)
 
 
 @pytest.mark.parametrize("command", INSTALLS)
@@ -75,6 +97,10 @@ def test_command_one_trains_mnist_and_its_run_folder_predicts(tmp_path: Path) ->
     said = shell(command, tmp_path)
     assert said.returncode == 0, said.stderr
     assert said.stdout.split()[1] == str(test.y[right])
+
+    command = next(command for command in COMMANDS if "mlp_xp.export" in command).replace("NAME", folder.name)
+    assert shell(command, tmp_path).returncode == 0
+    assert (folder / "model.onnx").stat().st_size > 4 * model.layout.size
 
 
 @pytest.mark.slow
