@@ -123,17 +123,17 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     given = vars(parser.parse_args(arguments))
     path = given.pop("config")
     chosen = {name: _convert(name, value) for name, value in given.items() if value is not None}
-    from_file = _read(path) if path else {}
+    chosen = (_read(path) if path else {}) | chosen
     if "resume" in chosen:
-        return _resumed(chosen["resume"], from_file | chosen)
-    preset = chosen.get("preset", from_file.get("preset", "mnist-10"))
+        return _resumed(chosen["resume"], chosen)
+    preset = chosen.get("preset", "mnist-10")
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
-    return replace(Config(), **{**PRESETS[preset], **from_file, **chosen})
+    return replace(Config(), **{**PRESETS[preset], **chosen})
 
 
 def _resumed(folder: str, given: dict[str, Any]) -> Config:
-    """Return the configuration of the run in a folder with what was given beside ``--resume``."""
+    """Return the configuration of the run in a folder, with the options that were given beside ``--resume``."""
     path = Path(folder, FILE)
     if not path.is_file():
         raise ValueError(f"{folder} holds no {FILE} to resume from; nothing was saved there: start the run anew")

@@ -131,7 +131,7 @@ def epochs(
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
     pause : callable, optional
         Asked after each update but an epoch's last; where it returns True, the state in the middle of the epoch is
-        handed out.
+        handed out, to be looked at: what is assigned to the model then is not taken up.
 
     Yields
     ------

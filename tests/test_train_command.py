@@ -540,3 +540,10 @@ def test_dry_run_of_a_resume_writes_nothing(xor_run, capsys):
     assert main(["--resume", str(xor_run), "--epochs", "9", "--dry-run"]) == 0
     assert "4 training and 4 test samples; would write" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in xor_run.rglob("*") if path.is_file()} == before
+
+
+def test_resume_from_a_file(xor_run, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(f'resume = "{xor_run}"\nepochs = 9\n')
+    config = parse(["--config", str(file), "--epochs", "11"])
+    assert (config.data, config.lr, config.epochs, config.resume) == ("xor", 0.2, 11, str(xor_run))
