@@ -46,6 +46,7 @@ LOSSES = {
     "identity": lambda A, y: nn.functional.mse_loss(A, y) * A.shape[1] / 2,
     "softmax_of_sigmoid": lambda A, y: nn.functional.cross_entropy(A, y),
     "sigmoid_mse": lambda A, y: nn.functional.mse_loss(A, y) * A.shape[1] / 2,
+    "perceptron": lambda A, y: nn.functional.relu((1 - 2 * y) * A).sum(axis=1).mean(),
 }
 
 
