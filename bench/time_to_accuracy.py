@@ -131,15 +131,7 @@ def chart(path: Path, curves: Sequence[Curve]) -> None:
         ax.plot(curve.seconds, error, marker="o", markersize=4, color=PALETTE[place % len(PALETTE)], label=label)
     for target in TARGETS:
         ax.axhline(1 - target, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-        ax.text(
-            1,
-            1 - target,
-            f"{target:.0%} right",
-            transform=ax.get_yaxis_transform(),
-            fontsize=9,
-            va="bottom",
-            ha="right",
-        )
+        ax.text(0.01, 1 - target, f"{target:.0%} right", transform=ax.get_yaxis_transform(), fontsize=9, va="bottom")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -22,6 +22,7 @@ def make(problem: Problem, device: str, threads: int, *, compiled: str = "", pre
     if precision == "tf32" and device == "cpu":
         raise UnavailableError("not supported: TF32 is a mode of NVIDIA's tensor cores")
     torch.set_num_threads(threads)
+    torch._dynamo.config.recompile_limit = 64  # of one step: each batch size is a compilation
     if compiled != "step":
         return CompiledForward(problem, device) if compiled else Eager(problem, device)
     return Compiled(problem, device) if device == "cpu" else Captured(problem, device, precision)
