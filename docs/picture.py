@@ -14,8 +14,9 @@ WHAT = [
     "array libraries and devices",
     "operations, parameters, data, files",
     "the network, and what moves it",
-    "the loop, and what is put on it",
-    "whole runs, other formats",
+    "recording, stopping, saving",
+    "the loop",
+    "the loop with all of these on it",
     "pictures",
     "commands and estimators",
 ]

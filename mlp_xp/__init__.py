@@ -12,7 +12,7 @@ from . import datasets
 from .callbacks import EarlyStopping, History, Progress
 from .checkpoint import Checkpoint
 from .kernels import ACTIVATIONS
-from .loop import DivergenceError, State, epochs, fit
+from .loop import State, epochs
 from .mlp import MLP, Forward, Gradient
 from .model import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
@@ -20,6 +20,7 @@ from .params import INITIALIZERS
 from .signals import Interrupted
 from .snapshot import Snapshot
 from .tensor_file import CheckpointError
+from .training import DivergenceError, fit
 
 __version__ = "0.1.0"
 

@@ -105,7 +105,9 @@ class Device:
         return self.xp.zeros(shape, dtype=getattr(self.xp, dtype), device=self.where)
 
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
-        """Return `x` as a NumPy array, waiting for the device where it must."""
+        """Return `x`, if it is not one already, as a NumPy array, waiting for the device where it must."""
+        if type(x) is np.ndarray:
+            return x
         if self.library == "cuda":
             return np.asarray(x.get())
         if self.library == "torch":

@@ -160,23 +160,22 @@ def check_every(every: Any) -> tuple[int | None, float | None]:
 
 def describe(
     model: MLP,
-    X: Any,
-    y: Any,
+    X: Array,
+    y: Array,
     optimizer: Optimizer,
     batch_size: int | None,
     plan: str,
     validation: tuple[Array, Array] | None,
     stoppings: Sequence[EarlyStopping],
 ) -> dict[str, Any]:
-    """Return everything that decides where a run goes, by name and as plain data."""
-    X = model.check_features(X)
+    """Return everything that decides where a run goes, by name and as plain data; X, y as the model checked them."""
     return {
         **{f"model.{name}": value for name, value in model.config.items()},
         **_flat("optimizer", optimizer),
         "batch_size": None if batch_size is None else min(check_count("batch_size", batch_size), X.shape[0]),
         "plan": plan,
         "early_stopping": [repr(stopping) for stopping in stoppings],
-        "data": _fingerprint(model, X, model.check_targets(y, X.shape[0])),
+        "data": _fingerprint(model, X, y),
         "validation": None if validation is None else _fingerprint(model, *validation),
     }
 

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from .loop import DivergenceError
 from .signals import Interrupted
+from .training import DivergenceError
 
 __all__ = ["Parser", "exit_code"]
 

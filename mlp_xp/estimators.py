@@ -17,9 +17,9 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .callbacks import EarlyStopping
-from .loop import fit
 from .mlp import MLP
 from .optim import SGD, CosineDecay, Schedule
+from .training import fit
 from .validation import check_choice, check_count, check_seed
 
 __all__ = ["LogisticRegression", "Perceptron", "Step"]

@@ -1,10 +1,8 @@
-"""The training loop: ``epochs`` yields a state after each epoch and does nothing else; ``fit`` puts callbacks on it."""
+"""The training loop: ``epochs`` yields a state after each epoch and does nothing else."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
@@ -12,8 +10,6 @@ from typing import Any
 
 from .arrays import Array
 from .batches import make_batches
-from .callbacks import Callback, EarlyStopping, History
-from .checkpoint import Checkpoint, describe
 from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
@@ -22,11 +18,7 @@ from .shards import make_executor
 from .snapshot import Snapshot
 from .validation import check_count
 
-__all__ = ["DivergenceError", "State", "epochs", "fit"]
-
-
-class DivergenceError(ArithmeticError):
-    """The loss or a parameter became NaN or infinite. The model holds the last parameters whose loss was finite."""
+__all__ = ["State", "epochs"]
 
 
 @dataclass
@@ -107,7 +99,7 @@ def epochs(
     plan: str = "auto",
     start: Snapshot | None = None,
     pause: Callable[[], bool] | None = None,
-) -> Iterator[State]:
+) -> Generator[State, None, None]:
     """Train epoch by epoch, and hand out the state after each.
 
     Parameters
@@ -125,7 +117,7 @@ def epochs(
     threads : int, optional
         Threads on the CPU; None takes all cores. The result does not depend on it.
     plan : {"auto", "dense", "zero", "ragged"}
-        How the data are stored, see :func:`mlp_xp.shards.make_plan`.
+        How the data are stored, see :func:`mlp_xp.plan.make_plan`.
     start : Snapshot, optional
         Go on from here, to the bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
@@ -189,7 +181,7 @@ def _run(
     last: int | None,
     start: Snapshot | None,
     pause: Callable[[], bool] | None,
-) -> Iterator[State]:
+) -> Generator[State, None, None]:
     xp = model.device.xp
     bias = model.device.asarray(model.layout.is_bias().astype(model.dtype))
     state = optimizer.init(model.theta)
@@ -240,121 +232,3 @@ def _mean(total: GradSum, theta: Array, l2: float, bias: Array, xp: Any) -> tupl
     weights = theta * (1 - bias)
     grad += l2 * weights
     return grad, l2 / 2 * xp.sum(weights * weights)
-
-
-def fit(
-    model: MLP,
-    X: Any,
-    y: Any,
-    *,
-    epochs: int = 100,
-    optimizer: Optimizer | None = None,
-    batch_size: int | None = None,
-    validation: tuple[Any, Any] | None = None,
-    callbacks: Sequence[Callback | Callable[[State], Any]] = (),
-    tol: float | None = None,
-    patience: int = 10,
-    threads: int | None = None,
-    plan: str = "auto",
-    checkpoint: Checkpoint | None = None,
-) -> History:
-    """Train, and return what happened.
-
-    Parameters
-    ----------
-    model, X, y, optimizer, batch_size, threads, plan
-        As for :func:`epochs`.
-    epochs : int
-        The most epochs to train for.
-    validation : (X, y), optional
-        Data whose loss and score are recorded after each epoch.
-    callbacks : sequence of callable
-        Called with the :class:`State` after each epoch, in this order; one that returns True ends the training. A
-        callback that has ``close`` is closed at the end, whatever happens.
-    tol : float, optional
-        Stop when the validation loss (without validation data, the training loss) has not fallen by more than `tol`
-        for `patience` epochs. With validation data the parameters of the best epoch are put back.
-    patience : int
-    checkpoint : Checkpoint, optional
-        Save the run in a folder, and go on with the one that is there. Of the callbacks, :class:`EarlyStopping` goes on
-        from where it was, any other afresh.
-
-    Returns
-    -------
-    History
-
-    Raises
-    ------
-    ValueError
-        If an argument does not fit, or the checkpoint is not of the same run.
-    DivergenceError
-        If the loss or a parameter becomes NaN or infinite; what is saved is of before.
-    Interrupted
-        With a checkpoint: after a SIGTERM or Ctrl-C, when the state is saved.
-    """
-    check_count("epochs", epochs)
-    optimizer = SGD() if optimizer is None else optimizer
-    validation = None if validation is None else _checked(model, validation)
-    history = History(validation)
-    run: list[Any] = [history, *callbacks]
-    if tol is not None:
-        run.append(EarlyStopping(tol, patience, "loss" if validation is None else "val_loss"))
-    with ExitStack() as closing:
-        start = pause = None
-        if checkpoint is not None:
-            closing.callback(checkpoint.close)
-            stoppings = [callback for callback in run if isinstance(callback, EarlyStopping)]
-            settings = describe(model, X, y, optimizer, batch_size, plan, validation, stoppings)
-            start, pause = checkpoint.attach(settings, model, optimizer, history, stoppings), checkpoint.is_due
-            if start is not None and any(stopping.over for stopping in stoppings):
-                epochs = start.epoch
-        states = _epochs(
-            model, X, y, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
-            start=start, pause=pause,
-        )  # fmt: skip
-        closing.callback(states.close)  # type: ignore[attr-defined]
-        for callback in run:
-            if hasattr(callback, "close"):
-                closing.callback(callback.close)
-        if checkpoint is not None:
-            checkpoint.begin(model)
-        finite = before = model.theta
-        for state in states:
-            if not math.isfinite(state.loss):
-                model.theta = finite
-                raise _diverged(state, f"the loss is {float(state.loss)}")
-            finite = before  # the loss is known where the epoch began, not yet where it ended
-            if not model.device.xp.all(model.device.xp.isfinite(model.theta)):
-                model.theta = finite
-                raise _diverged(state, "a parameter is NaN or infinite")
-            final = False
-            if state.whole:
-                answers = [callback(state) for callback in run]
-                if not math.isfinite(state.metrics.get("val_loss", 0.0)):
-                    raise _diverged(state, f"the validation loss is {state.metrics['val_loss']}")
-                before, final = model.theta, any(answers) or state.epoch == epochs
-            if checkpoint is not None:
-                checkpoint.after(state, final)
-            if final:
-                break
-    return history
-
-
-_epochs = epochs  # the name that fit's argument of the same name hides
-
-
-def _checked(model: MLP, validation: tuple[Any, Any]) -> tuple[Array, Array]:
-    try:
-        X, y = validation
-    except (TypeError, ValueError):
-        raise ValueError(f"validation must be a pair (X, y), got {type(validation).__name__}") from None
-    X = model.check_features(X)
-    return X, model.check_targets(y, X.shape[0])
-
-
-def _diverged(state: State, problem: str) -> DivergenceError:
-    updates = "update 1" if state.updates == 1 else f"one of the updates 1 to {state.updates}"
-    return DivergenceError(
-        f"{problem} at epoch {state.epoch}, {updates}, with learning rate {state.lr:g}; the model keeps its last "
-        "finite parameters: train with a smaller learning rate, or scale the inputs"
-    )

@@ -154,18 +154,25 @@ class MLP:
     def _assign(self, W: list[np.ndarray[Any, Any]], b: list[np.ndarray[Any, Any]]) -> None:
         self.theta = self.device.asarray(self.layout.join(Parameters([None, *W], [None, *b])))
 
-    def check_features(self, X: Any) -> Array:
-        """Return `X` (n, n_0) as an array the model computes with, or raise a ValueError."""
+    def check_features(self, X: Any, move: bool = True) -> Array:
+        """Return `X` (n, n_0) as an array the model computes with, or raise a ValueError.
+
+        Without `move`, what is on the host stays there, for :meth:`Device.asarray` to bring over part by part.
+        """
         X = as_features(X, self.sizes[0], self.device, self.dtype)
-        if self.precision == "fp16x2" and X.dtype != self.device.xp.uint8:
+        if self.precision == "fp16x2" and X.dtype != np.uint8:
             raise ValueError(
                 f"precision 'fp16x2' is exact for uint8 pixels only, got {X.dtype}; pass those, or use 'tf32' or 'fp32'"
             )
-        return X
+        return self.device.asarray(X) if move else X
 
-    def check_targets(self, y: Any, n: int) -> Array:
-        """Return the targets of n rows as an array the model computes with, or raise a ValueError."""
-        return as_targets(y, OUTPUTS[self.output].task, n, self.sizes[-1], self.device, self.dtype)
+    def check_targets(self, y: Any, n: int, move: bool = True) -> Array:
+        """Return the targets of n rows as an array the model computes with, or raise a ValueError.
+
+        Without `move` they are on the host.
+        """
+        y = as_targets(y, OUTPUTS[self.output].task, n, self.sizes[-1], self.device, self.dtype)
+        return self.device.asarray(y) if move else y
 
     def forward(self, X: Any) -> Forward:
         """Return every Z[l] and A[l] (n, n_l) for the rows of `X` (n, n_0), as arrays of the device."""
@@ -205,12 +212,12 @@ class MLP:
 
     def outputs(self, X: Any) -> np.ndarray[Any, Any]:
         """Return A[L] (n, n_L) on the host: logits, sigmoids or values, as `output` has it."""
-        X = self.check_features(X)
+        X = self.check_features(X, move=False)
         params = self.layout.split(self.theta, self.device.xp)
         result = np.empty((X.shape[0], self.sizes[-1]), dtype=self.dtype)
         for i in range(0, len(result), self.device.shard_rows):
             rows = slice(i, min(i + self.device.shard_rows, len(result)))
-            A = forward(self.network, self.kernels, params, X[rows, :])
+            A = forward(self.network, self.kernels, params, self.device.asarray(X[rows, :]))
             result[rows] = self.device.to_host(A[-1])
         return result
 
@@ -248,7 +255,7 @@ class MLP:
     def evaluate(self, X: Any, y: Any) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
         A = self.outputs(X)
-        target = self.device.to_host(self.check_targets(y, len(A)))
+        target = self.check_targets(y, len(A), move=False)
         losses, _ = getattr(GenericKernels(np, self.dtype), self.network.loss)(A, target)
         predicted = self._read(A)
         target = target.reshape(predicted.shape)

@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from .arrays import Array
+from .kernels.blas import blas_threads
 from .kernels.numpy_ import NumpyKernels
 from .mlp import MLP
 from .model import backward, forward, grad_sum
@@ -90,7 +90,7 @@ class ThreadExecutor:
         self.model = model
         self.groups = min(_GROUPS, shards)
         self.sums = [np.zeros(model.layout.size, model.dtype) for _ in range(self.groups)]
-        self.blas = ThreadpoolController().select(user_api="blas")
+        self.blas = blas_threads()
         self.pace = _Pace(min(threads, available_cores()))
         self.kernels = NumpyKernels(model.dtype, self.pace.threads if self.groups == 1 else None)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="mlp_xp")

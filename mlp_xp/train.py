@@ -20,12 +20,13 @@ from .checkpoint import Checkpoint
 from .commands import exit_code
 from .config import Config, parse
 from .datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
-from .loop import State, fit
+from .loop import State
 from .mlp import MLP
 from .model import OUTPUTS
 from .optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from .report import environment, result_table, write_json
 from .snapshot import FILE, read
+from .training import fit
 
 __all__ = ["main", "run"]
 

@@ -89,7 +89,7 @@ def check_precision(precision: str | None, dtype: str, device: Device) -> str:
 
 
 def as_features(X: Any, width: int, device: Device, dtype: str) -> Array:
-    """Return `X` (n, width) on the device: uint8 as it is, everything else as finite numbers of its dtype.
+    """Return `X` (n, width), on the host or the device, wherever it is: uint8 as it is, else finite numbers of a dtype.
 
     Raises
     ------
@@ -102,18 +102,19 @@ def as_features(X: Any, width: int, device: Device, dtype: str) -> Array:
         X = _to_numpy(X, "X")
     if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
         raise ValueError(f"X must have the shape (n, {width}) with n >= 1, got {tuple(X.shape)}")
-    if compat.is_numpy_array(X):
-        X = np.ascontiguousarray(_to_numpy(X, "X"))  # BLAS reads rows of unit stride
-    if X.dtype == compat.array_namespace(X).uint8:
-        return device.asarray(X)
+    # BLAS reads rows of unit stride
+    X = np.ascontiguousarray(_to_numpy(X, "X")) if compat.is_numpy_array(X) else device.asarray(X)
+    xp = compat.array_namespace(X)
+    if X.dtype == xp.uint8:
+        return X
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
-        X = device.asarray(X, dtype)
-    _check_finite(X, device.xp)
+        X = xp.astype(X, getattr(xp, dtype), copy=False)
+    _check_finite(X, xp)
     return X
 
 
-def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str) -> Array:
-    """Return the targets on the device: int32 labels (n,) where the task is ``"classes"``, numbers (n, units) else.
+def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str) -> np.ndarray[Any, Any]:
+    """Return the targets on the host: int32 labels (n,) where the task is ``"classes"``, numbers (n, units) else.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
     if host.shape[:1] != (n,):
         raise ValueError(f"X has {n} rows and y has the shape {host.shape}; give one target per row")
     if task == "classes":
-        return device.asarray(_labels(host, units).astype(np.int32))
+        return _labels(host, units).astype(np.int32)
     if host.shape != (n, units) and not (units == 1 and host.shape == (n,)):
         wanted = f"({n}, {units})" + (f" or ({n},)" if units == 1 else "")
         raise ValueError(f"an output of {units} unit(s) needs y of shape {wanted}, got {host.shape}")
@@ -135,7 +136,7 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
         raise ValueError("y holds NaN or infinity; targets must be finite numbers")
     if task == "labels" and not ((host == 0) | (host == 1)).all():
         raise ValueError(f"yes-or-no outputs need targets 0 or 1, got values from {host.min()} to {host.max()}")
-    return device.asarray(host.reshape(n, units))
+    return host.reshape(n, units)
 
 
 def _labels(y: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:

@@ -20,6 +20,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"model", "mlp", "optim", "plan", "shards", "batches", "cuda_descent", "cuda_epochs", "torch_bridge"},
     {"callbacks", "signals", "snapshot", "checkpoint"},
     {"loop"},
+    {"training"},
     {"plots"},
     {"estimators", "commands", "config", "report", "train", "predict", "export", "trace", "__main__"},
 ]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "row_tiles"]
+__all__ = ["Tile", "add_matmul", "add_tiles", "blas_threads", "column_tiles", "row_tiles"]
 
 _SYMBOLS: tuple[
     tuple[str, Any], ...
@@ -200,9 +200,15 @@ class _Blas:
 
 
 @cache
+def blas_threads() -> ThreadpoolController:
+    """Return what sets the number of BLAS threads; to find the libraries takes as long as a small network's epoch."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+@cache
 def _numpy_blas() -> Any:
     """Return the :class:`_Blas` that NumPy has loaded, or None where it is not an OpenBLAS of its own."""
-    for library in ThreadpoolController().lib_controllers:
+    for library in blas_threads().lib_controllers:
         if library.internal_api == "openblas" and "numpy" in library.filepath:
             return _Blas(library)
     return None
