@@ -64,6 +64,11 @@ class Device:
         return 1024 if self.library == "cpu" else 65_536
 
     @property
+    def block_rows(self) -> int:
+        """Rows that a plan stores with one width: as few as the products still take at full speed."""
+        return 8192 if self.library == "cuda" else self.shard_rows
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """Keys of :data:`PRECISIONS` that there are on this device."""
         return tuple(PRECISIONS) if self.library == "cuda" else ("fp32", "fp64")

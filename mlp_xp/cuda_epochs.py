@@ -6,6 +6,8 @@ the device's memory, so that steps can be captured once and replayed as a CUDA g
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -14,87 +16,23 @@ import numpy as np
 
 from .arrays import Array
 from .cuda_descent import Descent
-from .kernels.cuda import CudaKernels, grid_for
+from .cuda_rows import MiniBatch, Rows, Shard, Streamed, WholeBatch
+from .kernels.cuda import grid_for
 from .kernels.cuda_graph import Graphs
-from .kernels.cuda_source import RANGE, THREADS, FusedHead, Kernel
+from .kernels.cuda_kept import PENALTY_BLOCKS, KeptKernels
+from .kernels.cuda_source import RANGE, THREADS, Kernel
 from .mlp import MLP
 from .model import grad_sum
 from .optim import Adam, Optimizer, State
+from .plan import Plan
 
-__all__ = ["CudaEpochs", "KeptKernels"]
+__all__ = ["CudaEpochs", "make_epochs"]
+
+_log = logging.getLogger(__name__)
 
 _MOST_STEPS = 512  # of a graph: beyond, the time to start one is negligible, and its memory is not
-_MOST_TOTALS = 2048  # blocks that leave a sum of losses behind, for a shard
-_PENALTY_BLOCKS = 64
-_MOST_BLOCKS = 4096  # that copy rows
-_BOUNDARY = 16  # bytes
-
-
-class _Slab:
-    """An array (capacity, columns) that is handed out by rows, from the first, for each step anew."""
-
-    def __init__(self, array: Array) -> None:
-        self.array, self.used = array, 0
-
-    def take(self, rows: int) -> Array:
-        self.used += rows
-        return self.array[self.used - rows : self.used, :]
-
-
-class KeptKernels(CudaKernels):
-    """The operations in arrays that every pass uses again, where a graph will find them.
-
-    What is only added up at the end of a step, sums of losses and the gradients of a head, stays until then.
-
-    Parameters
-    ----------
-    xp, dtype, precision
-        As for :class:`CudaKernels`.
-    shards : int
-        The most shards of a step.
-    """
-
-    def __init__(self, xp: Any, dtype: str, precision: str, shards: int) -> None:
-        super().__init__(xp, dtype, precision)
-        self.shards = shards
-        self.totals = _Slab(xp.zeros((shards * _MOST_TOTALS + _PENALTY_BLOCKS, 2), dtype=self.dtype))
-        self.head: FusedHead | None = None
-        self.gradients: _Slab | None = None
-        self._arrays: dict[Any, Array] = {}
-        self._used = 0
-
-    def begin_step(self) -> None:
-        """Forget the sums of the step before."""
-        self.totals.used = 0
-        if self.gradients is not None:
-            self.gradients.used = 0
-
-    def features(self, X: Array) -> Array:
-        self._used = 0
-        return super().features(X)
-
-    def _empty(self, *shape: int, dtype: Any = None) -> Array:
-        key = self._used, shape, dtype
-        self._used += 1
-        if key not in self._arrays:
-            self._arrays[key] = super()._empty(*shape, dtype=dtype)
-        return self._arrays[key]
-
-    def _totals(self, blocks: int) -> Array:
-        return self.totals.take(blocks)
-
-    def _gradients(self, blocks: int, head: FusedHead) -> Array:
-        if self.gradients is None:
-            self.head = head
-            self.gradients = _Slab(self.xp.empty((self.shards * self._chip()[0], head.gradients), dtype=self.dtype))
-        return self.gradients.take(blocks)
-
-    def _add_head(self, gradients: Array, head: FusedHead, into: Any) -> None:
-        """Leave them where they are: the update adds them up."""
-
-    def _sum(self, totals: Array) -> Array:
-        """Leave them where they are: ``tick`` adds them up."""
-        return totals
+_LEAST_ROWS = 256  # of a shard; with fewer a GPU is no faster than a CPU
+_ENOUGH_ROWS = 8192  # of a shard: sooner than with fewer, data are left on the host
 
 
 class CudaEpochs:
@@ -106,41 +44,60 @@ class CudaEpochs:
         On a CUDA device; its parameters are where the training begins.
     optimizer : Optimizer
     X, y : array (n, n_0) and (n, ...)
-        As :meth:`MLP.check_features` and :meth:`MLP.check_targets` return them.
-    batch_size : int, optional
+        As :meth:`MLP.check_features` and :meth:`MLP.check_targets` return them; y on the host.
+    batch_size : int or None
         Rows of an update; None for all.
+    plan : Plan
+    shard_rows : int, optional
+        Rows to work on at a time; None takes the device's.
+    streamed : bool
+        Whether the data stay on the host, where X has to be then, and visit the device in every epoch.
 
     Attributes
     ----------
+    updates : int
+        In each epoch.
+    plan : Plan
+        As it is carried out.
     gradient : array (P,)
-        Gradient of the last update's mean loss, with the L2 term's; valid until the next epoch.
+        Gradient of the last update's mean loss, with the L2 term's, in the plan's order; valid until the next epoch.
     """
 
-    def __init__(self, model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size: int | None = None) -> None:
-        if model.output == "perceptron":
-            raise ValueError("output 'perceptron' has no kernel for whole epochs; use device 'cpu'")
+    def __init__(
+        self,
+        model: MLP,
+        optimizer: Optimizer,
+        X: Array,
+        y: Array,
+        batch_size: int | None,
+        plan: Plan,
+        shard_rows: int | None = None,
+        streamed: bool = False,
+    ) -> None:
         xp, n = model.device.xp, X.shape[0]
         size = n if batch_size is None else min(batch_size, n)
         sizes = [size] * (n // size) + [n % size] * (n % size > 0)
-        self.model, self.optimizer, self.updates, self._batch_size = model, optimizer, len(sizes), size
-        self._pieces = [tuple(sizes[i : i + _MOST_STEPS]) for i in range(0, len(sizes), _MOST_STEPS)]
-        self._shard_rows = model.device.shard_rows
+        self.model, self.optimizer, self.plan, self.updates = model, optimizer, plan, len(sizes)
+        self._shard_rows = shard_rows or model.device.shard_rows
         self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // self._shard_rows))
-        self._theta, self._sums = model.theta.copy(), xp.zeros(model.theta.shape, dtype=model.theta.dtype)
-        self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._sums))
+        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
+        self._rows: Rows
+        if streamed:
+            self.plan = Plan("dense", "the data do not fit into the device's memory, and come from the host", X.shape[1])
+            self._rows = Streamed(self._kernels, X, y, sizes, self._shard_rows)
+        elif batch_size is None:
+            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, self._shard_rows)
+        else:
+            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, self._shard_rows, self._step)
+        self._theta = self.plan.inward(model.theta, model)
+        self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
+        self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
         self._descent = Descent(self._kernels, optimizer, self._theta)
-        self._step, self._means = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
-        self._order = None if batch_size is None else xp.zeros(n, dtype=xp.int32)
+        self._outward = self.plan.outward(model.device.asarray(np.arange(model.layout.size, dtype=np.int32)), model)
+        self._pieces = [tuple(sizes[i : i + _MOST_STEPS]) for i in range(0, len(sizes), _MOST_STEPS)]
         self._tables: dict[int, tuple[Array, int]] = {}
-        self._graphs = Graphs(xp)
-        self._n, self._known = n, None
-        self._done = 0
-        self._X, self._y = (self._on_boundary(array) for array in (X, y))
-        self._batches: dict[int, tuple[Array, Array]] = {}
-        self._one_batch = batch_size is None and n <= self._shard_rows
-        if self._one_batch:  # the same in every epoch
-            self._gather(0, n)
-            self._X = self._y = None
+        self._graphs = Graphs(xp, self._rows.captures)
+        self._known, self._done = model.theta, 0
 
     @property
     def gradient(self) -> Array:
@@ -148,7 +105,10 @@ class CudaEpochs:
 
     @property
     def state(self) -> State:
-        """The optimiser's state, as its ``init`` has it: arrays (P,), valid until the next epoch, and numbers."""
+        """The optimiser's state, as its ``init`` has it: arrays (P,) in the plan's order, and numbers.
+
+        The arrays are valid until the next epoch.
+        """
         return {**self._descent.arrays, **({"updates": self._done} if isinstance(self.optimizer, Adam) else {})}
 
     @state.setter
@@ -158,13 +118,24 @@ class CudaEpochs:
         self._done = state.get("updates", 0)
         self._step.set(np.asarray([self._done, 0], np.int32))
 
+    def take_memory(self) -> None:
+        """Compute the gradient of a shard of each size, of whatever there is, and forget it.
+
+        Raises
+        ------
+        MemoryError
+            If the device has too little; nothing was trained then.
+        """
+        self._graphs.call(lambda: self._gradient(self._rows.samples()))
+        self.model.device.synchronize()
+
     def run_epoch(self, theta: Array, lr: float, order: Any = None) -> tuple[Array, Array]:
         """Train one epoch.
 
         Parameters
         ----------
         theta : array (P,)
-            The parameters to begin at.
+            The parameters to begin at, in the order of the data.
         lr : float
             Learning rate of the epoch.
         order : array of int (n,), optional
@@ -175,18 +146,17 @@ class CudaEpochs:
         theta : array (P,)
             The parameters after the epoch; a new array.
         loss : 0-d array
-            Mean loss, with the L2 term, that the epoch's gradients were computed at.
+            Sum over the updates of their mean loss, with the L2 term, times their rows.
         """
         if theta is not self._known:
-            self._theta[...] = theta
-        if self._order is not None:
-            self._order.set(np.ascontiguousarray(order, np.int32))
+            self._theta[...] = self.plan.inward(theta, self.model)
+        self._rows.begin(order)
         self._descent.set_rate(lr)
         for piece in self._pieces:
             self._graphs.run(piece, partial(self._run, piece))
         self._done += self.updates
-        self._known = self._theta.copy()
-        return self._known, self._means[0].copy()
+        self._known = self.model.device.xp.take(self._theta, self._outward)
+        return self._known, self._sums[0].copy()
 
     def _run(self, sizes: tuple[int, ...]) -> None:
         for rows in sizes:
@@ -194,17 +164,12 @@ class CudaEpochs:
 
     def _update(self, rows: int) -> None:
         """Launch one step, of so many rows."""
-        net, k, params, into = self.model.network, self._kernels, self._params, self._into
-        k.begin_step()
-        for offset in range(0, rows, self._shard_rows):
-            k.adds = offset > 0  # the first shard's gradients replace those of the step before
-            X, y = self._gather(offset, min(self._shard_rows, rows - offset))
-            if k.grad_sum(net, params, X, y, into) is None:
-                grad_sum(net, k, params, X, y, into)
+        k = self._kernels
+        self._gradient(self._rows.shards(rows))
         ranges, shards = self._ranges(rows)
         parameters, real = np.int32(self._theta.size), k.dtype
         if l2 := self.optimizer.l2:
-            grid = grid_for(self._theta.size, THREADS, _PENALTY_BLOCKS)
+            grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
             pairs = k.totals.take(grid)
             kernel = Kernel("optimizers", "squared_weights")
             k.launch(kernel, grid, self._theta, ranges, pairs, parameters, real(rows * l2 / 2))
@@ -212,30 +177,17 @@ class CudaEpochs:
         totals = k.totals
         k.launch(
             Kernel("optimizers", "tick"), 1,
-            self._step, totals.array, np.int32(totals.used), self._means, np.int32(self.updates), real(1 / self._n),
+            self._step, totals.array, np.int32(totals.used), self._sums, np.int32(self.updates),
         )  # fmt: skip
 
-    def _gather(self, offset: int, rows: int) -> tuple[Array, Array]:
-        """Return rows of this step's batch as the first product takes them, and their targets."""
-        if self._one_batch and rows in self._batches:
-            return self._batches[rows]
-        k, X, y = self._kernels, self._X, self._y
-        if rows not in self._batches:
-            entry = k.xp.float16 if k.precision == "fp16x2" else k.dtype
-            A = k.xp.empty((rows, X.shape[1]), dtype=entry)
-            self._batches[rows] = A, k.xp.empty((rows, *y.shape[1:]), dtype=y.dtype)
-        A, targets = self._batches[rows]
-        macros = (
-            ("INPUT", "byte" if X.dtype == k.xp.uint8 else "REAL"),
-            ("ENTRY", "half_bits" if A.dtype == k.xp.float16 else "REAL"),
-            ("TARGET", "int" if y.dtype == k.xp.int32 else "REAL"),
-        )
-        numbers = self._batch_size, offset, rows, X.shape[1], targets.size // rows
-        k.launch(
-            Kernel("batch", "gather", macros), grid_for(rows, 1, _MOST_BLOCKS),
-            X, y, self._order, self._step, A, targets, *map(np.int32, numbers),
-        )  # fmt: skip
-        return A, targets
+    def _gradient(self, shards: Iterable[Shard]) -> None:
+        """Launch the sums over shards, which replace those of the step before."""
+        k = self._kernels
+        k.begin_step()
+        for i, (X, y) in enumerate(shards):
+            k.adds = i > 0
+            if k.grad_sum(self.model.network, self._params, X, y, self._into) is None:
+                grad_sum(self.model.network, k, self._params, X, y, self._into)
 
     def _ranges(self, rows: int) -> tuple[Array, int]:
         """Return where a step of so many rows leaves its gradients, and the most parts that one is in."""
@@ -243,7 +195,7 @@ class CudaEpochs:
             table, k = np.zeros(2 * len(self.model.layout.blocks), RANGE), self._kernels
             lengths = [n for d, h in pairwise(self.model.sizes) for n in (h, d * h)]  # b and W, layer by layer
             table["end"] = np.cumsum(lengths)
-            size, first = self._sums.itemsize, k._address(self._sums)
+            size, first = self._gradients.itemsize, k._address(self._gradients)
             table["gradient"] = first + size * (table["end"] - lengths)
             table["shards"] = 1
             table["is_bias"] = [1, 0] * len(self.model.layout.blocks)
@@ -255,6 +207,48 @@ class CudaEpochs:
             self._tables[rows] = k.xp.asarray(table.view(np.uint8)), int(table["shards"].max())
         return self._tables[rows]
 
-    def _on_boundary(self, array: Array) -> Array:
-        array = self._kernels._as(array, array.dtype)
-        return array if self._kernels._address(array) % _BOUNDARY == 0 else array.copy()
+
+def make_epochs(
+    model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size: int | None, plan: Plan
+) -> CudaEpochs:
+    """Return epochs that the device's memory suffices for.
+
+    Where it does not suffice for shards of the usual size, they get smaller, and then data that came from the host stay
+    there. Smaller shards round differently; the log says what was chosen, and what it was that did not fit.
+
+    Parameters
+    ----------
+    model, optimizer, X, y, batch_size, plan
+        As for :class:`CudaEpochs`.
+
+    Raises
+    ------
+    MemoryError
+        If there is too little for anything.
+    """
+    reason = ""
+    for streamed, shard_rows in _attempts(model.device.shard_rows, on_host=type(X) is np.ndarray):
+        if reason:
+            where = "data that stay on the host" if streamed else "the data on the device"
+            _log.warning("%s: %s; trying %s and shards of %d rows", model.device.name, reason, where, shard_rows)
+        try:
+            epochs = CudaEpochs(model, optimizer, X, y, batch_size, plan, shard_rows, streamed)
+            epochs.take_memory()
+            return epochs
+        except MemoryError as error:
+            reason = str(error)
+        model.device.xp.get_default_memory_pool().free_all_blocks()
+    raise MemoryError(
+        f"device {model.device.name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "
+        f"{model.layout.size} parameters: {reason} Use smaller layers, or device 'cpu'"
+    )
+
+
+def _attempts(shard_rows: int, on_host: bool) -> Iterator[tuple[bool, int]]:
+    """Yield what to try: whether to leave the data on the host, and the rows of a shard."""
+    for streamed, least in ((False, _ENOUGH_ROWS if on_host else _LEAST_ROWS), (True, _LEAST_ROWS)):
+        if on_host or not streamed:
+            rows = shard_rows
+            while rows >= least:
+                yield streamed, rows
+                rows //= 2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, Device
 from .mlp import MLP
 from .validation import check_choice
 
@@ -15,6 +16,8 @@ __all__ = ["PLANS", "Plan", "make_plan"]
 
 PLANS = ("auto", "dense", "zero", "ragged")
 _SAMPLE = 8192  # rows from which the order of the columns is decided
+_BLOCK = 4096  # rows that are looked at together
+_FEW_EPOCHS = {"cpu": 8, "cuda": 1000}  # do not repay the sorting, which is the host's
 
 
 @dataclass(frozen=True)
@@ -83,38 +86,47 @@ def make_plan(
     Raises
     ------
     ValueError
-        If the kind is unknown, or needs the data on the host and they are elsewhere.
+        If the kind is unknown, or not to be had on the model's device.
     """
     check_choice("plan", kind, PLANS)
-    d = X.shape[1]
+    n, d = X.shape
     if kind == "dense":
         return Plan("dense", "asked for", d)
-    if not isinstance(X, np.ndarray) or model.device.library != "cpu":
+    device = model.device
+    if device.library not in _FEW_EPOCHS:
         if kind == "auto":
-            return Plan("dense", f"device {model.device.name!r} takes the data as they are", d)
-        raise ValueError(f"plan {kind!r} needs data and model on device 'cpu'; use plan='auto' or 'dense'")
-    if kind == "auto" and epochs is not None and epochs < 8:
+            return Plan("dense", f"device {device.name!r} takes the data as they are", d)
+        raise ValueError(f"plan {kind!r} is there on the devices 'cpu' and 'cuda'; use plan='auto' or 'dense'")
+    if kind == "auto" and device.library == "cuda" and batch_size is not None:
+        return Plan("dense", "a GPU waits for mini-batches, not for their products", d)
+    if kind == "auto" and epochs is not None and epochs < _FEW_EPOCHS[device.library]:
         return Plan("dense", f"{epochs} epochs do not repay the sorting", d)
-    sample = X[:: max(1, X.shape[0] // _SAMPLE)]
-    background = _background(sample) if batch_size is None else np.zeros(d, X.dtype)
+    sample = device.to_host(X[:: max(1, n // _SAMPLE), :])
+    zeros = np.zeros(d, sample.dtype)
+    background = _background(sample) if batch_size is None and device.library == "cpu" else zeros
     if kind == "zero":
-        used = np.not_equal(X, background).any(axis=0)
+        used = np.any([np.any(block != background, axis=0) for block in _blocks(X, device)], axis=0)
         columns = np.argsort(~used, kind="stable")
-        extents = np.full(len(X), int(used.sum()))
+        extents = np.full(n, int(used.sum()))
     else:
         columns = _column_order(sample != background)
         if kind == "auto":
             expected = _mean_extent(
-                np.sort(_extents(sample, background, columns))[::-1],
-                max(1, model.device.shard_rows * len(sample) // len(X)),
+                np.sort(_extents([sample], background, columns))[::-1], max(1, device.block_rows * len(sample) // n)
             )
             if expected > 0.85 * d:
                 return Plan("dense", f"rows need {expected:.0f} of {d} columns in the mean, too many to sort for", d)
-        extents = _extents(X, background, columns)
-    mean = _mean_extent(np.sort(extents)[::-1], model.device.shard_rows)
+        extents = _extents(_blocks(X, device), background, columns)
+    mean = _mean_extent(np.sort(extents)[::-1], device.block_rows)
     reason = f"rows need {mean:.0f} of {d} columns in the mean" if kind == "auto" else "asked for"
     name = "zero" if kind == "zero" else "ragged"
     return Plan(name, reason, mean, columns, extents, background if background.any() else None)
+
+
+def _blocks(X: Array, device: Device) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the rows of X on the host, so many at a time as are worth it."""
+    for i in range(0, X.shape[0], _BLOCK):
+        yield device.to_host(X[i : min(i + _BLOCK, X.shape[0]), :])
 
 
 def _background(sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -148,15 +160,14 @@ def _column_order(used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _extents(
-    X: np.ndarray[Any, Any], background: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]
+    blocks: Iterable[np.ndarray[Any, Any]], background: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     """Return for each row (n,) how many columns of this order reach its last one that differs from the background."""
-    extents = np.empty(len(X), dtype=np.intp)
-    last_first = columns[::-1]
-    for i in range(0, len(X), 4096):
-        used = X[i : i + 4096].take(last_first, axis=1) != background[last_first]
-        extents[i : i + 4096] = np.where(used.any(axis=1), X.shape[1] - used.argmax(axis=1), 0)
-    return extents
+    last_first, found = columns[::-1], []
+    for block in blocks:
+        used = block.take(last_first, axis=1) != background[last_first]
+        found.append(np.where(used.any(axis=1), len(columns) - used.argmax(axis=1), 0))
+    return np.concatenate(found)
 
 
 def _mean_extent(descending: np.ndarray[Any, Any], rows: int) -> float:

@@ -28,13 +28,14 @@ DEVICE void copy_row(const INPUT* x, ENTRY* a, int columns) {
 }
 
 // Row i of the batch is row order[first + i] of the data, or row first + i if there is no order; `first` is `offset`
-// rows into the batch that this step of the epoch is about. step (2,): steps before this one, and those of this epoch.
-// X (n, columns), on a boundary of 4 numbers. y (n, width). order (n,) or null. A (rows, columns). T (rows, width).
+// rows into the batch that this step of the epoch is about. step (2,), or null for the first step: steps before this
+// one, and those of this epoch. X (n, columns), on a boundary of 4 numbers. y (n, width). order (n,) or null.
+// A (rows, columns). T (rows, width). Where `width` is 0, y and T may be null.
 extern "C" __global__ void __launch_bounds__(THREADS)
     gather(const INPUT* __restrict__ X, const TARGET* __restrict__ y, const int* __restrict__ order, const int* step,
            ENTRY* __restrict__ A, TARGET* __restrict__ T, int batch_size, int offset, int rows, int columns,
            int width) {
-  const int first = step[1] * batch_size + offset;
+  const int first = (step ? step[1] * batch_size : 0) + offset;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     const long long source = order ? order[first + row] : first + row;
     const INPUT* x = X + source * columns;

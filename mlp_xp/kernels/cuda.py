@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from .cublas import CuBLAS
 from .cuda_source import THREADS, FusedHead, Kernel, fused_head, source
 from .generic import GenericKernels
 
-__all__ = ["CudaKernels", "Pending", "grid_for"]
+__all__ = ["Blocks", "CudaKernels", "Pending", "grid_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,22 @@ class Pending(NamedTuple):
 
     product: Array
     bias: Array
+
+
+class Blocks(NamedTuple):
+    """A matrix (n, d) as blocks of its rows, the widest first; each (m, k) ends before the columns that are all zero."""
+
+    blocks: tuple[Array, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d), d that of the widest block."""
+        return sum(block.shape[0] for block in self.blocks), self.blocks[0].shape[1]
+
+    @property
+    def dtype(self) -> Any:
+        """That of all blocks."""
+        return self.blocks[0].dtype
 
 
 class _Kept(threading.local):
@@ -106,14 +123,16 @@ class CudaKernels(GenericKernels):
 
     # The operations.
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array | Blocks) -> Array | Blocks:
+        if isinstance(X, Blocks):
+            return X
         if X.dtype != self.xp.uint8:
             return X if X.flags.c_contiguous else self.xp.ascontiguousarray(X)
         if self.precision == "fp16x2":
             return X.astype(self.xp.float16)  # whole numbers, which the product divides by 255
         return self.xp.multiply(X, 1 / 255, dtype=self.dtype)  # one pass: it converts each byte that it reads
 
-    def affine(self, A: Array, W: Array, b: Array) -> Pending:
+    def affine(self, A: Array | Blocks, W: Array, b: Array) -> Pending:
         return Pending(self._times(A, W), b)
 
     def activate(self, name: str, Z: Array | Pending) -> Array:
@@ -142,12 +161,12 @@ class CudaKernels(GenericKernels):
         )  # fmt: skip
         return dA
 
-    def weight_gradient(self, dZ: Array, A: Array, into: Array) -> Array:
+    def weight_gradient(self, dZ: Array, A: Array | Blocks, into: Array) -> Array:
         block = into.T[: A.shape[1]]  # the parameters are stored transposed: C order
         if A.dtype == self.xp.float16:
-            self._join(self._products(A.T, self._halves(dZ)), block, self.adds)
+            self._join(self._transposed_products(A, self._halves(dZ)), block, self.adds)
         else:
-            self._multiply(A.T, dZ, block, self.adds)
+            self._multiply_transposed(A, dZ, block, self.adds)
         return into
 
     def bias_gradient(self, dZ: Array, into: Array) -> Array:
@@ -190,7 +209,7 @@ class CudaKernels(GenericKernels):
 
     # All of them at once.
 
-    def grad_sum(self, net: Any, params: Any, X: Array, y: Array, into: Any) -> Array | None:
+    def grad_sum(self, net: Any, params: Any, X: Array | Blocks, y: Array, into: Any) -> Array | None:
         """Do as :func:`mlp_xp.model.grad_sum` does, with one kernel for everything between the two large products.
 
         ``fused_head.cu`` is the text, from the hidden layer's bias to its gradient, for one hidden layer and a softmax.
@@ -219,7 +238,7 @@ class CudaKernels(GenericKernels):
         y = self._as(y, self.xp.int32)
         self.launch(head.kernel(g[1]), grid, Z, dZ, b1, b2, W2, y, gradients, totals, np.int32(rows))
         if head.halves:
-            self._join(self._products(A.T, dZ), into.W[1].T[: A.shape[1]], self.adds)
+            self._join(self._transposed_products(A, dZ), into.W[1].T[: A.shape[1]], self.adds)
         else:
             self.weight_gradient(dZ, A, into.W[1])
         self._add_head(gradients, head, into)
@@ -251,21 +270,38 @@ class CudaKernels(GenericKernels):
 
     # What they are made of.
 
-    def _times(self, A: Array, W: Array) -> Array:
+    def _times(self, A: Array | Blocks, W: Array) -> Array:
         """(n, d) @ (h, d).T -> (n, h), W without the columns that A lacks; A divided by 255 if it is float16."""
         W = W[:, : A.shape[1]].T
         Z = self._empty(A.shape[0], W.shape[1])
         if A.dtype == self.xp.float16:
             self._join(self._products(A, self._halves(W)), Z, False)
         else:
-            self._multiply(A, W, Z)
+            self._multiply_blocks(A, W, Z)
         return Z
 
-    def _products(self, A: Array, halves: Array) -> Array:
-        """(m, k) @ (k, 2 n) -> (m, 2 n): float16 whole pixels by both halves of a matrix, for :meth:`_join`."""
+    def _products(self, A: Array | Blocks, halves: Array) -> Array:
+        """(n, d) @ (d, 2 h) -> (n, 2 h): float16 whole pixels by both halves of a matrix, for :meth:`_join`."""
         products = self._empty(A.shape[0], halves.shape[1])
-        self._multiply(A, halves, products)
+        self._multiply_blocks(A, halves, products)
         return products
+
+    def _transposed_products(self, A: Array | Blocks, halves: Array) -> Array:
+        """(n, d).T @ (n, 2 h) -> (d, 2 h), likewise."""
+        products = self._empty(A.shape[1], halves.shape[1])
+        self._multiply_transposed(A, halves, products, False)
+        return products
+
+    def _multiply_blocks(self, A: Array | Blocks, B: Array, into: Array) -> None:
+        """(n, d) @ (d, h) -> (n, h), written to `into`."""
+        for rows, block in _blocks(A):
+            self._multiply(block, B[: block.shape[1]], into[rows])
+
+    def _multiply_transposed(self, A: Array | Blocks, B: Array, into: Array, add: bool) -> None:
+        """(n, d).T @ (n, h) -> (d, h), written or added to `into`."""
+        for rows, block in _blocks(A):
+            self._multiply(block.T, B[rows], into[: block.shape[1]], add)
+            add = True
 
     def _multiply(self, A: Array, B: Array, into: Array, add: bool = False) -> None:
         """(m, k) @ (k, n) -> (m, n), written or added to `into`, by cuBLAS where a graph can capture it."""
@@ -332,6 +368,14 @@ class CudaKernels(GenericKernels):
         """
         device = self.xp.cuda.Device().id if kernel.shared else 0
         _function(self.xp, kernel, self._real, device)((grid,), kernel.block, arguments, shared_mem=kernel.shared)
+
+
+def _blocks(A: Array | Blocks) -> Iterator[tuple[slice, Array]]:
+    """Yield the blocks of a matrix, of which most have but one, and where their rows are."""
+    row = 0
+    for block in A.blocks if isinstance(A, Blocks) else (A,):
+        yield slice(row, row + block.shape[0]), block
+        row += block.shape[0]
 
 
 def grid_for(rows: int, rows_per_block: int, most: int) -> int:

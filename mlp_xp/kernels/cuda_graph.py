@@ -26,14 +26,16 @@ class Graphs:
     ----------
     xp : module
         ``array_api_compat.cupy``.
+    captures : bool
+        Whether to capture at all.
     """
 
-    def __init__(self, xp: Any) -> None:
+    def __init__(self, xp: Any, captures: bool = True) -> None:
         self.xp = xp
         self.stream = xp.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         self._pool = xp.cuda.MemoryPool()
         self._graphs: dict[Hashable, Any] = {}  # None after the first call
-        self._captures = True
+        self._captures = captures
 
     def run(self, key: Hashable, function: Callable[[], object]) -> None:
         """Run the function that `key` stands for; it has to launch the same work on the same arrays each time."""
@@ -43,9 +45,10 @@ class Graphs:
         if graph is not None:
             graph.launch()
         else:
-            self._call(function)
+            self.call(function)
 
-    def _call(self, function: Callable[[], object]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
+        """Run the function on the stream of the graphs."""
         caller = self.xp.cuda.get_current_stream()
         self.stream.wait_event(caller.record())
         with self.stream:

@@ -126,24 +126,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// Close a step, with one block: the sum of the pairs (loss, hits) in totals (count, 2), times scale, goes into means (2,),
-// which every epoch of `updates` steps begins anew. step (2,): steps before this one, and those of this epoch; counted on.
+// Close a step, with one block: the pairs (loss, hits) in totals (count, 2) are added to sums (2,), which every epoch of
+// `updates` steps begins anew. step (2,): steps before this one, and those of this epoch; counted on.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    tick(int* step, const REAL* totals, int count, REAL* means, int updates, REAL scale) {
-  __shared__ REAL sums[2][THREADS];
+    tick(int* step, const REAL* totals, int count, REAL* sums, int updates) {
+  __shared__ REAL parts[2][THREADS];
   REAL loss = 0, hits = 0;
   for (int i = threadIdx.x; i < count; i += THREADS) {
     loss += totals[2 * i];
     hits += totals[2 * i + 1];
   }
-  sums[0][threadIdx.x] = loss;
-  sums[1][threadIdx.x] = hits;
+  parts[0][threadIdx.x] = loss;
+  parts[1][threadIdx.x] = hits;
   __syncthreads();
   if (threadIdx.x < 2) {
     REAL sum = 0;
-    for (int i = 0; i < THREADS; ++i) sum += sums[threadIdx.x][i];
-    const REAL before = step[1] == 0 ? 0 : means[threadIdx.x];
-    means[threadIdx.x] = before + scale * sum;
+    for (int i = 0; i < THREADS; ++i) sum += parts[threadIdx.x][i];
+    sums[threadIdx.x] = (step[1] == 0 ? 0 : sums[threadIdx.x]) + sum;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
