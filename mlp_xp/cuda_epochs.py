@@ -117,8 +117,6 @@ class CudaEpochs:
     """
 
     def __init__(self, model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size: int | None = None) -> None:
-        if model.output == "perceptron":
-            raise ValueError("output 'perceptron' has no kernel for whole epochs; use device 'cpu'")
         xp, n = model.device.xp, X.shape[0]
         size = n if batch_size is None else min(batch_size, n)
         sizes = [size] * (n // size) + [n % size] * (n % size > 0)
