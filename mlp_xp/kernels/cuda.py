@@ -191,6 +191,9 @@ class CudaKernels(GenericKernels):
     def half_squared_error(self, A: Array, Y: Array) -> tuple[Array, Array]:
         return self._loss(Kernel("losses", "half_squared_error"), A, self._as(Y, self.dtype))
 
+    def perceptron_criterion(self, A: Array, Y: Array) -> tuple[Array, Array]:
+        return self._loss(Kernel("losses", "perceptron_criterion"), A, self._as(Y, self.dtype))
+
     def _loss(self, kernel: Kernel, A: Array, y: Array) -> tuple[Array, Array]:
         kept, (rows, units) = self._kept, A.shape
         dA, kept.losses = self._empty(rows, units), self._empty(rows)  # the slope of the last layer is taken from A

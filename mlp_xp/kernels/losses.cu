@@ -14,6 +14,15 @@ struct HalfSquaredError {
   static __device__ REAL slope(REAL a, REAL y) { return a - y; }
 };
 
+// How far a is on the wrong side of zero, for a target y of 0 or 1: zero itself is wrong for both.
+struct PerceptronCriterion {
+  static __device__ REAL value(REAL a, REAL y) { return slope(a, y) * a; }
+  static __device__ REAL slope(REAL a, REAL y) {
+    const REAL side = 2 * y - 1;
+    return side * a <= 0 ? -side : 0;
+  }
+};
+
 template <class Loss>
 DEVICE void each_row(REAL* sums, const REAL* __restrict__ A, const REAL* __restrict__ Y, REAL* __restrict__ dA,
                      REAL* losses, REAL* totals, int rows, int units) {
@@ -48,4 +57,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     half_squared_error(const REAL* A, const REAL* Y, REAL* dA, REAL* losses, REAL* totals, int rows, int units) {
   __shared__ REAL sums[THREADS];
   each_row<HalfSquaredError>(sums, A, Y, dA, losses, totals, rows, units);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    perceptron_criterion(const REAL* A, const REAL* Y, REAL* dA, REAL* losses, REAL* totals, int rows, int units) {
+  __shared__ REAL sums[THREADS];
+  each_row<PerceptronCriterion>(sums, A, Y, dA, losses, totals, rows, units);
 }

@@ -1,5 +1,9 @@
 """NumPy with the parts of CuPy that training on a GPU uses: kernels run on the CPU's shim, and streams can be captured.
 
+It does the worst that CUDA allows. Work that a stream is asked for is done late, see ``fake_streams.py``; only the
+functions of the array library, unlike its operators, do their work at once, after all that the current stream was asked
+for. New memory holds NaNs, and what is copied from pinned memory is what that holds when it is the copy's turn.
+
 While a stream is captured nothing runs, and anything but kernels and matrix products on that stream is an error: a
 wait, a copy from or to the host, an allocation, an operation of the array library. A graph keeps no array alive.
 """
@@ -7,105 +11,113 @@ wait, a copy from or to the host, an allocation, an operation of the array libra
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import math
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat.numpy as numpy_xp
 import numpy as np
 
+from .fake_streams import Stream
 from .kernel_build import CpuModule, check_arguments
-from .test_cublas_marshalling import Library
+from .test_cublas_marshalling import COMPUTE_64F, Library
 
 _MODULES: dict[tuple[str, tuple[str, ...]], CpuModule] = {}
 
 
-class Array(np.ndarray):
-    """An array on the device: what is not a view or an address goes through :meth:`GPU.work`."""
+class Block:
+    """Memory of the device, which counts as long as an array is on it."""
 
-    gpu: GPU
+    def __init__(self, nbytes: int) -> None:
+        self.memory = np.full(nbytes, 255, np.uint8)
+
+
+class Array(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array on the device: what is not a view or an address is asked of the current stream.
+
+    Attributes
+    ----------
+    host : np.ndarray
+        The numbers, where work that is still to be done finds them; it does not keep the block.
+    """
+
+    def __init__(self, gpu: GPU, host: Any, block: Block) -> None:
+        self.gpu, self.host, self.block = gpu, host, block
+        self.shape, self.dtype, self.strides, self.flags = host.shape, host.dtype, host.strides, host.flags
+        self.ndim, self.size, self.itemsize, self.nbytes = host.ndim, host.size, host.itemsize, host.nbytes
+        self.data = SimpleNamespace(ptr=host.ctypes.data)
+        self.device = gpu.device
 
     @property
-    def data(self) -> Any:
-        return SimpleNamespace(ptr=self.ctypes.data)
+    def T(self) -> Array:
+        return Array(self.gpu, self.host.T, self.block)
 
     def get(self) -> Any:
-        return self.gpu.work("copy to the host", lambda: np.array(self.view(np.ndarray)))
+        self.gpu.request("copy to the host")
+        self.gpu.current.last.finish()
+        return self.host.copy()
 
     def set(self, host: Any) -> None:
-        def copy() -> None:
-            self.view(np.ndarray)[...] = host
-
+        self.gpu.request("copy from the host")
         assert type(host) is np.ndarray
         assert (host.dtype, host.shape) == (self.dtype, self.shape)
-        self.gpu.work("copy from the host", copy)
+        assert self.flags.c_contiguous
+        pinned = _find(self.gpu.pinned, host.ctypes.data) is not None
+        source = host if pinned else host.copy()
+        self.gpu.current.ask(partial(np.copyto, self.host, source), by_bus=pinned)
 
-    def copy(self) -> Any:
-        return self.gpu.work("allocation", lambda: self.gpu.array(self.view(np.ndarray).copy()))
+    def copy(self) -> Array:
+        self.gpu.request("allocation")
+        copy = self.gpu.new(self.shape, self.dtype)
+        self.gpu.current.ask(partial(np.copyto, copy.host, self.host))
+        return copy
 
-    def __getitem__(self, key: Any) -> Any:
-        found = super().__getitem__(key)
-        return found if isinstance(found, np.ndarray) else super().__getitem__((key, ...))  # never a number of the host
+    def astype(self, dtype: Any, copy: bool = True) -> Array:
+        return self.gpu.astype(self, dtype, copy=copy)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.gpu.work("assignment", lambda: super(Array, self).__setitem__(key, value))
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        def plain(x: Any) -> Any:
-            return x.view(np.ndarray) if isinstance(x, Array) else x
-
-        if out is not None:
-            kwargs["out"] = tuple(map(plain, out))
-        result = self.gpu.work(ufunc.__name__, lambda: getattr(ufunc, method)(*map(plain, inputs), **kwargs))
-        return out[0] if out is not None else self.gpu.array(result)
-
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return self.gpu.work(
-            function.__name__, lambda: super(Array, self).__array_function__(function, types, args, kwargs)
-        )
+    def tobytes(self) -> bytes:
+        return self.get().tobytes()
 
     def __float__(self) -> float:
         return float(self.get())
 
+    def __len__(self) -> int:
+        return self.shape[0]
 
-class Stream:
-    def __init__(self, gpu: GPU, ptr: int) -> None:
-        self.gpu, self.ptr = gpu, ptr
+    def __getitem__(self, key: Any) -> Array:
+        keys = key if isinstance(key, tuple) else (key,)
+        assert all(k is None or isinstance(k, int | np.integer | slice) for k in keys if k is not ...), "not a view"
+        return Array(self.gpu, self.host[keys if ... in keys else (*keys, ...)], self.block)  # never a number
 
-    def __enter__(self) -> None:
-        self.before, self.gpu.current = self.gpu.current, self
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.gpu.request("assignment")
+        value = value.copy() if isinstance(value, np.ndarray) else _host(value)
+        self.gpu.current.ask(partial(self.host.__setitem__, key, value))
 
-    def __exit__(self, *error: object) -> None:
-        self.gpu.current = self.before
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Array:
+        self.gpu.request(ufunc.__name__)
+        run = partial(getattr(ufunc, method), *_host(inputs), **kwargs)
+        if out is None:
+            with np.errstate(all="ignore"):
+                like = np.asarray(run())  # on whatever the inputs hold by now: for the shape and dtype alone
+            out = (self.gpu.new(like.shape, like.dtype),)
+        self.gpu.current.ask(partial(run, out=_host(out)))
+        return out[0]
 
-    def record(self) -> Any:
-        return self.gpu.work("event", lambda: self)
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
-    def wait_event(self, event: Any) -> None:
-        self.gpu.work("event", lambda: None)
-
-    def synchronize(self) -> None:
-        self.gpu.work("wait for the device", lambda: None)
-
-    def begin_capture(self) -> None:
-        assert self.ptr, "the default stream cannot be captured"
-        assert self.gpu.captured is None
-        self.gpu.captured, self.gpu.capturing = [], self
-
-    def end_capture(self) -> Graph:
-        graph, self.gpu.captured = Graph(self.gpu, self.gpu.captured), None
-        return graph
+    def __array_namespace__(self, api_version: str | None = None) -> GPU:
+        return self.gpu
 
 
-class Graph:
-    def __init__(self, gpu: GPU, launches: Any) -> None:
-        self.gpu, self.launches = gpu, launches
-
-    def launch(self) -> None:
-        self.gpu.log.append("graph")
-        for _, launch in self.launches:
-            launch()
+class PinnedMemory(bytearray):
+    """Memory of the host that copies are made from without a buffer between."""
 
 
 class FakeLibrary(Library):
@@ -116,58 +128,140 @@ class FakeLibrary(Library):
         self.gpu, self.streams = gpu, {}
 
     def create(self) -> int:
-        return self.gpu.work("a handle of cuBLAS", lambda: len(self.streams) + 1)
+        self.gpu.request("a handle of cuBLAS")
+        return len(self.streams) + 1
 
     def destroy(self, handle: int) -> None:
         pass
 
     def set_stream(self, handle: int, stream: int) -> None:
-        self.gpu.work("a stream for cuBLAS", lambda: self.streams.__setitem__(handle, stream))
+        self.gpu.request("a stream for cuBLAS")
+        self.streams[handle] = stream
 
     def set_workspace(self, handle: int, address: int, size: int) -> None:
-        self.gpu.work("a workspace for cuBLAS", lambda: None)
+        self.gpu.request("a workspace for cuBLAS")
 
     def gemm_ex(self, handle: int, *rest: Any) -> None:
         assert self.streams[handle] == self.gpu.current.ptr, "the product is on another stream"
-        m, n, k = rest[2:5]
-        self.gpu.work("gemm", lambda: Library.gemm_ex(self, handle, *rest), ("gemm", m, n, k))
+        ops, (m, n, k), (alpha, a, a_type, lda, b, b_type, ldb, beta, c, *last) = rest[:2], rest[2:5], rest[5:]
+        scalar = ctypes.c_double if last[-2] == COMPUTE_64F else ctypes.c_float
+        factor, keep = (scalar(scalar.from_address(address).value) for address in (alpha, beta))
+
+        def run() -> None:
+            operands = ctypes.addressof(factor), a, a_type, lda, b, b_type, ldb, ctypes.addressof(keep), c
+            Library.gemm_ex(self, handle, *ops, m, n, k, *operands, *last)
+
+        self.gpu.launch(("gemm", m, n, k), run, [_find(self.gpu.blocks, address) for address in (a, b, c)])
+
+
+class Device:
+    id = 0
+
+    def __init__(self, gpu: GPU, multiprocessors: int) -> None:
+        self.gpu = gpu
+        self.attributes = {"MultiProcessorCount": multiprocessors, "MaxSharedMemoryPerBlockOptin": 227 * 1024}
+
+    @property
+    def mem_info(self) -> tuple[int, int]:
+        """Bytes that are free, and all."""
+        total = 2**40 if self.gpu.limit is None else self.gpu.limit
+        return total - self.gpu.used, total
+
+
+class OutOfMemoryError(MemoryError):
+    def __init__(self, size: int, total: int, limit: int) -> None:
+        sizes = f"allocated so far: {total:,} bytes, limit set to: {limit:,} bytes"
+        super().__init__(f"Out of memory allocating {size:,} bytes ({sizes}).")
 
 
 class GPU:
-    """Stands for the module ``cupy``; ``log`` says what was asked for, kernels by name."""
+    """Stands for the module ``cupy``.
+
+    Attributes
+    ----------
+    log : list
+        What was asked for, in this order, whenever it is done; kernels and products with their names and sizes.
+    limit, used : int
+        Bytes of memory, None for any number, and how many of them arrays are on.
+    slow : {"device", "bus"}
+        What is late: all work; or copies from pinned memory and what comes after them, while the rest is done at once.
+        A missing event shows with one or the other.
+    """
 
     def __init__(self, multiprocessors: int = 2) -> None:
         self.log: list[Any] = []
+        self.limit: int | None = None
+        self.used = 0
+        self.slow = "device"
         self.captured: list[Any] | None = None
         self.capturing: Stream | None = None
         self.current = Stream(self, 0)
-        self.streams = 0
-        self.array_type = type("Array", (Array,), {"gpu": self})
+        self.streams = [self.current]
+        self.blocks: weakref.WeakValueDictionary[range, Block] = weakref.WeakValueDictionary()
+        self.pinned: weakref.WeakValueDictionary[range, PinnedMemory] = weakref.WeakValueDictionary()
         self.library = FakeLibrary(self)
-        device = SimpleNamespace(
-            id=0, attributes={"MultiProcessorCount": multiprocessors, "MaxSharedMemoryPerBlockOptin": 227 * 1024}
-        )
+        self.device = Device(self, multiprocessors)
         self.cuda = SimpleNamespace(
-            Stream=self._stream, Device=lambda *_: device, get_current_stream=lambda: self.current,
+            Stream=self._stream, Device=lambda *_: self.device, get_current_stream=lambda: self.current,
             MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=self._allocator,
+            alloc_pinned_memory=self._pinned, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            runtime=SimpleNamespace(memGetInfo=lambda: self.device.mem_info),
         )  # fmt: skip
 
-    def array(self, x: Any) -> Any:
-        return np.asarray(x).view(self.array_type)
+    def request(self, what: str) -> None:
+        """Log what is asked for; a stream that is captured takes nothing but launches."""
+        assert self.captured is None, f"{what} while a stream is captured"
+        self.log.append(what)
 
-    def work(self, kind: str, run: Callable[[], Any], entry: Any = None) -> Any:
-        """Run, or put off, what the device is asked for."""
+    def launch(self, entry: tuple[Any, ...], run: Callable[[], None], blocks: list[Block]) -> None:
+        """Ask the current stream, or the graph that is captured from it, for work on memory."""
+        assert None not in blocks, f"{entry[0]} works on memory that is not the device's"
+        owners = list(map(weakref.ref, blocks))
+
+        def launch() -> None:
+            assert all(owner() is not None for owner in owners), f"{entry[0]} works on memory that was given back"
+            self.current.ask(run)
+
         if self.captured is None:
-            self.log.append(entry or kind)
-            return run()
-        assert kind in ("kernel", "gemm"), f"{kind} while a stream is captured"
-        assert self.current is self.capturing, f"{kind} beside the captured stream"
-        return self.captured.append((entry, run))
+            self.log.append(entry)
+            launch()
+        else:
+            assert self.current is self.capturing, f"{entry[0]} beside the captured stream"
+            self.captured.append((entry, launch))
+
+    def new(self, shape: Any, dtype: Any) -> Array:
+        """Return an array on memory of its own."""
+        shape, dtype = (shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        if self.limit is not None and self.used + size > self.limit:
+            gc.collect()  # as CuPy does
+            if self.used + size > self.limit:
+                raise OutOfMemoryError(size, self.used, self.limit)
+        block = Block(size)
+        self.used += size
+        weakref.finalize(block, self._give_back, block.memory).atexit = False
+        self.blocks[_place(block.memory)] = block
+        return Array(self, np.ndarray(shape, dtype, block.memory), block)
+
+    def _give_back(self, memory: Any) -> None:
+        """Count memory no more; work that was asked for may still use it: CuPy's pool hands it on in that order."""
+        self.used -= memory.nbytes
+        for stream in self.streams:
+            if stream.last.run is not None:
+                stream.last.keeps.append(memory)
+
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(free_all_blocks=lambda: None, get_limit=lambda: self.limit or 0)
+
+    def _pinned(self, nbytes: int) -> PinnedMemory:
+        memory = PinnedMemory(1 << max(nbytes - 1, 0).bit_length())  # a power of two
+        self.pinned[_place(np.frombuffer(memory, np.uint8))] = memory
+        return memory
 
     def _stream(self, non_blocking: bool) -> Stream:
         assert non_blocking
-        self.streams += 1
-        return Stream(self, self.streams)
+        self.streams.append(Stream(self, len(self.streams)))
+        return self.streams[-1]
 
     @contextlib.contextmanager
     def _allocator(self, malloc: Any) -> Iterator[None]:
@@ -179,17 +273,29 @@ class GPU:
             _MODULES[code, options] = CpuModule(code, macros)
         return _Function(self, _MODULES[code, options], name)
 
+    # The array library.
+
+    def empty(self, shape: Any, dtype: Any = np.float64, device: Any = None) -> Array:
+        self.request("empty")
+        return self.new(shape, dtype)
+
+    def reshape(self, x: Array, shape: Any) -> Array:
+        found = x.host.reshape(shape)
+        return Array(self, found, x.block) if np.may_share_memory(found, x.host) else self._call("reshape", x, shape)
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(numpy_xp, name)
-        if isinstance(found, type) or not callable(found):
-            return found
+        return found if isinstance(found, type) or not callable(found) else partial(self._call, name)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            views = name in ("reshape",)
-            result = found(*args, **kwargs) if views else self.work(name, lambda: found(*args, **kwargs))
-            return self.array(result)
-
-        return call
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Array:
+        self.request(name)
+        self.current.last.finish()
+        result = np.asarray(getattr(numpy_xp, name)(*_host(args), **{key: _host(x) for key, x in kwargs.items()}))
+        if block := _find(self.blocks, result.ctypes.data):
+            return Array(self, result, block)
+        array = self.new(result.shape, result.dtype)
+        array.host[...] = result
+        return array
 
 
 class _Function:
@@ -204,23 +310,29 @@ class _Function:
         check_arguments(self.module.parameters[self.name], arguments)
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         columns, lanes = (*block, 1)[:2]
-        owners = [weakref.ref(_owner(x)) for x in arguments if isinstance(x, np.ndarray)]
-        values = [_address(x) if isinstance(x, np.ndarray) else x for x in arguments]
-
-        def run() -> None:
-            assert all(owner() is not None for owner in owners), f"{self.name} works on memory that was given back"
-            self.module.launch(self.name, grid[0], (columns, lanes), *values, shared=shared_mem)
-
+        assert not any(isinstance(x, np.ndarray) for x in arguments), f"{self.name} works on the host's memory"
+        values = [_address(x) if isinstance(x, Array) else x for x in arguments]
+        run = partial(self.module.launch, self.name, grid[0], (columns, lanes), *values, shared=shared_mem)
         numbers = [int(x) for x in arguments if isinstance(x, np.integer)]
-        self.gpu.work("kernel", run, (self.name, grid[0], *numbers))
+        self.gpu.launch((self.name, grid[0], *numbers), run, [x.block for x in arguments if isinstance(x, Array)])
 
 
-def _owner(x: Any) -> Any:
-    while isinstance(x.base, np.ndarray):
-        x = x.base
-    return x
+def _host(x: Any) -> Any:
+    """Return an array's numbers, also of arrays in a tuple or list; anything else as it is."""
+    if isinstance(x, tuple | list):
+        return type(x)(map(_host, x))
+    return x.host if isinstance(x, Array) else x
 
 
-def _address(x: Any) -> Any:
+def _address(x: Array) -> Any:
     """Return what stands for an array in a launch, and does not keep it."""
-    return SimpleNamespace(ctypes=SimpleNamespace(data=x.ctypes.data))
+    return SimpleNamespace(ctypes=SimpleNamespace(data=x.data.ptr))
+
+
+def _place(memory: Any) -> range:
+    return range(memory.ctypes.data, memory.ctypes.data + memory.nbytes)
+
+
+def _find(blocks: weakref.WeakValueDictionary[range, Any], address: int) -> Any:
+    """Return the block that an address is in, or None."""
+    return next((block for place, block in blocks.items() if address in place), None)

@@ -94,7 +94,7 @@ def test_epochs_equal_numpys(dtype: str, optimizer: Any, batch_size: int | None,
         assert ("graph" in log) == (epoch > 0)
 
 
-@pytest.mark.parametrize("output", [name for name in mx.OUTPUTS if name != "perceptron"])
+@pytest.mark.parametrize("output", mx.OUTPUTS)
 @pytest.mark.parametrize("sizes", [(20, 3), (20, 12, 3), (9, 7, 5, 2)], ids=str)
 def test_other_networks(sizes: tuple[int, ...], output: str, gpu: GPU, rng, targets) -> None:
     run = Run(gpu, rng, targets, sizes=sizes, output=output, dtype="float64", batch_size=40, optimizer=mx.SGD(lr=0.05))

@@ -462,7 +462,7 @@ def test_tick_counts_and_begins_each_epoch_anew(real: str, rng: np.random.Genera
 
 @pytest.mark.parametrize("shape", [(1, 1), (600, 1), (77, 10)], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "half_squared_error"])
+@pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "half_squared_error", "perceptron_criterion"])
 @each_real
 def test_loss(name: str, real: str, scale: float, shape: tuple[int, int], rng: np.random.Generator) -> None:
     A, Y = (scale * rng.standard_normal(shape)).astype(REALS[real]), rng.integers(0, 2, shape).astype(REALS[real])
@@ -477,6 +477,15 @@ def test_loss(name: str, real: str, scale: float, shape: tuple[int, int], rng: n
     assert_close(dA, slope, real)
     assert_close(losses, want, real)
     assert_close(totals.sum(axis=0), np.array([want.sum(), 0]), real)
+
+
+@each_real
+def test_on_the_perceptrons_line_is_wrong(real: str) -> None:
+    A, Y = np.array([[0, 0, -0.0, -0.0, 2, -2, 2, -2]], REALS[real]), np.array([[0, 1, 0, 1, 1, 0, 0, 1]], REALS[real])
+    dA, losses, totals = np.empty_like(A), np.empty(1, REALS[real]), np.empty((1, 2), REALS[real])
+    cpu_module("losses", REAL=real).launch("perceptron_criterion", 1, THREADS, A, Y, dA, losses, totals, *A.shape)
+    np.testing.assert_array_equal(dA, [[1, -1, 1, -1, 0, 0, 1, -1]])
+    assert losses == totals[0, 0] == 4
 
 
 @pytest.mark.parametrize("columns", [12, 7])
