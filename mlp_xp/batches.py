@@ -12,7 +12,12 @@ from .kernels.ragged import Cuts, Ragged
 from .plan import Plan
 from .shards import Shard
 
-__all__ = ["FullBatch", "MiniBatches", "make_batches"]
+__all__ = ["FullBatch", "MiniBatches", "make_batches", "shuffled_rows"]
+
+
+def shuffled_rows(seed: int, epoch: int, n: int) -> np.ndarray[Any, Any]:
+    """Return the order of n rows in an epoch of mini-batches: the same on every device."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 class FullBatch:
@@ -69,16 +74,12 @@ class MiniBatches:
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        order = self.device.asarray(self.order(epoch))
+        order = self.device.asarray(shuffled_rows(self.seed, epoch, self.X.shape[0]))
         y = self.xp.take(self.y, order, axis=0)
         n = order.shape[0]
         for i in range(0, n, self.batch_size):
             rows = slice(i, min(i + self.batch_size, n))
             yield [Shard(self.xp.take(self.X, order[rows], axis=0), y[rows, ...])]
-
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
-        """Return the order of the rows (n,) in an epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.X.shape[0])
 
 
 class RaggedMiniBatches(MiniBatches):
@@ -105,7 +106,7 @@ class RaggedMiniBatches(MiniBatches):
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        order = self.order(epoch)
+        order = shuffled_rows(self.seed, epoch, len(self.X))
         whole = len(order) // self.batch_size * self.batch_size
         yield from self._batches(order[:whole].reshape(-1, self.batch_size))
         if whole < len(order):

@@ -56,7 +56,7 @@ class History:
         self.epoch.append(state.epoch)
         self.loss.append(float(state.loss))
         self.lr.append(state.lr)
-        self.seconds.append(state.seconds)
+        self.seconds.append(float(state.seconds))
 
     def __len__(self) -> int:
         return len(self.epoch)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -26,13 +26,38 @@ from .model import grad_sum
 from .optim import Adam, Optimizer, State
 from .plan import Plan
 
-__all__ = ["CudaEpochs", "make_epochs"]
+__all__ = ["CudaEpochs", "Watch", "make_epochs"]
 
 _log = logging.getLogger(__name__)
 
 _MOST_STEPS = 512  # of a graph: beyond, the time to start one is negligible, and its memory is not
 _LEAST_ROWS = 256  # of a shard; with fewer a GPU is no faster than a CPU
 _ENOUGH_ROWS = 8192  # of a shard: sooner than with fewer, data are left on the host
+
+
+class Watch:
+    """The time between two moments of the work that a device was asked for; ``float`` waits for it, and has seconds.
+
+    Parameters
+    ----------
+    xp : module
+        ``array_api_compat.cupy``.
+    before : float or Watch
+        To begin with.
+    """
+
+    def __init__(self, xp: Any, before: SupportsFloat) -> None:
+        self.xp, self.before = xp, before
+        self.start = self.end = xp.cuda.get_current_stream().record()
+
+    def stop(self) -> Watch:
+        """Take the time now."""
+        self.end = self.xp.cuda.get_current_stream().record()
+        return self
+
+    def __float__(self) -> float:
+        self.end.synchronize()
+        return float(self.before) + float(self.xp.cuda.get_elapsed_time(self.start, self.end)) / 1000
 
 
 class CudaEpochs:
@@ -76,14 +101,14 @@ class CudaEpochs:
     ) -> None:
         xp, n = model.device.xp, X.shape[0]
         size = n if batch_size is None else min(batch_size, n)
-        sizes = [size] * (n // size) + [n % size] * (n % size > 0)
+        self._sizes = sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.model, self.optimizer, self.plan, self.updates = model, optimizer, plan, len(sizes)
         self._shard_rows = shard_rows or model.device.shard_rows
         self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // self._shard_rows))
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
         self._rows: Rows
         if streamed:
-            self.plan = Plan("dense", "the data do not fit into the device's memory, and come from the host", X.shape[1])
+            self.plan = Plan("dense", "the data come from the host: the device has no room for them", X.shape[1])
             self._rows = Streamed(self._kernels, X, y, sizes, self._shard_rows)
         elif batch_size is None:
             self._rows = WholeBatch(self._kernels, model.device, X, y, plan, self._shard_rows)
@@ -94,7 +119,6 @@ class CudaEpochs:
         self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
         self._descent = Descent(self._kernels, optimizer, self._theta)
         self._outward = self.plan.outward(model.device.asarray(np.arange(model.layout.size, dtype=np.int32)), model)
-        self._pieces = [tuple(sizes[i : i + _MOST_STEPS]) for i in range(0, len(sizes), _MOST_STEPS)]
         self._tables: dict[int, tuple[Array, int]] = {}
         self._graphs = Graphs(xp, self._rows.captures)
         self._known, self._done = model.theta, 0
@@ -111,12 +135,21 @@ class CudaEpochs:
         """
         return {**self._descent.arrays, **({"updates": self._done} if isinstance(self.optimizer, Adam) else {})}
 
-    @state.setter
-    def state(self, state: State) -> None:
+    def resume(self, state: State, updates: int = 0, loss_sum: float = 0.0) -> None:
+        """Go on after so many updates of an epoch that have this sum of losses.
+
+        Parameters
+        ----------
+        state : dict
+            The optimiser's, as in :attr:`state`, but with arrays of the host in the order of the data.
+        updates : int
+        loss_sum : float
+        """
         for name, array in self._descent.arrays.items():
-            array[...] = state[name]
+            array[...] = self.plan.inward(self.model.device.asarray(state[name]), self.model)
         self._done = state.get("updates", 0)
-        self._step.set(np.asarray([self._done, 0], np.int32))
+        self._step.set(np.asarray([self._done, updates], np.int32))
+        self._sums.set(np.asarray([loss_sum, 0], self._kernels.dtype))
 
     def take_memory(self) -> None:
         """Compute the gradient of a shard of each size, of whatever there is, and forget it.
@@ -129,8 +162,8 @@ class CudaEpochs:
         self._graphs.call(lambda: self._gradient(self._rows.samples()))
         self.model.device.synchronize()
 
-    def run_epoch(self, theta: Array, lr: float, order: Any = None) -> tuple[Array, Array]:
-        """Train one epoch.
+    def run_epoch(self, theta: Array, lr: float, order: Any = None, updates: int = 0) -> Iterator[int]:
+        """Train one epoch, piece by piece; yield the number of its updates that were asked for after each.
 
         Parameters
         ----------
@@ -140,23 +173,29 @@ class CudaEpochs:
             Learning rate of the epoch.
         order : array of int (n,), optional
             On the host: the order of the rows, if there are mini-batches.
-
-        Returns
-        -------
-        theta : array (P,)
-            The parameters after the epoch; a new array.
-        loss : 0-d array
-            Sum over the updates of their mean loss, with the L2 term, times their rows.
+        updates : int
+            Leave out so many at the beginning, as told to :meth:`resume`.
         """
         if theta is not self._known:
             self._theta[...] = self.plan.inward(theta, self.model)
-        self._rows.begin(order)
         self._descent.set_rate(lr)
-        for piece in self._pieces:
+        self._rows.begin(order, updates)
+        for i in range(updates, self.updates, _MOST_STEPS):
+            piece = self._sizes[i : i + _MOST_STEPS]
             self._graphs.run(piece, partial(self._run, piece))
-        self._done += self.updates
+            self._done += len(piece)
+            yield i + len(piece)
+
+    @property
+    def theta(self) -> Array:
+        """The parameters (P,) in the order of the data; a new array, which :meth:`run_epoch` need not copy back."""
         self._known = self.model.device.xp.take(self._theta, self._outward)
-        return self._known, self._sums[0].copy()
+        return self._known
+
+    @property
+    def loss_sum(self) -> Array:
+        """Sum () over the updates of the epoch of their mean loss, with the L2 term, times their rows; a new array."""
+        return self._sums[0].copy()
 
     def _run(self, sizes: tuple[int, ...]) -> None:
         for rows in sizes:
@@ -208,9 +247,7 @@ class CudaEpochs:
         return self._tables[rows]
 
 
-def make_epochs(
-    model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size: int | None, plan: Plan
-) -> CudaEpochs:
+def make_epochs(model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size: int | None, plan: Plan) -> CudaEpochs:
     """Return epochs that the device's memory suffices for.
 
     Where it does not suffice for shards of the usual size, they get smaller, and then data that came from the host stay
@@ -246,9 +283,9 @@ def make_epochs(
 
 def _attempts(shard_rows: int, on_host: bool) -> Iterator[tuple[bool, int]]:
     """Yield what to try: whether to leave the data on the host, and the rows of a shard."""
-    for streamed, least in ((False, _ENOUGH_ROWS if on_host else _LEAST_ROWS), (True, _LEAST_ROWS)):
-        if on_host or not streamed:
-            rows = shard_rows
-            while rows >= least:
-                yield streamed, rows
-                rows //= 2
+    for streamed in (False, True) if on_host else (False,):
+        least = _ENOUGH_ROWS if on_host and not streamed else _LEAST_ROWS
+        rows = shard_rows
+        while rows >= least or rows == shard_rows:
+            yield streamed, rows
+            rows //= 2

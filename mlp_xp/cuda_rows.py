@@ -2,16 +2,16 @@
 
 Three classes with one interface, for all rows at once, for mini-batches, and for more data than the device holds:
 
-    begin(order)     once an epoch
-    shards(rows)     yield (X, y) for the next update of the epoch, of so many rows
-    samples()        yield a shard of each size that there will be, to find out what memory they take
-    captures         whether an update always launches the same work, so that a CUDA graph can stand for it
+    begin(order, updates)   begin an epoch, without so many updates
+    shards(rows)            yield (X, y) for the next update of the epoch, of so many rows
+    samples()               yield a shard of each size that there will be, to find out what memory they take
+    captures                whether an update always launches the same work, so that a CUDA graph can stand for it
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,7 +59,7 @@ class WholeBatch:
         if len(self._stored) == 1:  # then the numbers can stay, and the bytes can go
             self._stored = [(list(self._convert(blocks)), y) for blocks, y in self._stored]
 
-    def begin(self, order: None) -> None:
+    def begin(self, order: None, updates: int) -> None:
         """Begin an epoch: nothing changes."""
 
     def shards(self, rows: int) -> Iterator[Shard]:
@@ -124,8 +124,8 @@ class MiniBatch:
         self._order = kernels.xp.zeros(X.shape[0], dtype=kernels.xp.int32)
         self._room = _Room(kernels, X.shape[1], y, min(sizes[0], shard_rows))
 
-    def begin(self, order: np.ndarray[Any, Any]) -> None:
-        """Begin an epoch with this order of the rows (n,)."""
+    def begin(self, order: np.ndarray[Any, Any], updates: int) -> None:
+        """Begin an epoch with this order of the rows (n,); what `step` says of the updates is true."""
         self._order.set(np.ascontiguousarray(order, np.int32))
 
     def shards(self, rows: int) -> Iterator[Shard]:
@@ -163,19 +163,14 @@ class Streamed:
     def __init__(self, kernels: CudaKernels, X: Array, y: Array, sizes: Sequence[int], shard_rows: int) -> None:
         self._kernels, self._X, self._y, self._sizes, self._shard_rows = kernels, X, y, sizes, shard_rows
         self._copies = kernels.xp.cuda.Stream(non_blocking=True)
-        most = min(shard_rows, X.shape[0])
+        self._most = min(shard_rows, X.shape[0])
         self._room = _Room(kernels, X.shape[1], y, min(sizes[0], shard_rows))
-        self._places = [_Place(kernels.xp, X, y, most) for _ in range(2)]
-        self._chunks: list[list[int]] = [[]]  # shards that travel together, as many as there is room for
-        for size in chain.from_iterable(_cut(rows, shard_rows) for rows in sizes):
-            if sum(self._chunks[-1]) + size > most:
-                self._chunks.append([])
-            self._chunks[-1].append(size)
+        self._places = [_Place(kernels.xp, X, y, self._most) for _ in range(2)]
         self._flow: Iterator[Shard] = iter(())
 
-    def begin(self, order: np.ndarray[Any, Any] | None) -> None:
-        """Begin an epoch with this order of the rows (n,); None for that of the data."""
-        self._flow = self._all(order)
+    def begin(self, order: np.ndarray[Any, Any] | None, updates: int) -> None:
+        """Begin an epoch with this order of the rows (n,), None for that of the data, after so many updates."""
+        self._flow = self._all(order, updates)
 
     def shards(self, rows: int) -> Iterator[Shard]:
         """Yield the shards of the next update, as they arrive."""
@@ -186,14 +181,13 @@ class Streamed:
         """Yield a shard of each size, of whatever there is."""
         return self._room.samples(self._sizes, self._shard_rows)
 
-    def _all(self, order: np.ndarray[Any, Any] | None) -> Iterator[Shard]:
-        first = 0
-        self._load(self._places[0], first, self._chunks[0], order)
-        for i, chunk in enumerate(self._chunks):
-            place = self._places[i % 2]
-            first += sum(chunk)
-            if i + 1 < len(self._chunks):
-                self._load(self._places[(i + 1) % 2], first, self._chunks[i + 1], order)
+    def _all(self, order: np.ndarray[Any, Any] | None, updates: int) -> Iterator[Shard]:
+        """Yield the shards of an epoch after so many updates; the next chunk sets out before one is worked on."""
+        pairs = zip(cycle(self._places), self._chunks(updates), strict=False)
+        loaded = (self._load(place, first, chunk, order) for place, (first, chunk) in pairs)
+        coming = next(loaded, None)
+        while coming is not None:
+            (place, chunk), coming = coming, next(loaded, None)
             self._kernels.xp.cuda.get_current_stream().wait_event(place.copied)
             offset = 0
             for size in chunk:
@@ -202,8 +196,20 @@ class Streamed:
                 yield A, targets
                 offset += size
 
-    def _load(self, place: _Place, first: int, chunk: list[int], order: np.ndarray[Any, Any] | None) -> None:
-        """Have rows `first` and on of the order copied to a place, when what is there has been worked on."""
+    def _chunks(self, updates: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield, after so many updates, where each chunk begins, and its shards: as many as there is room for."""
+        first, chunk = sum(self._sizes[:updates]), list[int]()
+        for size in chain.from_iterable(_cut(rows, self._shard_rows) for rows in self._sizes[updates:]):
+            if sum(chunk) + size > self._most:
+                yield first, chunk
+                first, chunk = first + sum(chunk), []
+            chunk.append(size)
+        yield first, chunk
+
+    def _load(
+        self, place: _Place, first: int, chunk: list[int], order: np.ndarray[Any, Any] | None
+    ) -> tuple[_Place, list[int]]:
+        """Have a chunk copied to a place on the device, when what is there has been worked on."""
         rows = sum(chunk)
         if place.copied is not None:
             place.copied.synchronize()
@@ -218,6 +224,7 @@ class Streamed:
             place.X[:rows, :].set(place.pinned_X[:rows])
             place.y[:rows, ...].set(place.pinned_y[:rows])
             place.copied = self._copies.record()
+        return place, chunk
 
 
 Rows: TypeAlias = WholeBatch | MiniBatch | Streamed

@@ -6,10 +6,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import Any, SupportsFloat
 
 from .arrays import Array
-from .batches import make_batches
+from .batches import FullBatch, MiniBatches, make_batches, shuffled_rows
+from .cuda_epochs import CudaEpochs, Watch, make_epochs
 from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
@@ -38,11 +39,12 @@ class State:
     lr : float
         Learning rate of the epoch.
     seconds : float
-        Time that the epoch took, callbacks left out.
+        Time that the epoch took, callbacks left out. On a GPU it is what ``float`` makes that of, having waited.
     model : MLP
         Its parameters are those after the last update.
     gradient : array (P,)
-        Gradient of the epoch's last update, in the plan's order; valid until the next epoch.
+        Gradient of the epoch's last update, in the plan's order; valid until the next epoch. In the middle of an epoch
+        it is of some update before, or None: plain gradient descent on mini-batches keeps none.
     optimizer_state : dict
         Arrays (P,) in the plan's order, and numbers.
     plan : Plan
@@ -56,7 +58,7 @@ class State:
     rows: int
     loss_sum: Array
     lr: float
-    seconds: float
+    seconds: SupportsFloat
     model: MLP
     gradient: Array
     optimizer_state: dict[str, Any]
@@ -83,7 +85,7 @@ class State:
         theta = host(model.theta).copy()
         if self.whole:
             return Snapshot(self.epoch, 0, 0, 0.0, 0.0, theta, arrays, self.plan.kind)
-        done = self.updates, self.rows, float(self.loss_sum), self.seconds
+        done = self.updates, self.rows, float(self.loss_sum), float(self.seconds)
         return Snapshot(self.epoch - 1, *done, theta, arrays, self.plan.kind)
 
 
@@ -122,8 +124,8 @@ def epochs(
         Go on from here, to the bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
     pause : callable, optional
-        Asked after each update but an epoch's last; where it returns True, the state in the middle of the epoch is
-        handed out, to be looked at: what is assigned to the model then is not taken up.
+        Asked after each update but an epoch's last, on a GPU after some hundred; where it returns True, the state in
+        the middle of the epoch is handed out, to be looked at: what is assigned to the model then is not taken up.
 
     Yields
     ------
@@ -148,20 +150,27 @@ def epochs(
         raise ValueError(f"optimizer must be SGD(...), Adam(...) or AdamW(...), got {optimizer!r}")
     if epochs is not None:
         check_count("epochs", epochs)
-    X = model.check_features(X)
-    y = model.check_targets(y, X.shape[0])
+    X = model.check_features(X, move=False)
+    y = model.check_targets(y, X.shape[0], move=False)
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), X.shape[0])
     if start is not None:
         _check_start(start, model, epochs)
-        if plan == "auto" and model.device.library == "cpu":
+        if plan == "auto" and model.device.library in ("cpu", "cuda"):
             plan = start.plan
     chosen = make_plan(X, model, plan, epochs, batch_size)
-    executor = make_executor(model, chosen, threads, 1 if batch_size else -(-X.shape[0] // model.device.shard_rows))
-    batches = make_batches(X, y, chosen, model.device, model.seed, batch_size)
+    if model.device.library == "cuda":
+        run = make_epochs(model, optimizer, X, y, batch_size, chosen)
+        states = _run_on_gpu(run, optimizer, X.shape[0], batch_size, epochs, start, pause)
+    else:
+        shards = 1 if batch_size else -(-X.shape[0] // model.device.shard_rows)
+        executor = make_executor(model, chosen, threads, shards)
+        X, y = model.device.asarray(X), model.device.asarray(y)
+        batches = make_batches(X, y, chosen, model.device, model.seed, batch_size)
+        states = _run(model, optimizer, executor, chosen, batches, epochs, start, pause)
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
-    return _run(model, optimizer, executor, chosen, batches, epochs, start, pause)
+    return states
 
 
 def _check_start(start: Snapshot, model: MLP, epochs: int | None) -> None:
@@ -177,7 +186,7 @@ def _run(
     optimizer: Optimizer,
     executor: Any,
     plan: Plan,
-    batches: Any,
+    batches: FullBatch | MiniBatches,
     last: int | None,
     start: Snapshot | None,
     pause: Callable[[], bool] | None,
@@ -221,6 +230,33 @@ def _run(
             updates, rows, loss, seconds = 0, 0, 0.0, 0.0
     finally:
         executor.close()
+
+
+def _run_on_gpu(
+    run: CudaEpochs,
+    optimizer: Optimizer,
+    n: int,
+    batch_size: int | None,
+    last: int | None,
+    start: Snapshot | None,
+    pause: Callable[[], bool] | None,
+) -> Generator[State, None, None]:
+    model, epoch, updates, seconds = run.model, 0, 0, 0.0
+    if start is not None:
+        epoch, updates, seconds = start.epoch, start.update, start.seconds
+        run.resume(start.optimizer, updates, start.loss_sum)
+    while last is None or epoch < last:
+        watch, epoch = Watch(model.device.xp, seconds), epoch + 1
+        lr = optimizer.rate(epoch)
+        order = None if batch_size is None else shuffled_rows(model.seed, epoch, n)
+        for done in run.run_epoch(model.theta, lr, order, updates):
+            whole = done == run.updates
+            if whole or (pause is not None and pause()):
+                model.theta, rows = run.theta, n if batch_size is None else min(n, done * batch_size)
+                state = watch.stop(), model, run.gradient, run.state, run.plan
+                yield State(epoch, whole, done, rows, run.loss_sum, lr, *state)
+                watch = Watch(model.device.xp, watch)
+        updates, seconds = 0, 0.0
 
 
 def _mean(total: GradSum, theta: Array, l2: float, bias: Array, xp: Any) -> tuple[Array, Array | float]:

@@ -137,7 +137,7 @@ class Report:
         from tqdm import tqdm
 
         with tqdm.external_write_mode():
-            print(f"{unit} {number:5d}  cost {cost:.4f}  score {score:.4f}  {state.seconds:.2f} s", flush=True)
+            print(f"{unit} {number:5d}  cost {cost:.4f}  score {score:.4f}  {float(state.seconds):.2f} s", flush=True)
 
 
 def load_data(name: str, seed: int) -> tuple[Dataset, Dataset, list[str]]:

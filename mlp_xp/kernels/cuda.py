@@ -38,7 +38,7 @@ class Pending(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """A matrix (n, d) as blocks of its rows, the widest first; each (m, k) ends before the columns that are all zero."""
+    """A matrix (n, d) in blocks of rows, the widest first; each (m, k) ends before the columns that are zero in it."""
 
     blocks: tuple[Array, ...]
 

@@ -23,7 +23,7 @@ from typing import Any
 import array_api_compat.numpy as numpy_xp
 import numpy as np
 
-from .fake_streams import Stream
+from .fake_streams import Event, Stream
 from .kernel_build import CpuModule, check_arguments
 from .test_cublas_marshalling import COMPUTE_64F, Library
 
@@ -205,7 +205,7 @@ class GPU:
             Stream=self._stream, Device=lambda *_: self.device, get_current_stream=lambda: self.current,
             MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=self._allocator,
             alloc_pinned_memory=self._pinned, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            runtime=SimpleNamespace(memGetInfo=lambda: self.device.mem_info),
+            get_elapsed_time=_elapsed_time, runtime=SimpleNamespace(memGetInfo=lambda: self.device.mem_info),
         )  # fmt: skip
 
     def request(self, what: str) -> None:
@@ -315,6 +315,12 @@ class _Function:
         run = partial(self.module.launch, self.name, grid[0], (columns, lanes), *values, shared=shared_mem)
         numbers = [int(x) for x in arguments if isinstance(x, np.integer)]
         self.gpu.launch((self.name, grid[0], *numbers), run, [x.block for x in arguments if isinstance(x, Array)])
+
+
+def _elapsed_time(start: Event, end: Event) -> float:
+    """Return milliseconds, as if each of the two were a moment that all streams share."""
+    assert start.work.run is end.work.run is None, "the device is not there yet"
+    return 1000 * (end.asked - start.asked)
 
 
 def _host(x: Any) -> Any:

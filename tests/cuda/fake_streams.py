@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any
 
 
@@ -41,7 +42,7 @@ class Event:
     """All that a stream was asked for so far."""
 
     def __init__(self, gpu: Any, work: Work) -> None:
-        self.gpu, self.work = gpu, work
+        self.gpu, self.work, self.asked = gpu, work, perf_counter()
 
     def synchronize(self) -> None:
         self.gpu.request("wait for the device")

@@ -1,4 +1,4 @@
-"""Whole epochs on a stand-in for a GPU that can be captured, against training in NumPy."""
+"""Training on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 
 import mlp_xp as mx
 from mlp_xp.arrays import Device
-from mlp_xp.cuda_epochs import CudaEpochs
+from mlp_xp.batches import shuffled_rows
+from mlp_xp.cuda_epochs import CudaEpochs, make_epochs
 from mlp_xp.kernels import cuda
 from mlp_xp.params import Parameters
+from mlp_xp.plan import make_plan
 
 from .fake_cupy import GPU
 
@@ -32,55 +34,76 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.fixture(params=["device", "bus"])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> GPU:
+    """Return a GPU on which all work is late, or copies from the host are."""
+    gpu = GPU()
+    gpu.slow = request.param
+    monkeypatch.setattr(cuda, "_cublas", lambda: gpu.library)
+    return gpu
+
+
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> GPU:
+def late_gpu(monkeypatch: pytest.MonkeyPatch) -> GPU:
     gpu = GPU()
     monkeypatch.setattr(cuda, "_cublas", lambda: gpu.library)
     return gpu
 
 
+def ragged_rows(rng: np.random.Generator, n: int, d: int) -> np.ndarray[Any, Any]:
+    """Return bytes (n, d) with zeros, in some rows many of them and at odd places."""
+    X = rng.integers(1, 256, (n, d)).astype(np.uint8)
+    X[:, rng.permutation(d)[None, :] >= rng.integers(0, d - 3, n)[:, None]] = 0
+    return X
+
+
 class Run:
-    """The same training by NumPy and by :class:`CudaEpochs`."""
+    """The same training by NumPy and on the stand-in."""
 
     def __init__(
         self, gpu: GPU, rng: Any, targets: Any, *, sizes: tuple[int, ...] = (20, 12, 3), activation: str = "tanh",
         output: str = "softmax", dtype: str = "float32", precision: str | None = None, X: Any = None,
-        optimizer: Any = OPTIMIZERS[0], batch_size: int | None = None,
+        optimizer: Any = OPTIMIZERS[0], batch_size: int | None = None, plan: str = "dense", here: bool = False,
     ) -> None:  # fmt: skip
         self.X = rng.integers(0, 256, (N, sizes[0])).astype(np.uint8) if X is None else X
-        y = targets(output, N, sizes[-1])
-        self.want, self.got = (mx.MLP(list(sizes), activation, output, dtype=dtype, seed=1) for _ in range(2))
-        arguments: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size, "plan": "dense"}
-        self.reference = mx.epochs(self.want, self.X, y, **arguments)
-        self.gpu, self.optimizer, self.batch_size, self.dtype = gpu, optimizer, batch_size, dtype
-        self.got.device = Device("cuda", gpu)
-        self.got.theta = gpu.array(self.got.theta)
-        self.got.precision = precision or self.got.precision
-        X, y = gpu.array(self.X), gpu.array(self.want.check_targets(y, N))
-        self.epochs = CudaEpochs(self.got, optimizer, X, y, batch_size)
-        self.epoch = 0
+        self.y = targets(output, N, sizes[-1])
+        self.want, self.got = (
+            mx.MLP(list(sizes), activation, output, dtype=dtype, seed=1, device=device, precision=own)
+            for device, own in (("cpu", None), (Device("cuda", gpu), precision))
+        )
+        self.gpu, self.dtype = gpu, dtype
+        self.arguments: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size}
+        self.reference = mx.epochs(self.want, self.X, self.y, plan="dense", **self.arguments)
+        self.states = mx.epochs(self.got, gpu.asarray(self.X) if here else self.X, self.y, plan=plan, **self.arguments)
 
-    def order(self) -> Any:
-        return None if self.batch_size is None else np.random.default_rng([1, self.epoch]).permutation(N)
+    @property
+    def epochs(self) -> CudaEpochs:
+        """What the loop runs."""
+        return self.states.gi_frame.f_locals["run"]
 
     def train(self) -> list[Any]:
         """Train one epoch and return the log of it."""
-        self.epoch += 1
         self.gpu.log.clear()
-        self.got.theta, self.loss = self.epochs.run_epoch(self.got.theta, self.optimizer.rate(self.epoch), self.order())
+        self.state = next(self.states)
         return list(self.gpu.log)
 
     def check(self, tolerance: float | None = None) -> None:
         """Assert that all is as it is after NumPy's next epoch."""
-        state, tolerance = next(self.reference), tolerance or TOLERANCE[self.dtype]
-        assert float(self.loss) == pytest.approx(float(state.loss), rel=tolerance)
-        vectors = [(self.got.theta, self.want.theta), (self.epochs.gradient, state.gradient)]
-        assert self.epochs.state.keys() == state.optimizer_state.keys()
-        vectors += [(self.epochs.state[name], value) for name, value in state.optimizer_state.items()]
-        for got, want in vectors:
-            host = got.get() if hasattr(got, "get") else got
-            np.testing.assert_allclose(host, want, rtol=0, atol=tolerance)
-            assert getattr(got, "dtype", None) == getattr(want, "dtype", None)
+        want, tolerance = next(self.reference), tolerance or TOLERANCE[self.dtype]
+        got = self.state
+        assert (got.epoch, got.whole, got.updates, got.rows, got.lr) == (
+            want.epoch, want.whole, want.updates, want.rows, want.lr
+        )  # fmt: skip
+        assert float(got.loss) == pytest.approx(float(want.loss), rel=tolerance)
+        assert got.optimizer_state.keys() == want.optimizer_state.keys()
+        vectors = [(self.got.theta, self.want.theta), (self.outward(got.gradient), want.gradient)]
+        vectors += [(self.outward(got.optimizer_state[name]), value) for name, value in want.optimizer_state.items()]
+        for a, b in vectors:
+            np.testing.assert_allclose(a.get() if hasattr(a, "get") else a, b, rtol=0, atol=tolerance)
+            assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
+
+    def outward(self, value: Any) -> Any:
+        return self.state.plan.outward(value, self.got) if hasattr(value, "shape") else value
 
 
 @pytest.mark.parametrize("batch_size", [None, 32])
@@ -92,6 +115,7 @@ def test_epochs_equal_numpys(dtype: str, optimizer: Any, batch_size: int | None,
         log = run.train()
         run.check()
         assert ("graph" in log) == (epoch > 0)
+    assert 0 < float(run.state.seconds) < 60
 
 
 @pytest.mark.parametrize("output", mx.OUTPUTS)
@@ -113,9 +137,11 @@ def test_batches_of_several_shards(batch_size: int | None, sizes: Any, gpu: GPU,
         run.check()
 
 
+@pytest.mark.parametrize("here", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("batch_size", [None, 32])
-def test_numbers_as_input(batch_size: int | None, gpu: GPU, rng, targets) -> None:
-    run = Run(gpu, rng, targets, X=rng.standard_normal((N, 20)).astype(np.float32), batch_size=batch_size)
+def test_numbers_as_input(batch_size: int | None, here: bool, gpu: GPU, rng, targets) -> None:
+    X = rng.standard_normal((N, 20)).astype(np.float32)
+    run = Run(gpu, rng, targets, X=X, batch_size=batch_size, here=here)
     for _ in range(EPOCHS):
         run.train()
         run.check()
@@ -134,6 +160,51 @@ def test_pairs_of_halves_are_as_exact_as_float32(sizes: Any, batch_size: int | N
             assert work[:5] == head if len(sizes) == 3 else work[:2] == ["split_matrix", "join_products"]
 
 
+@pytest.mark.parametrize("here", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("precision", [None, "fp16x2"])
+@pytest.mark.parametrize("sizes", [(50, 12, 3), (50, 12, 8, 3), (50, 3)], ids=["head", "text", "linear"])
+@pytest.mark.parametrize(("plan", "batch_size"), [("ragged", None), ("zero", None), ("zero", 32), ("ragged", 32)])
+@pytest.mark.parametrize("shard_rows", [64, 65_536])
+def test_plans_train_the_same(
+    shard_rows: int, plan: str, batch_size: int | None, sizes: Any, precision: str | None, here: bool,
+    late_gpu: GPU, rng, targets, monkeypatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Device, "block_rows", 16)
+    monkeypatch.setattr(Device, "shard_rows", shard_rows)
+    options = {"optimizer": mx.Adam(lr=0.01, l2=0.01), "batch_size": batch_size, "precision": precision}
+    run = Run(late_gpu, rng, targets, sizes=sizes, X=ragged_rows(rng, N, 50), plan=plan, here=here, **options)
+    assert run.epochs.plan.kind == plan
+    for _ in range(EPOCHS):
+        log = run.train()
+        run.check()
+    assert "graph" in log
+
+
+def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypatch) -> None:
+    monkeypatch.setattr(Device, "block_rows", 16)
+    run = Run(late_gpu, rng, targets, sizes=(50, 12, 3), X=ragged_rows(rng, N, 50), plan="ragged")
+    run.train()
+    gemms = [sizes for name, *sizes in (entry for entry in late_gpu.log if isinstance(entry, tuple)) if name == "gemm"]
+    rows = [n for h, n, width in gemms[: len(gemms) // 2]]
+    widths = [width for h, n, width in gemms[: len(gemms) // 2]]
+    assert rows == [16] * 6 + [4]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == 16
+    assert [(12, width, n) for n, width in zip(rows, widths, strict=True)] == [
+        tuple(sizes) for sizes in gemms[len(gemms) // 2 :]
+    ]
+
+
+def test_plan_on_a_gpu_is_chosen_by_what_it_repays(late_gpu: GPU, rng) -> None:
+    model = mx.MLP([50, 3], device=Device("cuda", late_gpu))
+    X = ragged_rows(rng, N, 50)
+    for data in (X, late_gpu.asarray(X)):
+        assert make_plan(data, model).kind == "ragged"
+        assert make_plan(data, model, epochs=100).kind == "dense"
+        assert make_plan(data, model, batch_size=32).kind == "dense"
+    assert make_plan(X | 1, model).kind == "dense"
+
+
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_steps_are_few_and_the_same_each_time(batch_size: int | None, gpu: GPU, rng, targets) -> None:
     run = Run(gpu, rng, targets, batch_size=batch_size)
@@ -141,75 +212,210 @@ def test_steps_are_few_and_the_same_each_time(batch_size: int | None, gpu: GPU, 
     steps = 1 if batch_size is None else 4
     gather = [] if batch_size is None else ["gather"]
     assert [entry[0] for entry in work] == [*gather, "gemm", "fused_head", "gemm", "sgd", "tick"] * steps
+    epochs = run.epochs
     run.train()
-    (graph,) = run.epochs._graphs._graphs.values()
+    (graph,) = epochs._graphs._graphs.values()
     assert [entry for entry, _ in graph.launches] == work
     log = run.train()
-    assert log == ([] if batch_size is None else ["copy from the host"]) + ["graph", "allocation", "allocation"]
-    assert len(run.epochs._graphs._graphs) == 1
+    watch = ["event"]
+    order = [] if batch_size is None else ["copy from the host"]
+    assert log == [*watch, *watch, *order, "graph", "take", *watch, "allocation"]
+    assert len(epochs._graphs._graphs) == 1
 
 
 def test_long_epochs_are_cut_into_graphs_that_serve_again(gpu: GPU, rng, targets, monkeypatch) -> None:
     monkeypatch.setattr("mlp_xp.cuda_epochs._MOST_STEPS", 3)
     run = Run(gpu, rng, targets, batch_size=12)  # 8 whole batches and one of 4 rows
+    epochs = run.epochs
     for _ in range(EPOCHS):
         log = run.train()
         run.check()
     assert log.count("graph") == 3
-    assert [len(sizes) for sizes in run.epochs._graphs._graphs] == [3, 3]
+    assert [len(sizes) for sizes in epochs._graphs._graphs] == [3, 3]
 
 
-def test_parameters_and_state_can_be_put_in(gpu: GPU, rng, targets) -> None:
-    """Going on in a new object, as after a resume, is going on in the old one, bit for bit."""
-    options = {"optimizer": mx.Adam(lr=0.01), "batch_size": 32}
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("optimizer", [mx.Adam(lr=0.01), mx.SGD(lr=0.2, momentum=0.9)], ids=str)
+def test_resuming_in_the_middle_of_an_epoch_is_going_on(
+    optimizer: Any, streamed: bool, gpu: GPU, targets, monkeypatch
+) -> None:
+    """Bit for bit, and whichever update it stopped after."""
+    monkeypatch.setattr("mlp_xp.cuda_epochs._MOST_STEPS", 3)
+    if streamed:
+        leave_on_host(monkeypatch)
+    options = {"optimizer": optimizer, "batch_size": 12}
     run = Run(gpu, np.random.default_rng(0), targets, **options)
     for _ in range(3):
         run.train()
-    theta, state = run.got.theta, {k: v.copy() if k != "updates" else v for k, v in run.epochs.state.items()}
-    resumed = CudaEpochs(run.got, run.optimizer, gpu.array(run.X), run.epochs._y, 32)
-    resumed.state = state
-    run.train()
-    again, loss = resumed.run_epoch(theta, run.optimizer.rate(4), run.order())
-    assert again.tobytes() == run.got.theta.tobytes()
-    assert float(loss) == float(run.loss)
+    want = run.got.theta.tobytes(), float(run.state.loss)
+
+    run = Run(gpu, np.random.default_rng(0), targets, **options)
+    asked = iter([True, False])  # in the second epoch
+    pauses = mx.epochs(run.got, run.X, run.y, pause=lambda: asked_in(run, asked), **options)
+    run.states = pauses
+    while (state := next(pauses)).whole:
+        pass
+    assert (state.epoch, state.updates, state.rows) == (2, 3, 36)
+    snapshot = state.snapshot()
+    for device in ("cuda", "cpu"):
+        model = mx.MLP([20, 12, 3], "tanh", seed=1, device=Device("cuda", gpu) if device == "cuda" else "cpu")
+        states = list(mx.epochs(model, run.X, run.y, start=snapshot, epochs=3, **options))
+        assert [state.updates for state in states] == [9, 9]
+        if device == "cuda":
+            assert (model.theta.tobytes(), float(states[-1].loss)) == want
+        else:
+            np.testing.assert_allclose(model.theta, np.frombuffer(want[0], np.float32), rtol=0, atol=1e-5)
+
+
+def asked_in(run: Run, asked: Any) -> bool:
+    """Answer what a loop asks from its second epoch on."""
+    return run.states.gi_frame.f_locals["epoch"] == 2 and next(asked, False)
+
+
+def leave_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all data streamed, in chunks of 32 rows."""
+    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, on_host: iter([(True, 32)]))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("batch_size", [None, 7, 16, 32, 70])
+@pytest.mark.parametrize("output", ["softmax", "identity"])
+def test_data_that_stay_on_the_host(
+    output: str, batch_size: int | None, dtype: str, gpu: GPU, rng, targets, monkeypatch
+) -> None:
+    """Copies are ordered after what reads the same memory, and work after the copies that it reads."""
+    leave_on_host(monkeypatch)
+    X = rng.integers(0, 256, (N, 20)).astype(np.uint8)
+    X = X if dtype == "uint8" else (X / np.float32(255)).astype(np.float32)
+    run = Run(gpu, rng, targets, output=output, X=X, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, momentum=0.9))
+    assert "host" in run.epochs.plan.reason
+    for _ in range(EPOCHS):
+        log = run.train()
+        run.check()
+        assert "graph" not in log
+
+
+@pytest.mark.parametrize("batch_size", [None, 16, 70])
+def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, targets, monkeypatch) -> None:
+    monkeypatch.setattr(Device, "shard_rows", 32)
+    bits = []
+    for streamed in (False, True):
+        if streamed:
+            leave_on_host(monkeypatch)
+        run = Run(gpu, np.random.default_rng(0), targets, batch_size=batch_size)
+        for _ in range(3):
+            run.train()
+        bits.append((run.got.theta.tobytes(), float(run.state.loss)))
+    assert bits[0] == bits[1]
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "shard_rows", 64)
+    monkeypatch.setattr("mlp_xp.cuda_epochs._ENOUGH_ROWS", 32)
+    monkeypatch.setattr("mlp_xp.cuda_epochs._LEAST_ROWS", 8)
+    monkeypatch.setattr(cuda, "_WORKSPACE", 256)
+
+
+def memory_of(gpu: GPU, run: Any) -> int:
+    """Return the most bytes that arrays take while it runs."""
+    most = 0
+    new = gpu.new
+
+    def count(shape: Any, dtype: Any) -> Any:
+        nonlocal most
+        array = new(shape, dtype)
+        most = max(most, gpu.used)
+        return array
+
+    gpu.new = count  # type: ignore[method-assign]
+    run()
+    gpu.new = new  # type: ignore[method-assign]
+    return most
+
+
+@pytest.mark.parametrize("batch_size", [None, 48])
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.7, 0.5, 0.4])
+def test_too_little_memory_ends_in_smaller_shards(
+    share: float, batch_size: int | None, late_gpu: GPU, rng, targets, small_shards, caplog
+) -> None:
+    """Whatever the limit, the training is NumPy's, and begins anew with nothing half done."""
+    options: dict[str, Any] = {"X": rng.integers(0, 256, (N, 300)).astype(np.uint8), "sizes": (300, 12, 3)}
+    options |= {"batch_size": batch_size, "optimizer": mx.SGD(lr=0.1, momentum=0.9)}
+    need = memory_of(late_gpu, lambda: Run(late_gpu, rng, targets, **options))
+    late_gpu.limit = int(share * need)
+    run = Run(late_gpu, rng, targets, **options)
+    assert (share == 1.0) == (not caplog.records)
+    for record in caplog.records:
+        assert "Out of memory allocating" in record.getMessage()
+        assert "limit set to: " in record.getMessage()
+        assert "rows" in record.getMessage()
+    late_gpu.limit = int(1.1 * late_gpu.limit)  # for the numbers that the test asks for
+    for _ in range(EPOCHS):
+        run.train()
+        run.check()
+
+
+def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, small_shards) -> None:
+    late_gpu.limit = 5000
+    with pytest.raises(MemoryError, match=r"'cuda' has too little memory even for 8 rows at a time and 291 parameters"):
+        Run(late_gpu, rng, targets)
+    late_gpu.limit = None
+
+
+def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng, targets, small_shards) -> None:
+    run = Run(late_gpu, rng, targets)
+    X = late_gpu.asarray(run.X)
+    need = memory_of(late_gpu, lambda: make_epochs(run.got, mx.SGD(), X, run.y, None, make_plan(X, run.got, "dense")))
+    late_gpu.limit = need - 500
+    epochs = make_epochs(run.got, mx.SGD(), X, run.y, None, make_plan(X, run.got, "dense"))
+    assert type(epochs._rows).__name__ == "WholeBatch"
+    assert epochs._shard_rows < 64
 
 
 def test_a_state_from_elsewhere_does_not_shift_the_batches(gpu: GPU, rng, targets) -> None:
     """Adam's count of updates need not be a multiple of an epoch's, as when the batch size was another."""
     run = Run(gpu, rng, targets, optimizer=mx.Adam(lr=0.01), batch_size=32)
-    state = run.epochs.state
-    run.epochs.state = {**state, "updates": 3}
-    theta = run.want.theta.copy()
-    run.train()
-    reference = {**run.optimizer.init(theta), "updates": 3}
-    order, y = run.order(), run.epochs._y.get()
-    for rows in np.split(order, [32, 64, 96]):
+    optimizer, theta = run.arguments["optimizer"], run.want.theta.copy()
+    reference = {**optimizer.init(theta), "updates": 3}
+    start = mx.Snapshot(0, 0, 0, 0.0, 0.0, theta, reference, "dense")
+    state = next(mx.epochs(run.got, run.X, run.y, start=start, **run.arguments))
+    for rows in np.split(shuffled_rows(1, 1, N), [32, 64, 96]):
         run.want.theta = theta
-        gradient = run.want.loss_and_gradient(run.X[rows], y[rows])[1]
+        gradient = run.want.loss_and_gradient(run.X[rows], run.y[rows])[1]
         flat = run.want.layout.join(Parameters([None, *gradient.weights], [None, *gradient.biases]))
-        theta, reference = run.optimizer.update(theta, flat, reference, 0.01)
+        theta, reference = optimizer.update(theta, flat, reference, 0.01)
     np.testing.assert_allclose(run.got.theta.get(), theta, rtol=0, atol=1e-5)
-    assert run.epochs.state["updates"] == 3 + 4
+    assert state.optimizer_state["updates"] == 3 + 4
 
 
 def test_what_was_handed_out_stays(gpu: GPU, rng, targets) -> None:
     run = Run(gpu, rng, targets)
     run.train()
-    theta, loss = run.got.theta, run.loss
+    theta, loss = run.got.theta, run.state.loss_sum
     before = theta.tobytes(), float(loss)
     run.train()
     assert before == (theta.tobytes(), float(loss))
     assert run.got.theta.tobytes() != before[0]
 
 
+def test_what_is_assigned_between_epochs_is_taken_up(gpu: GPU, rng, targets) -> None:
+    run = Run(gpu, rng, targets, optimizer=mx.SGD(lr=0.2, momentum=0.9))
+    for _ in range(EPOCHS):
+        run.train()
+        run.check()
+        for model in (run.got, run.want):
+            model.weights = [0.9 * W for W in model.weights]
+
+
 @pytest.mark.parametrize("missing", ["nvmath", "capture"])
-def test_without_capture_every_step_is_launched(missing: str, gpu: GPU, rng, targets, monkeypatch, caplog) -> None:
+def test_without_capture_every_step_is_launched(missing: str, late_gpu: GPU, rng, targets, monkeypatch, caplog) -> None:
     if missing == "nvmath":
         monkeypatch.setattr(cuda, "_cublas", lambda: None)
     else:
-        monkeypatch.setattr("tests.cuda.fake_cupy.Stream.begin_capture", _refuse, raising=True)
+        monkeypatch.setattr("tests.cuda.fake_streams.Stream.begin_capture", _refuse, raising=True)
     with caplog.at_level(logging.WARNING):
-        run = Run(gpu, rng, targets)
+        run = Run(late_gpu, rng, targets)
         for _ in range(EPOCHS):
             log = run.train()
             run.check()
@@ -220,3 +426,31 @@ def test_without_capture_every_step_is_launched(missing: str, gpu: GPU, rng, tar
 
 def _refuse(stream: Any) -> None:
     raise RuntimeError("not today")
+
+
+def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
+    """History, validation, early stopping, checkpoints: all that is put on the loop."""
+    X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3)
+    histories = []
+    for device in ("cpu", Device("cuda", late_gpu)):
+        model = mx.MLP([20, 12, 3], "tanh", seed=1, device=device)
+        folder = tmp_path / str(len(histories))
+        for epochs in (3, 6):
+            histories.append(
+                mx.fit(
+                    model, X, y, epochs=epochs, optimizer=mx.Adam(lr=0.01), batch_size=40, validation=(X[:30], y[:30]),
+                    tol=0.0, checkpoint=mx.Checkpoint(folder, resume=epochs == 6),
+                )
+            )  # fmt: skip
+    cpu, cuda_ = histories[1], histories[3]
+    assert cpu.epoch == cuda_.epoch == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(getattr(cuda_, name), getattr(cpu, name), rtol=1e-5)
+
+
+def test_divergence_on_a_gpu_keeps_the_last_finite_parameters(late_gpu: GPU, rng, targets) -> None:
+    X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("identity", N, 3)
+    model = mx.MLP([20, 12, 3], "relu", "identity", seed=1, device=Device("cuda", late_gpu))
+    with pytest.raises(mx.DivergenceError, match="with learning rate 1e\\+20"):
+        mx.fit(model, X, y, optimizer=mx.SGD(lr=1e20))
+    assert np.isfinite(model.theta.get()).all()
