@@ -1,4 +1,4 @@
-"""What the commands share: an error is one line on standard error and an exit code."""
+"""What the commands share: an error is one line on standard error and an exit code, a run folder means its model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from .signals import Interrupted
+from .snapshot import FILE
 from .training import DivergenceError
 
-__all__ = ["Parser", "exit_code"]
+__all__ = ["Parser", "exit_code", "model_file"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,11 +49,32 @@ def exit_code(name: str, command: Callable[[], object]) -> int:
     except (ValueError, OSError, ImportError) as error:
         return _complain(name, error, 2)
     except Interrupted as error:
-        resume = f"python -m mlp_xp.train --resume {shlex.quote(error.folder)}"
-        return _complain(name, f"{error}; go on with: {resume}", 128 + error.signal)
+        return _complain(name, f"{error}; go on with: {_resume(error.folder)}", 128 + error.signal)
     except KeyboardInterrupt:
         return _complain(name, "interrupted", 130)
     return 0
+
+
+def model_file(source: Path) -> Path:
+    """Return the model file of a run folder; whatever is no folder is a model file itself.
+
+    Raises
+    ------
+    ValueError
+        If the run is not finished.
+    """
+    if not source.is_dir():
+        return source
+    path = source / "model.safetensors"
+    if not path.exists() and (source / FILE).exists():
+        raise ValueError(
+            f"{source}: this run is not finished, there is no {path.name} yet; go on with: {_resume(str(source))}"
+        )
+    return path
+
+
+def _resume(folder: str) -> str:
+    return f"python -m mlp_xp.train --resume {shlex.quote(folder)}"
 
 
 def _complain(name: str, error: object, code: int) -> int:

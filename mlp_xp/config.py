@@ -17,6 +17,7 @@ from .validation import check_count
 
 __all__ = ["PRESETS", "Config", "parse"]
 
+MAX_BYTES = 1 << 20  # of a configuration file
 FREE = ("device", "epochs", "threads", "checkpoint_every", "report_every", "out", "quiet", "dry_run")  # see parse
 
 
@@ -192,10 +193,17 @@ def _convert(name: str, value: Any) -> Any:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ValueError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    if len(content) > MAX_BYTES:
+        raise ValueError(
+            f"{path} has more than {MAX_BYTES} bytes, the most allowed; --config takes a few lines of TOML"
+        )
+    try:
+        table = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from None
     known = {part.name for part in fields(Config)}
     if unknown := sorted(set(table) - known):

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import __version__
 from .atomic import replace_file
-from .commands import Parser, exit_code
+from .commands import Parser, exit_code, model_file
 from .kernels.generic import LEAK
 from .mlp import MLP
 from .model import OUTPUTS
@@ -56,9 +56,9 @@ def run(source: Path, out: Path | None = None, *, pixels: bool = False) -> Path:
     Raises
     ------
     ValueError, OSError
-        If the model is damaged, or `out` cannot be written.
+        If the model is damaged, the run is not finished, or `out` cannot be written.
     """
-    path = source / "model.safetensors" if source.is_dir() else source
+    path = model_file(source)
     out = out or path.with_suffix(".onnx")
     model = MLP.load(path)
     if out.exists() and out.samefile(path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .commands import Parser, exit_code
+from .commands import Parser, exit_code, model_file
 from .datasets import read_idx
 from .datasets.idx import KINDS, find_idx
 from .datasets.npz import read_npz
@@ -69,9 +69,9 @@ def load_run(source: Path, device: str = "cpu") -> tuple[MLP, list[str]]:
     Raises
     ------
     ValueError
-        If a file is damaged, or the model makes no probabilities of classes.
+        If a file is damaged, the run is not finished, or the model makes no probabilities of classes.
     """
-    model = MLP.load(source / "model.safetensors" if source.is_dir() else source, device=device)
+    model = MLP.load(model_file(source), device=device)
     output, classes = OUTPUTS[model.output], max(2, model.sizes[-1])
     if not output.probability or (output.task == "labels" and model.sizes[-1] > 1):
         raise ValueError(

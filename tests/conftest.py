@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,22 @@ def flat():
         return model.layout.join(mx.params.Parameters(W, b))
 
     return join
+
+
+@pytest.fixture
+def fails(request, capsys):
+    """Run the `main` of the test file, which must return 2 and print one line with `words`: f(words, *arguments)."""
+    main = request.module.main
+    name = main.__module__.rpartition(".")[2]
+
+    def check(words, *arguments):
+        assert main([str(argument) for argument in arguments]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(rf"mlp-xp {name}: .+\n", printed.err), printed.err
+        assert words in printed.err
+
+    return check
 
 
 @pytest.fixture

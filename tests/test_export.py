@@ -126,21 +126,6 @@ def run_folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def fails(capsys):
-    """Run the command, which must exit with 2 and print one line with `words`: f(words, *arguments)."""
-
-    def check(words, *arguments):
-        assert main([str(argument) for argument in arguments]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.startswith("mlp-xp export: ")
-        assert printed.err.count("\n") == 1
-        assert words in printed.err
-
-    return check
-
-
 def test_command(run_folder, capsys, rng):
     """A run folder or a model file; beside the model or elsewhere; a second time in the place of the first."""
     model, X = mx.MLP.load(run_folder / "model.safetensors"), rng.standard_normal((5, 4)).astype(np.float32)
@@ -175,6 +160,18 @@ def test_wrong_arguments(run_folder, tmp_path, fails):
     fails("gone/a.onnx: ", run_folder, "--onnx", "--out", tmp_path / "gone" / "a.onnx")
     (tmp_path / "folder").mkdir()
     fails("something here that is not a file", run_folder, "--onnx", "--out", tmp_path / "folder")
+
+
+def test_a_run_that_is_not_finished(tmp_path, fails):
+    mx.fit(mx.MLP([2, 2]), *mx.datasets.xor(), epochs=1, checkpoint=mx.Checkpoint(tmp_path))
+    fails(
+        f"not finished, there is no model.safetensors yet; go on with: python -m mlp_xp.train --resume {tmp_path}\n",
+        tmp_path,
+        "--onnx",
+    )
+    assert not (tmp_path / "model.onnx").exists()
+    mx.MLP([2, 2]).save(tmp_path / "model.safetensors")
+    assert main([str(tmp_path), "--onnx"]) == 0
 
 
 def test_the_model_is_never_overwritten(run_folder, fails):

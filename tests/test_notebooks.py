@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import tempfile
@@ -17,7 +16,13 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = {"02_backpropagation_by_hand"}
 LARGEST = 600_000  # bytes
-PLACES = re.compile(r"/home/|/root/|/tmp/|/var/folders/|/Users/|[A-Z]:\\|site-packages|ipykernel_")
+URL = re.compile(r"https?://\S+")
+PLACE = re.compile(
+    r"(?<![\w.)])/[\w.+-]+/[\w.+-]"  # an absolute path of two parts or more; none: 784/196/10, </b></td>
+    r"|(?<!\w)~[\w-]*/"  # a home directory
+    r"|(?<!\w)[A-Za-z]:[\\/]"  # a Windows drive
+    r"|site-packages|ipykernel_"
+)
 
 
 def read(path):
@@ -30,10 +35,26 @@ def code_cells(notebook):
 
 def words(notebook):
     """Return what the outputs say, pictures left out."""
-    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    for output in outputs:
-        output.get("data", {}).pop("image/png", None)
-    return json.dumps(outputs, ensure_ascii=False)
+    return "\n".join(text for cell in code_cells(notebook) for output in cell.outputs for text in texts(output))
+
+
+def texts(value):
+    """Yield every text in a part of a notebook, pictures left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from texts(part if key != "image/png" else "")
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+
+
+def place(text):
+    """Return where on its machine a text says it was written, or None."""
+    here = {str(ROOT), str(Path.home()), tempfile.gettempdir()}
+    found = PLACE.search(URL.sub("", text))
+    return found[0] if found else next((name for name in here if name in text), None)
 
 
 def kinds(cell):
@@ -56,9 +77,40 @@ def test_is_small_and_valid_and_says_nothing_about_its_machine(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
-    said = words(notebook)
-    assert PLACES.search(said) is None
-    assert not any(place in said for place in {str(ROOT), str(Path.home()), tempfile.gettempdir()})
+    assert place(words(notebook)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "saved in /srv/data/run",
+        "/opt/x",
+        "'/a/b'",
+        "(/a/b)",
+        "at:/a/b",
+        "file:///a/b",
+        "~/runs",
+        "~someone/runs",
+        r"D:\runs",
+        "D:/runs",
+        "lib/python3/site-packages/x.py",
+        tempfile.gettempdir(),
+    ],
+)
+def test_places_are_found_in_every_kind_of_output(text):
+    stream = nbformat.v4.new_output("stream", text=f"first\n{text}\n")
+    shown = nbformat.v4.new_output("display_data", {"image/png": "/a/b", "text/html": f"<b>{text}</b>"})
+    error = nbformat.v4.new_output("error", ename="E", evalue="", traceback=["first", text])
+    for output in (stream, shown, error):
+        cell = nbformat.v4.new_code_cell(outputs=[output])
+        assert place(words(nbformat.v4.new_notebook(cells=[cell]))) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["784/196/10", "a / b", "1 / n", "</b></td>", "<br/>/s", "https://a.org/b/c", "/s", "2:1"]
+)
+def test_what_is_no_place(text):
+    assert place(text) is None
 
 
 def test_keeps_the_outputs_of_one_run_from_top_to_bottom(path):

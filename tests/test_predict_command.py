@@ -62,20 +62,6 @@ def predict(capsys):
 
 
 @pytest.fixture
-def fails(capsys):
-    """Run the command, which must exit with 2 and print one line with `words`: f(words, *arguments)."""
-
-    def check(words, *arguments):
-        assert main([str(argument) for argument in arguments]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert re.fullmatch(r"mlp-xp predict: .+\n", printed.err), printed.err
-        assert words in printed.err
-
-    return check
-
-
-@pytest.fixture
 def png(tmp_path):
     """Write grey values (height, width) as a PNG: f(name, array) -> path."""
     Image = pytest.importorskip("PIL.Image")
@@ -218,6 +204,17 @@ def test_what_is_not_there(run_folder, tmp_path, fails):
     fails("model.safetensors: No such file", tmp_path, "image.png")
     fails("the following arguments are required: IMAGE; --help", run_folder)
     fails("unrecognized arguments: --colour", run_folder, "image.png", "--colour")
+
+
+def test_a_run_that_is_not_finished(tmp_path, fails):
+    folder = tmp_path / "my run"
+    mx.fit(mx.MLP([2, 2]), *mx.datasets.xor(), epochs=1, checkpoint=mx.Checkpoint(folder))
+    fails(
+        f"{folder}: this run is not finished, there is no model.safetensors yet; "
+        f"go on with: python -m mlp_xp.train --resume '{folder}'\n",
+        folder,
+        "image.png",
+    )
 
 
 @pytest.mark.parametrize(

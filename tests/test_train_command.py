@@ -56,17 +56,12 @@ def idx_folder(tmp_path, digits):
 
 
 @pytest.fixture
-def fails(tmp_path, capsys):
-    """Run the command, which must exit with 2, print one line with `words` and leave nothing: f(words, *arguments)."""
+def fails(tmp_path, fails):
+    """As everywhere, and the command must leave nothing: f(words, *arguments)."""
 
     def check(words, *arguments):
         out = tmp_path / "must-not-appear"
-        code = main(["--out", str(out), *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert code == 2
-        assert printed.out == ""
-        assert re.fullmatch(r"mlp-xp train: .+\n", printed.err), printed.err
-        assert words in printed.err
+        fails(words, "--out", out, *arguments)
         assert not out.exists()
 
     return check
@@ -166,12 +161,22 @@ def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_
         ('preset = "iris"', "unknown preset 'iris'; choose from mnist-10"),
         ("lr = ", "is not a TOML file"),
         ("lr = " + "[" * 10_000, "is not a TOML file"),
+        ("lr = " + "1" * 10_000, "is not a TOML file"),
     ],
 )
 def test_bad_configuration_files(text, words, tmp_path, fails):
     file = tmp_path / "run.toml"
     file.write_text(text)
     fails(words, "--config", file)
+
+
+def test_configuration_files_have_at_most_a_mebibyte(tmp_path, fails):
+    file = tmp_path / "run.toml"
+    file.write_text("lr = 0.5 #".ljust(2**20))
+    assert parse(["--config", str(file)]).lr == 0.5
+    file.write_text("lr = 0.5 #".ljust(2**20 + 1))
+    fails("run.toml has more than 1048576 bytes, the most allowed", "--config", file)
+    fails("/dev/zero has more than 1048576 bytes", "--config", "/dev/zero")
 
 
 @pytest.mark.parametrize(

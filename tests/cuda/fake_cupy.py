@@ -86,6 +86,9 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     def __float__(self) -> float:
         return float(self.get())
 
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
     def __len__(self) -> int:
         return self.shape[0]
 
