@@ -103,17 +103,17 @@ class CudaEpochs:
         size = n if batch_size is None else min(batch_size, n)
         self._sizes = sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.model, self.optimizer, self.plan, self.updates = model, optimizer, plan, len(sizes)
-        self._shard_rows = shard_rows or model.device.shard_rows
-        self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // self._shard_rows))
+        rows = min(size, model.device.shard_rows if shard_rows is None else shard_rows)
+        self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // rows), rows)
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
         self._rows: Rows
         if streamed:
             self.plan = Plan("dense", "the data come from the host: the device has no room for them", X.shape[1])
-            self._rows = Streamed(self._kernels, X, y, sizes, self._shard_rows)
+            self._rows = Streamed(self._kernels, X, y, sizes, rows)
         elif batch_size is None:
-            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, self._shard_rows)
+            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, rows)
         else:
-            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, self._shard_rows, self._step)
+            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, rows, self._step)
         self._theta = self.plan.inward(model.theta, model)
         self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
         self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
@@ -151,8 +151,8 @@ class CudaEpochs:
         self._step.set(np.asarray([self._done, updates], np.int32))
         self._sums.set(np.asarray([loss_sum, 0], self._kernels.dtype))
 
-    def take_memory(self) -> None:
-        """Compute the gradient of a shard of each size, of whatever there is, and forget it.
+    def take_memory(self) -> CudaEpochs:
+        """Compute the gradient of a shard of each size, of whatever there is, and hold what epochs hand out.
 
         Raises
         ------
@@ -160,7 +160,10 @@ class CudaEpochs:
             If the device has too little; nothing was trained then.
         """
         self._graphs.call(lambda: self._gradient(self._rows.samples()))
+        held = [self.theta for _ in range(3)]
+        del held
         self.model.device.synchronize()
+        return self
 
     def run_epoch(self, theta: Array, lr: float, order: Any = None, updates: int = 0) -> Iterator[int]:
         """Train one epoch, piece by piece; yield the number of its updates that were asked for after each.
@@ -209,15 +212,12 @@ class CudaEpochs:
         parameters, real = np.int32(self._theta.size), k.dtype
         if l2 := self.optimizer.l2:
             grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
-            pairs = k.totals.take(grid)
+            pairs = k.take_totals(grid)
             kernel = Kernel("optimizers", "squared_weights")
             k.launch(kernel, grid, self._theta, ranges, pairs, parameters, real(rows * l2 / 2))
         self._descent(ranges, shards, self._step, rows)
-        totals = k.totals
-        k.launch(
-            Kernel("optimizers", "tick"), 1,
-            self._step, totals.array, np.int32(totals.used), self._sums, np.int32(self.updates),
-        )  # fmt: skip
+        tick = Kernel("optimizers", "tick")
+        k.launch(tick, 1, self._step, k.totals, np.int32(k.used), self._sums, np.int32(self.updates))
 
     def _gradient(self, shards: Iterable[Shard]) -> None:
         """Launch the sums over shards, which replace those of the step before."""
@@ -238,11 +238,11 @@ class CudaEpochs:
             table["gradient"] = first + size * (table["end"] - lengths)
             table["shards"] = 1
             table["is_bias"] = [1, 0] * len(self.model.layout.blocks)
-            if k.gradients is not None and k.head is not None:
-                h, c = k.head.hidden, k.head.classes
-                for row, at in ((0, 0), (2, h), (3, h + c)):
-                    table["gradient"][row] = k._address(k.gradients.array) + size * at
-                    table["stride"][row], table["shards"][row] = k.head.gradients, k.gradients.used
+            if k.head_gradients is not None:
+                parts, head = k.head_gradients
+                for row, at in ((0, 0), (2, head.hidden), (3, head.hidden + head.classes)):
+                    table["gradient"][row] = k._address(parts) + size * at
+                    table["stride"][row], table["shards"][row] = head.gradients, parts.shape[0]
             self._tables[rows] = k.xp.asarray(table.view(np.uint8)), int(table["shards"].max())
         return self._tables[rows]
 
@@ -269,9 +269,7 @@ def make_epochs(model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size
             where = "data that stay on the host" if streamed else "the data on the device"
             _log.warning("%s: %s; trying %s and shards of %d rows", model.device.name, reason, where, shard_rows)
         try:
-            epochs = CudaEpochs(model, optimizer, X, y, batch_size, plan, shard_rows, streamed)
-            epochs.take_memory()
-            return epochs
+            return CudaEpochs(model, optimizer, X, y, batch_size, plan, shard_rows, streamed).take_memory()
         except MemoryError as error:
             reason = str(error)
         model.device.xp.get_default_memory_pool().free_all_blocks()

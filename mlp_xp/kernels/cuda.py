@@ -16,7 +16,7 @@ from .cublas import CuBLAS
 from .cuda_source import THREADS, FusedHead, Kernel, fused_head, source
 from .generic import GenericKernels
 
-__all__ = ["Blocks", "CudaKernels", "Pending", "grid_for"]
+__all__ = ["SWEEP", "Blocks", "CudaKernels", "Pending", "grid_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _ALIGNMENT = 16  # bytes of the widest load
 _WORKSPACE = 32 * 2**20  # bytes: what cuBLAS recommends for the largest GPUs
 # (rows that are worth a block, the most blocks): 8 blocks fill a multiprocessor and the largest GPUs have some 132;
 # where a single block adds up what the others leave behind, fewer of them are faster
-_SWEEP = 8, 8 * 132
+SWEEP = 8, 8 * 132
 _SUM = 32, 2 * 132
 _BLOCKS_OF_HEAD = 2  # that a multiprocessor holds at a time
 _ADD = 32, 8  # threads of a block: parameters, and lanes of the shards that are added up for each
@@ -143,7 +143,7 @@ class CudaKernels(GenericKernels):
             b = self._as(b, self.dtype)
         rows, units = Z.shape
         kernel = Kernel("activation", "bias_activation", (("ACTIVATION", name),))
-        self.launch(kernel, grid_for(rows, *_SWEEP), Z, b, np.int32(rows), np.int32(units))
+        self.launch(kernel, grid_for(rows, *SWEEP), Z, b, np.int32(rows), np.int32(units))
         return Z
 
     def activation_gradient(self, name: str, dA: Array, A: Array) -> Array:
@@ -197,7 +197,7 @@ class CudaKernels(GenericKernels):
     def _loss(self, kernel: Kernel, A: Array, y: Array) -> tuple[Array, Array]:
         kept, (rows, units) = self._kept, A.shape
         dA, kept.losses = self._empty(rows, units), self._empty(rows)  # the slope of the last layer is taken from A
-        grid = grid_for(rows, *_SWEEP)
+        grid = grid_for(rows, *SWEEP)
         kept.totals = self._totals(grid)
         A = self._as(A, self.dtype)
         self.launch(kernel, grid, A, y, dA, kept.losses, kept.totals, np.int32(rows), np.int32(units))
@@ -236,7 +236,7 @@ class CudaKernels(GenericKernels):
         else:
             dZ = Z = self._times(A, W[1])
         grid = grid_for(rows, head.tile, blocks)
-        gradients, totals = self._gradients(grid, head), self._totals(grid)
+        gradients, totals = self._empty(grid, head.gradients), self._totals(grid)
         b1, b2, W2 = (self._as(x, self.dtype) for x in (b[1], b[2], W[2].T))
         y = self._as(y, self.xp.int32)
         self.launch(head.kernel(g[1]), grid, Z, dZ, b1, b2, W2, y, gradients, totals, np.int32(rows))
@@ -262,10 +262,6 @@ class CudaKernels(GenericKernels):
     def _totals(self, blocks: int) -> Array:
         """Return an array (blocks, 2) for sums of losses and numbers of hits."""
         return self._empty(blocks, 2)
-
-    def _gradients(self, blocks: int, head: FusedHead) -> Array:
-        """Return an array (blocks, head.gradients) for what a head's blocks leave behind."""
-        return self._empty(blocks, head.gradients)
 
     def _sum(self, totals: Array) -> Array:
         """(blocks, 2) -> (): the sum of losses."""
@@ -324,7 +320,7 @@ class CudaKernels(GenericKernels):
         """(n, h) -> float16 (n, 2 h): its high halves, then its low ones."""
         X, (rows, columns) = self._as(X, self.dtype), X.shape
         halves = self._empty(rows, 2 * columns, dtype=self.xp.float16)
-        grid = grid_for(rows, 1, _SWEEP[1])
+        grid = grid_for(rows, 1, SWEEP[1])
         self.launch(Kernel("halves", "split_matrix"), grid, X, halves, np.int32(rows), np.int32(columns))
         return halves
 
@@ -332,7 +328,7 @@ class CudaKernels(GenericKernels):
         """(n, 2 h) -> (n, h): products of whole pixels with both halves, to those of X / 255 with the sum of these."""
         rows, columns = into.shape
         self.launch(
-            Kernel("halves", "join_products"), grid_for(rows, 1, _SWEEP[1]),
+            Kernel("halves", "join_products"), grid_for(rows, 1, SWEEP[1]),
             products, into, np.int32(rows), np.int32(columns), np.int32(add),
         )  # fmt: skip
 

@@ -53,7 +53,7 @@ def late_gpu(monkeypatch: pytest.MonkeyPatch) -> GPU:
 def ragged_rows(rng: np.random.Generator, n: int, d: int) -> np.ndarray[Any, Any]:
     """Return bytes (n, d) with zeros, in some rows many of them and at odd places."""
     X = rng.integers(1, 256, (n, d)).astype(np.uint8)
-    X[:, rng.permutation(d)[None, :] >= rng.integers(0, d - 3, n)[:, None]] = 0
+    X[rng.permutation(d) >= rng.integers(0, d - 3, n)[:, None]] = 0
     return X
 
 
@@ -64,9 +64,10 @@ class Run:
         self, gpu: GPU, rng: Any, targets: Any, *, sizes: tuple[int, ...] = (20, 12, 3), activation: str = "tanh",
         output: str = "softmax", dtype: str = "float32", precision: str | None = None, X: Any = None,
         optimizer: Any = OPTIMIZERS[0], batch_size: int | None = None, plan: str = "dense", here: bool = False,
+        y: Any = None,
     ) -> None:  # fmt: skip
         self.X = rng.integers(0, 256, (N, sizes[0])).astype(np.uint8) if X is None else X
-        self.y = targets(output, N, sizes[-1])
+        self.y = targets(output, N, sizes[-1]) if y is None else y
         self.want, self.got = (
             mx.MLP(list(sizes), activation, output, dtype=dtype, seed=1, device=device, precision=own)
             for device, own in (("cpu", None), (Device("cuda", gpu), precision))
@@ -195,7 +196,8 @@ def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypa
     ]
 
 
-def test_plan_on_a_gpu_is_chosen_by_what_it_repays(late_gpu: GPU, rng) -> None:
+def test_plan_on_a_gpu_is_chosen_by_what_it_repays(late_gpu: GPU, rng, monkeypatch) -> None:
+    monkeypatch.setattr(Device, "block_rows", 16)
     model = mx.MLP([50, 3], device=Device("cuda", late_gpu))
     X = ragged_rows(rng, N, 50)
     for data in (X, late_gpu.asarray(X)):
@@ -237,19 +239,19 @@ def test_long_epochs_are_cut_into_graphs_that_serve_again(gpu: GPU, rng, targets
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("optimizer", [mx.Adam(lr=0.01), mx.SGD(lr=0.2, momentum=0.9)], ids=str)
 def test_resuming_in_the_middle_of_an_epoch_is_going_on(
-    optimizer: Any, streamed: bool, gpu: GPU, targets, monkeypatch
+    optimizer: Any, streamed: bool, gpu: GPU, rng, targets, monkeypatch
 ) -> None:
     """Bit for bit, and whichever update it stopped after."""
     monkeypatch.setattr("mlp_xp.cuda_epochs._MOST_STEPS", 3)
     if streamed:
         leave_on_host(monkeypatch)
-    options = {"optimizer": optimizer, "batch_size": 12}
-    run = Run(gpu, np.random.default_rng(0), targets, **options)
+    options: dict[str, Any] = {"optimizer": optimizer, "batch_size": 12}
+    first = run = Run(gpu, rng, targets, **options)
     for _ in range(3):
         run.train()
     want = run.got.theta.tobytes(), float(run.state.loss)
 
-    run = Run(gpu, np.random.default_rng(0), targets, **options)
+    run = Run(gpu, rng, targets, X=first.X, y=first.y, **options)
     asked = iter([True, False])  # in the second epoch
     pauses = mx.epochs(run.got, run.X, run.y, pause=lambda: asked_in(run, asked), **options)
     run.states = pauses
@@ -296,13 +298,13 @@ def test_data_that_stay_on_the_host(
 
 
 @pytest.mark.parametrize("batch_size", [None, 16, 70])
-def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, targets, monkeypatch) -> None:
+def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng, targets, monkeypatch) -> None:
     monkeypatch.setattr(Device, "shard_rows", 32)
-    bits = []
+    X, y, bits = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3), []
     for streamed in (False, True):
         if streamed:
             leave_on_host(monkeypatch)
-        run = Run(gpu, np.random.default_rng(0), targets, batch_size=batch_size)
+        run = Run(gpu, rng, targets, X=X, y=y, batch_size=batch_size)
         for _ in range(3):
             run.train()
         bits.append((run.got.theta.tobytes(), float(run.state.loss)))
@@ -335,32 +337,33 @@ def memory_of(gpu: GPU, run: Any) -> int:
 
 
 @pytest.mark.parametrize("batch_size", [None, 48])
-@pytest.mark.parametrize("share", [1.0, 0.9, 0.7, 0.5, 0.4])
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.7, 0.5])
 def test_too_little_memory_ends_in_smaller_shards(
     share: float, batch_size: int | None, late_gpu: GPU, rng, targets, small_shards, caplog
 ) -> None:
     """Whatever the limit, the training is NumPy's, and begins anew with nothing half done."""
-    options: dict[str, Any] = {"X": rng.integers(0, 256, (N, 300)).astype(np.uint8), "sizes": (300, 12, 3)}
+    options: dict[str, Any] = {"X": rng.integers(0, 256, (N, 300)).astype(np.uint8), "sizes": (300, 4, 3)}
     options |= {"batch_size": batch_size, "optimizer": mx.SGD(lr=0.1, momentum=0.9)}
     need = memory_of(late_gpu, lambda: Run(late_gpu, rng, targets, **options))
     late_gpu.limit = int(share * need)
     run = Run(late_gpu, rng, targets, **options)
     assert (share == 1.0) == (not caplog.records)
+    assert ("host" in run.epochs.plan.reason) == (share <= 0.7)
     for record in caplog.records:
         assert "Out of memory allocating" in record.getMessage()
         assert "limit set to: " in record.getMessage()
         assert "rows" in record.getMessage()
-    late_gpu.limit = int(1.1 * late_gpu.limit)  # for the numbers that the test asks for
     for _ in range(EPOCHS):
         run.train()
+        limit, late_gpu.limit = late_gpu.limit, None
         run.check()
+        late_gpu.limit = limit
 
 
 def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, small_shards) -> None:
     late_gpu.limit = 5000
     with pytest.raises(MemoryError, match=r"'cuda' has too little memory even for 8 rows at a time and 291 parameters"):
         Run(late_gpu, rng, targets)
-    late_gpu.limit = None
 
 
 def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng, targets, small_shards) -> None:
@@ -370,7 +373,7 @@ def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng
     late_gpu.limit = need - 500
     epochs = make_epochs(run.got, mx.SGD(), X, run.y, None, make_plan(X, run.got, "dense"))
     assert type(epochs._rows).__name__ == "WholeBatch"
-    assert epochs._shard_rows < 64
+    assert len(list(epochs._rows.samples())) > 2
 
 
 def test_a_state_from_elsewhere_does_not_shift_the_batches(gpu: GPU, rng, targets) -> None:
@@ -448,6 +451,7 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
         np.testing.assert_allclose(getattr(cuda_, name), getattr(cpu, name), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_divergence_on_a_gpu_keeps_the_last_finite_parameters(late_gpu: GPU, rng, targets) -> None:
     X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("identity", N, 3)
     model = mx.MLP([20, 12, 3], "relu", "identity", seed=1, device=Device("cuda", late_gpu))
