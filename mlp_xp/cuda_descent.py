@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import Array
-from .kernels.cuda import CudaKernels, grid_for
-from .kernels.cuda_source import THREADS, Kernel
+from .kernels.cuda import CudaKernels
+from .kernels.cuda_source import THREADS, Kernel, grid_for
 from .optim import SGD, Adam, Optimizer
 
 __all__ = ["Descent"]

@@ -17,10 +17,9 @@ import numpy as np
 from .arrays import Array
 from .cuda_descent import Descent
 from .cuda_rows import MiniBatch, Rows, Shard, Streamed, WholeBatch
-from .kernels.cuda import grid_for
 from .kernels.cuda_graph import Graphs
 from .kernels.cuda_kept import PENALTY_BLOCKS, KeptKernels
-from .kernels.cuda_source import RANGE, THREADS, Kernel
+from .kernels.cuda_source import RANGE, THREADS, Kernel, grid_for
 from .mlp import MLP
 from .model import grad_sum
 from .optim import Adam, Optimizer, State

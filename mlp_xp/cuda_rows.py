@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .arrays import Array, Device
-from .kernels.cuda import Blocks, CudaKernels, grid_for
-from .kernels.cuda_source import Kernel
+from .kernels.blocks import Blocks
+from .kernels.cuda import CudaKernels
+from .kernels.cuda_source import Kernel, grid_for
 from .plan import Plan
 
 __all__ = ["MiniBatch", "Rows", "Streamed", "WholeBatch"]

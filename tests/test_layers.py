@@ -17,7 +17,7 @@ FOLDER = Path(mlp_xp.__file__).parent
 LEVELS = [  # a module, or a folder of modules, imports from its own level and from those above it in this list
     {"arrays"},
     {"kernels", "params", "validation", "atomic", "tensor_file", "images", "datasets"},
-    {"model", "mlp", "optim", "plan", "shards", "batches", "cuda_descent", "cuda_epochs", "torch_bridge"},
+    {"model", "mlp", "optim", "plan", "shards", "batches", "cuda_descent", "cuda_rows", "cuda_epochs", "torch_bridge"},
     {"callbacks", "signals", "snapshot", "checkpoint"},
     {"loop"},
     {"training"},

@@ -52,7 +52,7 @@ def test_halves_are_for_bytes() -> None:
 
 
 def test_fewer_digits_need_nvmath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_cublas", lambda: None)
+    monkeypatch.setattr(cuda, "load_cublas", lambda: None)
     assert cuda.CudaKernels(np, "float32").precision == "fp32"
     with pytest.raises(ValueError, match="precision 'tf32' needs nvmath-python and its cuBLAS"):
         cuda.CudaKernels(np, "float32", "tf32")

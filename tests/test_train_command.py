@@ -207,7 +207,7 @@ def test_configuration_files_have_at_most_a_mebibyte(tmp_path, fails):
         (["--validation", "1.5"], "share in [0, 1), got 1.5"),
         (["--validation", "0.9"], "validation 0.9 takes all 4 training samples"),
         (["--plan", "sparse"], "invalid choice: 'sparse'"),
-        (["--plan", "ragged", "--device", "strict"], "plan 'ragged' needs"),
+        (["--plan", "ragged", "--device", "strict"], "plan 'ragged' is there on"),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
         (["--seed", "-1"], "seed must be a whole number of at least 0, got -1"),
         (["--report-every", "-1"], "report_every must be"),

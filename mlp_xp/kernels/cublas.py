@@ -11,11 +11,15 @@ it is asked for C' = B' A'.
 from __future__ import annotations
 
 import importlib
+import logging
 import weakref
 from ctypes import addressof, c_double, c_float
+from functools import cache
 from typing import Any
 
-__all__ = ["CuBLAS"]
+__all__ = ["CuBLAS", "load_cublas"]
+
+_log = logging.getLogger(__name__)
 
 _N, _T = 0, 1  # cublasOperation_t
 _DEFAULT_ALGORITHM = -1  # cublasGemmAlgo_t
@@ -156,3 +160,17 @@ def _rows(X: Any, name: str) -> int:
     if operation != _N:
         raise ValueError(f"{name} {X.shape} has strides {X.strides}: its rows must be contiguous; copy it first")
     return leading
+
+
+@cache
+def load_cublas() -> Any:
+    """Return nvmath's cuBLAS, or None where it cannot be used."""
+    try:
+        library = importlib.import_module("nvmath.bindings.cublas")
+        library.destroy(library.create())
+    except ImportError:
+        return None
+    except Exception as error:  # nvmath's own, for a cuBLAS that it does not find or that does not start
+        _log.warning("nvmath-python finds no cuBLAS, so CuPy multiplies: %s: %s", type(error).__name__, error)
+        return None
+    return library

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import threading
-from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays import Array
-from .cublas import CuBLAS
-from .cuda_source import THREADS, FusedHead, Kernel, fused_head, source
+from .blocks import Blocks, blocks_of
+from .cublas import CuBLAS, load_cublas
+from .cuda_source import SWEEP, THREADS, FusedHead, Kernel, chip, function_of, fused_head, grid_for
 from .generic import GenericKernels
 
-__all__ = ["SWEEP", "Blocks", "CudaKernels", "Pending", "grid_for"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["CudaKernels", "Pending"]
 
 _ALIGNMENT = 16  # bytes of the widest load
 _WORKSPACE = 32 * 2**20  # bytes: what cuBLAS recommends for the largest GPUs
-# (rows that are worth a block, the most blocks): 8 blocks fill a multiprocessor and the largest GPUs have some 132;
-# where a single block adds up what the others leave behind, fewer of them are faster
-SWEEP = 8, 8 * 132
-_SUM = 32, 2 * 132
-_BLOCKS_OF_HEAD = 2  # that a multiprocessor holds at a time
+_SUM = 32, 2 * 132  # as SWEEP, where a single block adds up what the others leave behind: then fewer are faster
 _ADD = 32, 8  # threads of a block: parameters, and lanes of the shards that are added up for each
 
 
@@ -35,22 +26,6 @@ class Pending(NamedTuple):
 
     product: Array
     bias: Array
-
-
-class Blocks(NamedTuple):
-    """A matrix (n, d) in blocks of rows, the widest first; each (m, k) ends before the columns that are zero in it."""
-
-    blocks: tuple[Array, ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, d), d that of the widest block."""
-        return sum(block.shape[0] for block in self.blocks), self.blocks[0].shape[1]
-
-    @property
-    def dtype(self) -> Any:
-        """That of all blocks."""
-        return self.blocks[0].dtype
 
 
 class _Kept(threading.local):
@@ -114,7 +89,7 @@ class CudaKernels(GenericKernels):
         self._real = {"float32": "float", "float64": "double"}[dtype]
         self.precision = precision or {"float32": "fp32", "float64": "fp64"}[dtype]
         self._kept = _Kept()
-        self._library = _cublas()
+        self._library = load_cublas()
         if self._library is None and self.precision not in ("fp32", "fp64"):
             raise ValueError(
                 f"precision {self.precision!r} needs nvmath-python and its cuBLAS, which are not to be had here; "
@@ -293,12 +268,12 @@ class CudaKernels(GenericKernels):
 
     def _multiply_blocks(self, A: Array | Blocks, B: Array, into: Array) -> None:
         """(n, d) @ (d, h) -> (n, h), written to `into`."""
-        for rows, block in _blocks(A):
+        for rows, block in blocks_of(A):
             self._multiply(block, B[: block.shape[1]], into[rows])
 
     def _multiply_transposed(self, A: Array | Blocks, B: Array, into: Array, add: bool) -> None:
         """(n, d).T @ (n, h) -> (d, h), written or added to `into`."""
-        for rows, block in _blocks(A):
+        for rows, block in blocks_of(A):
             self._multiply(block.T, B[rows], into[: block.shape[1]], add)
             add = True
 
@@ -357,7 +332,7 @@ class CudaKernels(GenericKernels):
 
     def _chip(self) -> tuple[int, int]:
         """Return how many blocks of a head fill the GPU, and the bytes of shared memory that one may have."""
-        return _chip(self.xp, self.xp.cuda.Device().id)
+        return chip(self.xp, self.xp.cuda.Device().id)
 
     def launch(self, kernel: Kernel, grid: int, *arguments: Any) -> None:
         """Start a kernel on so many blocks, compiled for this dtype.
@@ -366,47 +341,4 @@ class CudaKernels(GenericKernels):
         kernel expects. None is a null pointer.
         """
         device = self.xp.cuda.Device().id if kernel.shared else 0
-        _function(self.xp, kernel, self._real, device)((grid,), kernel.block, arguments, shared_mem=kernel.shared)
-
-
-def _blocks(A: Array | Blocks) -> Iterator[tuple[slice, Array]]:
-    """Yield the blocks of a matrix, of which most have but one, and where their rows are."""
-    row = 0
-    for block in A.blocks if isinstance(A, Blocks) else (A,):
-        yield slice(row, row + block.shape[0]), block
-        row += block.shape[0]
-
-
-def grid_for(rows: int, rows_per_block: int, most: int) -> int:
-    """Return how many blocks to start for so many rows."""
-    return max(1, min(most, -(-rows // rows_per_block)))
-
-
-@cache
-def _function(xp: Any, kernel: Kernel, real: str, device: int) -> Any:
-    """Return CuPy's kernel, which it compiles, or finds on disk, at the first launch on each device."""
-    options = ("-std=c++17", f"-DREAL={real}", *(f"-D{macro}={value}" for macro, value in kernel.macros))
-    function = xp.RawKernel(source(kernel.source), kernel.name, options)
-    if kernel.shared:  # more than 48 KiB have to be asked for, on each device
-        function.max_dynamic_shared_size_bytes = kernel.shared
-    return function
-
-
-@cache
-def _chip(xp: Any, device: int) -> tuple[int, int]:
-    attributes = xp.cuda.Device(device).attributes
-    return _BLOCKS_OF_HEAD * attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
-
-
-@cache
-def _cublas() -> Any:
-    """Return nvmath's cuBLAS, or None where it cannot be used."""
-    try:
-        library = importlib.import_module("nvmath.bindings.cublas")
-        library.destroy(library.create())
-    except ImportError:
-        return None
-    except Exception as error:  # nvmath's own, for a cuBLAS that it does not find or that does not start
-        _log.warning("nvmath-python finds no cuBLAS, so CuPy multiplies: %s: %s", type(error).__name__, error)
-        return None
-    return library
+        function_of(self.xp, kernel, self._real, device)((grid,), kernel.block, arguments, shared_mem=kernel.shared)

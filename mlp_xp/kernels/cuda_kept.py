@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..arrays import Array
-from .cuda import SWEEP, Blocks, CudaKernels, grid_for
-from .cuda_source import FusedHead
+from .blocks import Blocks
+from .cuda import CudaKernels
+from .cuda_source import SWEEP, FusedHead, grid_for
 
 __all__ = ["PENALTY_BLOCKS", "KeptKernels"]
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["RANGE", "THREADS", "FusedHead", "Kernel", "fused_head", "source"]
+__all__ = [
+    "RANGE",
+    "SWEEP",
+    "THREADS",
+    "FusedHead",
+    "Kernel",
+    "chip",
+    "function_of",
+    "fused_head",
+    "grid_for",
+    "source",
+]
 
 THREADS = 256  # of a block, where a kernel does not say otherwise
+SWEEP = 8, 8 * 132
+"""(rows that are worth a block, the most blocks): 8 fill a multiprocessor, and the largest GPUs have some 132 of these."""
+_BLOCKS_OF_HEAD = 2  # that a multiprocessor holds at a time
 
 RANGE = np.dtype(
     [("end", np.int64), ("gradient", np.uint64), ("stride", np.int64), ("shards", np.int32), ("is_bias", np.int32)]
@@ -117,3 +132,25 @@ def fused_head(hidden: int, classes: int, shared_limit: int, halves: bool = Fals
         if head.shared_bytes <= shared_limit:
             return head
     return None
+
+
+def grid_for(rows: int, rows_per_block: int, most: int) -> int:
+    """Return how many blocks to start for so many rows."""
+    return max(1, min(most, -(-rows // rows_per_block)))
+
+
+@cache
+def function_of(xp: Any, kernel: Kernel, real: str, device: int) -> Any:
+    """Return CuPy's kernel, which it compiles, or finds on disk, at the first launch on each device."""
+    options = ("-std=c++17", f"-DREAL={real}", *(f"-D{macro}={value}" for macro, value in kernel.macros))
+    function = xp.RawKernel(source(kernel.source), kernel.name, options)
+    if kernel.shared:  # more than 48 KiB have to be asked for, on each device
+        function.max_dynamic_shared_size_bytes = kernel.shared
+    return function
+
+
+@cache
+def chip(xp: Any, device: int) -> tuple[int, int]:
+    """Return how many blocks of a head fill a GPU, and the bytes of shared memory that one may have."""
+    attributes = xp.cuda.Device(device).attributes
+    return _BLOCKS_OF_HEAD * attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]

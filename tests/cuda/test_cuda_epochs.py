@@ -39,14 +39,14 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> GPU:
     """Return a GPU on which all work is late, or copies from the host are."""
     gpu = GPU()
     gpu.slow = request.param
-    monkeypatch.setattr(cuda, "_cublas", lambda: gpu.library)
+    monkeypatch.setattr(cuda, "load_cublas", lambda: gpu.library)
     return gpu
 
 
 @pytest.fixture
 def late_gpu(monkeypatch: pytest.MonkeyPatch) -> GPU:
     gpu = GPU()
-    monkeypatch.setattr(cuda, "_cublas", lambda: gpu.library)
+    monkeypatch.setattr(cuda, "load_cublas", lambda: gpu.library)
     return gpu
 
 
@@ -414,7 +414,7 @@ def test_what_is_assigned_between_epochs_is_taken_up(gpu: GPU, rng, targets) -> 
 @pytest.mark.parametrize("missing", ["nvmath", "capture"])
 def test_without_capture_every_step_is_launched(missing: str, late_gpu: GPU, rng, targets, monkeypatch, caplog) -> None:
     if missing == "nvmath":
-        monkeypatch.setattr(cuda, "_cublas", lambda: None)
+        monkeypatch.setattr(cuda, "load_cublas", lambda: None)
     else:
         monkeypatch.setattr("tests.cuda.fake_streams.Stream.begin_capture", _refuse, raising=True)
     with caplog.at_level(logging.WARNING):

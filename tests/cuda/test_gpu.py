@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.arrays import PRECISIONS, get_device
-from mlp_xp.batches import make_batches
-from mlp_xp.cuda_epochs import CudaEpochs
+from mlp_xp.arrays import PRECISIONS, Device, get_device
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels, kernels_for
-from mlp_xp.plan import make_plan
 
 from .comparisons import CASES, Backend, check_case, make_pass
 
@@ -101,31 +98,74 @@ def test_precision_of_a_pass(precision: str, error: float, rng, targets) -> None
 @pytest.mark.parametrize("optimizer", [mx.SGD(lr=0.5, momentum=0.9, l2=1e-4), mx.AdamW(lr=0.001)], ids=str)
 def test_graphs_train_as_numpy_does(optimizer: Any, batch_size: int | None, precision: str, mnist, caplog) -> None:
     X, y = (array[:5000] for array in mnist[0])
-    dtype = PRECISIONS[precision]
     want, got = (
-        mx.MLP([784, 196, 10], dtype=dtype, seed=1, device=device, precision=own)
+        mx.MLP([784, 196, 10], dtype=PRECISIONS[precision], seed=1, device=device, precision=own)
         for device, own in (("cpu", None), ("cuda", precision))
     )
-    epochs = CudaEpochs(got, optimizer, got.check_features(X), got.check_targets(y, len(X)), batch_size)
-    theta, close = got.theta, {"tf32": 1e-2, "bf16": 3e-2, "fp64": 1e-9}.get(precision, 1e-3)
-    for state in mx.epochs(want, X, y, optimizer=optimizer, epochs=6, batch_size=batch_size, plan="dense"):
-        order = None if batch_size is None else np.random.default_rng([1, state.epoch]).permutation(len(X))
-        theta, loss = epochs.run_epoch(theta, state.lr, order)
-        assert float(loss) == pytest.approx(float(state.loss), rel=close)
+    close = {"tf32": 1e-2, "bf16": 3e-2, "fp64": 1e-9}.get(precision, 1e-3)
+    options: dict[str, Any] = {"optimizer": optimizer, "epochs": 6, "batch_size": batch_size, "plan": "dense"}
+    for state, state_of_gpu in zip(mx.epochs(want, X, y, **options), mx.epochs(got, X, y, **options), strict=True):
+        assert float(state_of_gpu.loss) == pytest.approx(float(state.loss), rel=close)
+        assert 0 < float(state_of_gpu.seconds) < 60
     assert not caplog.records  # it was captured
 
 
-def test_graphs_have_the_same_bits_every_time(mnist) -> None:
-    X, y = mnist[0]
-    results = []
-    for _ in range(2):
-        model = mx.MLP([784, 196, 10], seed=1, device="cuda")
-        epochs = CudaEpochs(model, mx.Adam(), model.check_features(X), model.check_targets(y, len(X)))
-        theta = model.theta
-        for _ in range(5):
-            theta, loss = epochs.run_epoch(theta, 0.001)
-        results.append((theta.get().tobytes(), float(loss)))
-    assert results[0] == results[1]
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_twenty_epochs_have_numpys_losses(dtype: str, close: float, mnist) -> None:
+    histories = [
+        mx.fit(
+            mx.MLP([784, 196, 10], dtype=dtype, seed=1, device=device),
+            *mnist[0], epochs=20, optimizer=mx.SGD(lr=0.5), plan="dense",
+        )
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    np.testing.assert_allclose(histories[1].loss, histories[0].loss, rtol=close)
+
+
+def losses_and_bits(X: Any, y: Any, **options: Any) -> tuple[list[float], bytes]:
+    """Return what five epochs on a GPU lead to."""
+    model = mx.MLP([784, 196, 10], seed=1, device="cuda", precision=options.pop("precision", None))
+    losses = [float(state.loss) for state in mx.epochs(model, X, y, epochs=5, **options)]
+    return losses, model.theta.get().tobytes()
+
+
+@pytest.mark.parametrize("batch_size", [None, 128])
+@pytest.mark.parametrize("plan", ["dense", "ragged"])
+def test_graphs_have_the_same_bits_every_time(plan: str, batch_size: int | None, mnist) -> None:
+    options = {"optimizer": mx.Adam(), "plan": plan, "batch_size": batch_size}
+    assert losses_and_bits(*mnist[0], **options) == losses_and_bits(*mnist[0], **options)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16x2"])
+@pytest.mark.parametrize("plan", ["zero", "ragged"])
+def test_plans_have_the_losses_of_dense_data(plan: str, precision: str, mnist) -> None:
+    options: dict[str, Any] = {"optimizer": mx.SGD(lr=0.5), "precision": precision}
+    want, got = (losses_and_bits(*mnist[0], plan=name, **options)[0] for name in ("dense", plan))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 500])
+def test_streamed_data_have_the_bits_of_those_on_the_device(batch_size: int | None, mnist, monkeypatch) -> None:
+    monkeypatch.setattr(Device, "shard_rows", 8192)
+    options: dict[str, Any] = {"optimizer": mx.Adam(), "plan": "dense", "batch_size": batch_size}
+    want = losses_and_bits(*mnist[0], **options)
+    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, on_host: iter([(True, shard_rows)]))
+    assert losses_and_bits(*mnist[0], **options) == want
+
+
+@pytest.mark.parametrize("batch_size", [None, 500])
+def test_a_limit_on_memory_is_kept(batch_size: int | None, mnist, caplog) -> None:
+    """As CUPY_GPU_MEMORY_LIMIT sets it, which is read when CuPy is imported."""
+    pool = get_device("cuda").xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 80 * 2**20)  # the workspace of cuBLAS and half of the pixels
+    try:
+        options: dict[str, Any] = {"optimizer": mx.SGD(lr=0.5), "plan": "dense", "batch_size": batch_size}
+        losses = losses_and_bits(*mnist[0], **options)[0]
+    finally:
+        pool.set_limit(size=0)
+    assert any("Out of memory" in record.getMessage() for record in caplog.records)
+    np.testing.assert_allclose(losses, losses_and_bits(*mnist[0], **options)[0], rtol=1e-5)
 
 
 @each_dtype
@@ -136,15 +176,3 @@ def test_dtype_never_drifts(dtype: str, mnist) -> None:
         for state in mx.epochs(model, X, y, optimizer=optimizer, epochs=2, batch_size=400):
             vectors = [value for value in state.optimizer_state.values() if hasattr(value, "dtype")]
             assert {x.dtype.name for x in (state.loss, state.gradient, model.theta, *vectors)} == {dtype}
-
-
-@pytest.mark.parametrize("batch_size", [None, 64])
-def test_bytes_stay_bytes_on_the_device(batch_size: int | None, mnist) -> None:
-    model = mx.MLP([784, 36, 10], device="cuda")
-    X, y = (array[:1000] for array in mnist[0])
-    X, y = model.check_features(X), model.check_targets(y, len(X))
-    batches = make_batches(X, y, make_plan(X, model), model.device, 0, batch_size)
-    for shards in batches(1):
-        for shard in shards:
-            assert shard.X.dtype == np.uint8
-            assert type(shard.X) is type(model.theta)

@@ -442,15 +442,15 @@ def test_tick_counts_and_begins_each_epoch_anew(real: str, rng: np.random.Genera
     totals = rng.standard_normal((5, 700, 2)).astype(REALS[real])
 
     def run(reverse: bool) -> tuple[Array, ...]:
-        step, means, history = np.array([7, 0], np.int32), np.full(2, np.nan, REALS[real]), []
+        step, sums, history = np.array([7, 0], np.int32), np.full(2, np.nan, REALS[real]), []
         for pairs in totals:
-            module.launch("tick", 1, THREADS, step, pairs, len(pairs), means, 3, 0.1, reverse=reverse)
-            history.append(means.copy())
+            module.launch("tick", 1, THREADS, step, pairs, len(pairs), sums, 3, reverse=reverse)
+            history.append(sums.copy())
         return np.array(history), step
 
     history, step = in_both_orders(run)
     assert step.tolist() == [7 + 5, 5 % 3]
-    sums = 0.1 * totals.astype(np.float64).sum(axis=1)
+    sums = totals.astype(np.float64).sum(axis=1)
     assert_close(
         history, np.array([sums[0], sums[:2].sum(axis=0), sums[:3].sum(axis=0), sums[3], sums[3:].sum(axis=0)]), real
     )
@@ -506,6 +506,9 @@ def test_gather(
     rows = order[12:17] if ordered else np.arange(12, 17)
     scale = np.float32(1 / 255) if (source, entry) == ("byte", "REAL") else np.float32(1)
     np.testing.assert_array_equal(A, X[rows] * scale)
+    np.testing.assert_array_equal(T, y[rows])
+    module.launch("gather", 2, THREADS, X, None, None, None, A, None, 10, 2, 5, columns, 0)  # of the first, and no y
+    np.testing.assert_array_equal(A, X[2:7] * scale)
     np.testing.assert_array_equal(T, y[rows])
 
 
@@ -604,9 +607,9 @@ def test_training_on_the_kernels_equals_training_in_numpy(rng: np.random.Generat
             parts[shard] = X[rows].T @ Z[rows]
         grid = -(-layout.size // 32)
         update.launch("sgd", grid, (32, 8), theta, None, gradient, ranges, rates, layout.size, 1 / n, 0.0, 0.0, 0)
-        means = np.empty(2, np.float32)
-        update.launch("tick", 1, THREADS, step, totals, blocks, means, 1, 1.0)
-        history.append(means)
+        sums = np.empty(2, np.float32)
+        update.launch("tick", 1, THREADS, step, totals, blocks, sums, 1)
+        history.append(sums)
 
     assert_close(theta, want, "float")
     assert_close(np.array(history), np.array(losses), "float")
