@@ -102,17 +102,18 @@ class CudaEpochs:
         size = n if batch_size is None else min(batch_size, n)
         self._sizes = sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.model, self.optimizer, self.plan, self.updates = model, optimizer, plan, len(sizes)
-        rows = min(size, model.device.shard_rows if shard_rows is None else shard_rows)
+        most = model.device.shard_rows if shard_rows is None else shard_rows
+        rows = min(size, most)
         self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // rows), rows)
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
         self._rows: Rows
         if streamed:
             self.plan = Plan("dense", "the data come from the host: the device has no room for them", X.shape[1])
-            self._rows = Streamed(self._kernels, X, y, sizes, rows)
+            self._rows = Streamed(self._kernels, X, y, sizes, most)
         elif batch_size is None:
-            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, rows)
+            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, most)
         else:
-            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, rows, self._step)
+            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, most, self._step)
         self._theta = self.plan.inward(model.theta, model)
         self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
         self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
@@ -262,8 +263,8 @@ def make_epochs(model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size
     MemoryError
         If there is too little for anything.
     """
-    reason = ""
-    for streamed, shard_rows in _attempts(model.device.shard_rows, on_host=type(X) is np.ndarray):
+    reason, size = "", X.shape[0] if batch_size is None else batch_size
+    for streamed, shard_rows in _attempts(model.device.shard_rows, size, on_host=type(X) is np.ndarray):
         if reason:
             where = "data that stay on the host" if streamed else "the data on the device"
             _log.warning("%s: %s; trying %s and shards of %d rows", model.device.name, reason, where, shard_rows)
@@ -278,11 +279,12 @@ def make_epochs(model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size
     )
 
 
-def _attempts(shard_rows: int, on_host: bool) -> Iterator[tuple[bool, int]]:
-    """Yield what to try: whether to leave the data on the host, and the rows of a shard."""
+def _attempts(shard_rows: int, size: int, on_host: bool) -> Iterator[tuple[bool, int]]:
+    """Yield what to try for batches of some size: whether to leave the data on the host, and the rows of a shard."""
     for streamed in (False, True) if on_host else (False,):
-        least = _ENOUGH_ROWS if on_host and not streamed else _LEAST_ROWS
-        rows = shard_rows
-        while rows >= least or rows == shard_rows:
-            yield streamed, rows
+        yield streamed, shard_rows
+        rows, least = shard_rows // 2, _ENOUGH_ROWS if on_host and not streamed else _LEAST_ROWS
+        while rows >= least:
+            if streamed or rows < size:  # on the device larger shards are none
+                yield streamed, rows
             rows //= 2

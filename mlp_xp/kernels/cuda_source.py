@@ -24,7 +24,7 @@ __all__ = [
 
 THREADS = 256  # of a block, where a kernel does not say otherwise
 SWEEP = 8, 8 * 132
-"""(rows that are worth a block, the most blocks): 8 fill a multiprocessor, and the largest GPUs have some 132 of these."""
+"""(rows that are worth a block, the most blocks): 8 fill a multiprocessor, of which the largest GPUs have some 132."""
 _BLOCKS_OF_HEAD = 2  # that a multiprocessor holds at a time
 
 RANGE = np.dtype(

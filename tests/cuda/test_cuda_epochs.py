@@ -276,7 +276,7 @@ def asked_in(run: Run, asked: Any) -> bool:
 
 def leave_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all data streamed, in chunks of 32 rows."""
-    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, on_host: iter([(True, 32)]))
+    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, size, on_host: iter([(True, 32)]))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -309,6 +309,13 @@ def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng,
             run.train()
         bits.append((run.got.theta.tobytes(), float(run.state.loss)))
     assert bits[0] == bits[1]
+
+
+def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch) -> None:
+    leave_on_host(monkeypatch)
+    run = Run(late_gpu, rng, targets, batch_size=7)
+    copies = [entry for entry in run.train() if entry == "copy from the host"]
+    assert len(copies) == 1 + 2 * 4  # the learning rate; X and y of 28, 28, 28 and 16 rows
 
 
 @pytest.fixture

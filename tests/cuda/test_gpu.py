@@ -149,7 +149,7 @@ def test_streamed_data_have_the_bits_of_those_on_the_device(batch_size: int | No
     monkeypatch.setattr(Device, "shard_rows", 8192)
     options: dict[str, Any] = {"optimizer": mx.Adam(), "plan": "dense", "batch_size": batch_size}
     want = losses_and_bits(*mnist[0], **options)
-    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, on_host: iter([(True, shard_rows)]))
+    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, size, on_host: iter([(True, shard_rows)]))
     assert losses_and_bits(*mnist[0], **options) == want
 
 
