@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from time import perf_counter
 from typing import Any, SupportsFloat
@@ -65,7 +66,7 @@ class State:
     plan: Plan
     metrics: dict[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def loss(self) -> Array:
         """Mean training loss () that the epoch's gradients were computed at, on the device."""
         return self.loss_sum / self.rows
