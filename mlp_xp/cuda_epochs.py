@@ -72,8 +72,8 @@ class CudaEpochs:
     batch_size : int or None
         Rows of an update; None for all.
     plan : Plan
-    shard_rows : int, optional
-        Rows to work on at a time; None takes the device's.
+    shard_rows : int
+        Rows to work on at a time.
     streamed : bool
         Whether the data stay on the host, where X has to be then, and visit the device in every epoch.
 
@@ -95,25 +95,24 @@ class CudaEpochs:
         y: Array,
         batch_size: int | None,
         plan: Plan,
-        shard_rows: int | None = None,
-        streamed: bool = False,
+        shard_rows: int,
+        streamed: bool,
     ) -> None:
         xp, n = model.device.xp, X.shape[0]
         size = n if batch_size is None else min(batch_size, n)
         self._sizes = sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.model, self.optimizer, self.plan, self.updates = model, optimizer, plan, len(sizes)
-        most = model.device.shard_rows if shard_rows is None else shard_rows
-        rows = min(size, most)
+        rows = min(size, shard_rows)
         self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // rows), rows)
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
         self._rows: Rows
         if streamed:
             self.plan = Plan("dense", "the data come from the host: the device has no room for them", X.shape[1])
-            self._rows = Streamed(self._kernels, X, y, sizes, most)
+            self._rows = Streamed(self._kernels, X, y, sizes, shard_rows)
         elif batch_size is None:
-            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, most)
+            self._rows = WholeBatch(self._kernels, model.device, X, y, plan, shard_rows)
         else:
-            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, most, self._step)
+            self._rows = MiniBatch(self._kernels, model.device, X, y, plan, sizes, shard_rows, self._step)
         self._theta = self.plan.inward(model.theta, model)
         self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
         self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
@@ -159,8 +158,8 @@ class CudaEpochs:
         MemoryError
             If the device has too little; nothing was trained then.
         """
-        self._graphs.call(lambda: self._gradient(self._rows.samples()))
-        held = [self.theta for _ in range(3)]
+        self._graphs.call(self._rehearse)
+        held = [self.copy_theta() for _ in range(3)]
         del held
         self.model.device.synchronize()
         return self
@@ -189,9 +188,8 @@ class CudaEpochs:
             self._done += len(piece)
             yield i + len(piece)
 
-    @property
-    def theta(self) -> Array:
-        """The parameters (P,) in the order of the data; a new array, which :meth:`run_epoch` need not copy back."""
+    def copy_theta(self) -> Array:
+        """Return the parameters (P,) in the order of the data; the next epoch need not read them if it gets the same."""
         self._known = self.model.device.xp.take(self._theta, self._outward)
         return self._known
 
@@ -203,6 +201,10 @@ class CudaEpochs:
     def _run(self, sizes: tuple[int, ...]) -> None:
         for rows in sizes:
             self._update(rows)
+
+    def _rehearse(self) -> None:
+        for shard in self._rows.samples():
+            self._gradient([shard])
 
     def _update(self, rows: int) -> None:
         """Launch one step, of so many rows."""

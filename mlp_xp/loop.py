@@ -253,7 +253,7 @@ def _run_on_gpu(
         for done in run.run_epoch(model.theta, lr, order, updates):
             whole = done == run.updates
             if whole or (pause is not None and pause()):
-                model.theta, rows = run.theta, n if batch_size is None else min(n, done * batch_size)
+                model.theta, rows = run.copy_theta(), n if batch_size is None else min(n, done * batch_size)
                 state = watch.stop(), model, run.gradient, run.state, run.plan
                 yield State(epoch, whole, done, rows, run.loss_sum, lr, *state)
                 watch = Watch(model.device.xp, watch)

@@ -29,6 +29,8 @@ from .validation import (
 
 __all__ = ["MLP", "Forward", "Gradient", "check_output"]
 
+_LEAST_ROWS = 256  # that are worth a device's time
+
 
 def check_output(name: str, units: int) -> Output:
     """Return the output of this name if it is one and can have so many units, else raise a ValueError."""
@@ -211,14 +213,25 @@ class MLP:
         return loss / n, Gradient([dW / n for dW in zero.W[1:]], [db / n for db in zero.b[1:]], dZ[1:])
 
     def outputs(self, X: Any) -> np.ndarray[Any, Any]:
-        """Return A[L] (n, n_L) on the host: logits, sigmoids or values, as `output` has it."""
+        """Return A[L] (n, n_L) on the host: logits, sigmoids or values, as `output` has it.
+
+        Where the device's memory is short, it works on fewer rows at a time.
+        """
         X = self.check_features(X, move=False)
         params = self.layout.split(self.theta, self.device.xp)
         result = np.empty((X.shape[0], self.sizes[-1]), dtype=self.dtype)
-        for i in range(0, len(result), self.device.shard_rows):
-            rows = slice(i, min(i + self.device.shard_rows, len(result)))
-            A = forward(self.network, self.kernels, params, self.device.asarray(X[rows, :]))
-            result[rows] = self.device.to_host(A[-1])
+        done, count = 0, min(self.device.shard_rows, len(result))
+        while done < len(result):
+            rows = slice(done, min(done + count, len(result)))
+            try:
+                A = forward(self.network, self.kernels, params, self.device.asarray(X[rows, :]))
+                result[rows] = self.device.to_host(A[-1])
+            except MemoryError:
+                if count <= _LEAST_ROWS:
+                    raise
+                count //= 2
+            else:
+                done = rows.stop
         return result
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:

@@ -161,24 +161,41 @@ def test_pairs_of_halves_are_as_exact_as_float32(sizes: Any, batch_size: int | N
             assert work[:5] == head if len(sizes) == 3 else work[:2] == ["split_matrix", "join_products"]
 
 
-@pytest.mark.parametrize("here", [False, True], ids=["host", "device"])
+PLANS = [
+    ("ragged", None, 64),
+    ("ragged", None, 65_536),
+    ("zero", None, 65_536),
+    ("zero", 32, 64),
+    ("ragged", 32, 65_536),
+]
+
+
 @pytest.mark.parametrize("precision", [None, "fp16x2"])
 @pytest.mark.parametrize("sizes", [(50, 12, 3), (50, 12, 8, 3), (50, 3)], ids=["head", "text", "linear"])
-@pytest.mark.parametrize(("plan", "batch_size"), [("ragged", None), ("zero", None), ("zero", 32), ("ragged", 32)])
-@pytest.mark.parametrize("shard_rows", [64, 65_536])
+@pytest.mark.parametrize(("plan", "batch_size", "shard_rows"), PLANS)
 def test_plans_train_the_same(
-    shard_rows: int, plan: str, batch_size: int | None, sizes: Any, precision: str | None, here: bool,
+    plan: str, batch_size: int | None, shard_rows: int, sizes: Any, precision: str | None,
     late_gpu: GPU, rng, targets, monkeypatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Device, "block_rows", 16)
     monkeypatch.setattr(Device, "shard_rows", shard_rows)
     options = {"optimizer": mx.Adam(lr=0.01, l2=0.01), "batch_size": batch_size, "precision": precision}
-    run = Run(late_gpu, rng, targets, sizes=sizes, X=ragged_rows(rng, N, 50), plan=plan, here=here, **options)
+    run = Run(late_gpu, rng, targets, sizes=sizes, X=ragged_rows(rng, N, 50), plan=plan, **options)
     assert run.epochs.plan.kind == plan
-    for _ in range(EPOCHS):
+    for _ in range(3):
         log = run.train()
         run.check()
     assert "graph" in log
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize("plan", ["zero", "ragged"])
+def test_plans_of_data_on_the_device(plan: str, batch_size: int | None, late_gpu: GPU, rng, targets) -> None:
+    run = Run(
+        late_gpu, rng, targets, sizes=(50, 3), X=ragged_rows(rng, N, 50), plan=plan, batch_size=batch_size, here=True
+    )
+    run.train()
+    run.check()
 
 
 def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypatch) -> None:
@@ -371,6 +388,19 @@ def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, sma
     late_gpu.limit = 5000
     with pytest.raises(MemoryError, match=r"'cuda' has too little memory even for 8 rows at a time and 291 parameters"):
         Run(late_gpu, rng, targets)
+
+
+def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "_WORKSPACE", 256)
+    monkeypatch.setattr("mlp_xp.mlp._LEAST_ROWS", 8)
+    X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
+    model = mx.MLP([300, 12, 3], seed=1, device=Device("cuda", late_gpu))
+    need = memory_of(late_gpu, lambda: model.outputs(X)) - late_gpu.used
+    late_gpu.limit = late_gpu.used + need // 3
+    np.testing.assert_allclose(model.outputs(X), mx.MLP([300, 12, 3], seed=1).outputs(X), rtol=0, atol=1e-6)
+    late_gpu.limit = late_gpu.used + 1000
+    with pytest.raises(MemoryError, match="Out of memory allocating"):
+        model.outputs(X)
 
 
 def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng, targets, small_shards) -> None:
