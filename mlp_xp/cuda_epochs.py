@@ -189,7 +189,7 @@ class CudaEpochs:
             yield i + len(piece)
 
     def copy_theta(self) -> Array:
-        """Return the parameters (P,) in the order of the data; the next epoch need not read them if it gets the same."""
+        """Return the parameters (P,) in the order of the data; the next epoch, given them, need not read them."""
         self._known = self.model.device.xp.take(self._theta, self._outward)
         return self._known
 

@@ -45,8 +45,9 @@ def test_the_readme_has_no_other_commands() -> None:
         "mlp_xp.trace",
         "mlp_xp.export",
         "bench.compare",
+        "bench.time_to_accuracy",
     }
-    assert len(rest) == 5
+    assert len(rest) == 6
 
 
 def test_the_trace_command(tmp_path: Path) -> None:
@@ -63,6 +64,11 @@ def test_the_comparisons_name_what_there_is(command: str) -> None:
     words = command.split()
     assert words[3:4] in ([], ["--case"])
     assert set(words[4:]) <= set(CASES)
+
+
+def test_the_time_to_accuracy_is_to_be_had() -> None:
+    (command,) = (command for command in COMMANDS if "bench.time_to_accuracy" in command)
+    assert "test accuracy" in shell(f"{command} --help", ROOT).stdout
 
 
 @pytest.mark.parametrize("command", INSTALLS)
