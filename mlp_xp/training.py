@@ -129,7 +129,7 @@ def _checked(model: MLP, validation: tuple[Any, Any]) -> tuple[Array, Array]:
     except (TypeError, ValueError):
         raise ValueError(f"validation must be a pair (X, y), got {type(validation).__name__}") from None
     X = model.check_features(X)
-    return X, model.check_targets(y, X.shape[0])
+    return X, model.check_targets(y, X.shape[0], move=False)
 
 
 def _diverged(state: State, problem: str) -> DivergenceError:
