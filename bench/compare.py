@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 from .cases import CASES, case
 from .charts import bars, colour, label_of, markdown
-from .contender import CONTENDERS, Contender, UnavailableError, build
+from .contender import CONTENDERS, Contender, UnavailableError, build, check_name
 from .machine import describe, limit_threads
 from .memory import peak_megabytes
 from .problem import Problem
@@ -28,15 +30,14 @@ __all__ = ["FLOOR", "MOST_WOBBLE", "Row", "compare", "conclusion", "interleave",
 
 FLOOR = "gemm"
 MOST_WOBBLE = 0.30
-SETTLE = (
-    0.2  # seconds between turns: the threads of OpenBLAS and OpenMP keep spinning for a while after their last work
-)
+# seconds between turns on the CPU: the threads of OpenBLAS and OpenMP keep spinning for a while after their last work
+SETTLE = 0.2
 NOISE = 0.05  # medians of ratios come back within this on a quiet machine
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
     "cpu": "ours,ours-dense,torch,torch-compile,torch-compile-forward,jax-step,jax-loop,sklearn,textbook",
-    "cuda": "ours,ours-tf32,ours-fp16x2,torch,torch-compile,torch-compile-forward,torch-compile-tf32,"
-    "jax-step,jax-loop,jax-loop-tf32",
+    "cuda": "ours,ours-dense,ours-tf32,ours-dense-tf32,ours-fp16x2,ours-dense-fp16x2,"
+    "torch,torch-compile,torch-compile-forward,torch-compile-tf32,jax-step,jax-loop,jax-loop-tf32",
 }
 
 
@@ -49,6 +50,8 @@ class Row:
     contender : str
     absent : str or None
         Why it did not run; everything below is then empty.
+    failed : bool
+        Whether it was there to run, and broke.
     settings : str
     seconds : list of float
         Time of an epoch in each round.
@@ -56,6 +59,8 @@ class Row:
         Median over the rounds of its time by the baseline's.
     gflops : float
         Nominal operations by the best time, in 1e9 per second.
+    columns : float
+        Columns of the images that took part in its products, in the mean over rows.
     preparation_seconds, compile_seconds : float
         Time before the first epoch: conversions, transfers, plans; and compilation.
     loss, reference_loss, update_error : float or None
@@ -68,10 +73,12 @@ class Row:
 
     contender: str
     absent: str | None = None
+    failed: bool = False
     settings: str = ""
     seconds: list[float] = field(default_factory=list)
     ratio: float | None = None
     gflops: float | None = None
+    columns: float | None = None
     preparation_seconds: float | None = None
     compile_seconds: float | None = None
     loss: float | None = None
@@ -81,16 +88,18 @@ class Row:
     peak_mb: float | None = None
 
 
-def interleave(contenders: Mapping[str, Contender], rounds: int, epochs: int) -> dict[str, list[float]]:
-    """Return the seconds of an epoch of each contender in each round, after a round that only warms up."""
+def interleave(
+    contenders: Mapping[str, Contender], rounds: int, epochs: int, settle: float = SETTLE
+) -> dict[str, list[float]]:
+    """Return the seconds of an epoch of each contender in each round; all of them have to be warm."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(1 + rounds):
+    for _ in range(rounds):
         for name, contender in contenders.items():
-            time.sleep(SETTLE)
+            time.sleep(settle)
             start = time.perf_counter()
             contender.run(epochs)
             seconds[name].append((time.perf_counter() - start) / epochs)
-    return {name: times[1:] for name, times in seconds.items()}
+    return seconds
 
 
 def wobble(seconds: Sequence[float]) -> float:
@@ -99,9 +108,19 @@ def wobble(seconds: Sequence[float]) -> float:
 
 
 def compare(
-    problem: Problem, names: Sequence[str], device: str, threads: int, rounds: int, epochs: int, baseline: str
+    problem: Problem,
+    names: Sequence[str],
+    device: str,
+    threads: int,
+    rounds: int,
+    epochs: int,
+    baseline: str,
+    seconds: float = math.inf,
 ) -> list[Row]:
     """Run the contenders in turns and return a row for each, the absent ones too, in the order of `names`.
+
+    Each is made and warmed up, by as many epochs as a round has, before the first round begins. After so many `seconds`
+    no more are, but for the floor and the baseline. One that breaks does not take the others with it.
 
     Raises
     ------
@@ -109,23 +128,32 @@ def compare(
         If a name is unknown, or the floor or the baseline cannot run here.
     """
     contenders: dict[str, Contender] = {}
-    rows = {name: Row(name) for name in names}
-    for name in names:
+    rows = {check_name(name): Row(name) for name in names}
+    end = time.perf_counter() + seconds
+    for name, row in rows.items():
+        if time.perf_counter() > end and name not in (FLOOR, baseline):
+            row.absent = f"not begun: {seconds:.0f} s had passed"
+            continue
         try:
-            contenders[name] = build(name, problem, device, threads)
+            contender = build(name, problem, device, threads)
+            contender.run(epochs)
+            contenders[name] = contender
         except UnavailableError as reason:
-            rows[name].absent = str(reason)
+            row.absent = str(reason)
+        except Exception as error:
+            traceback.print_exc()
+            row.absent, row.failed = f"failed: {type(error).__name__}: {error}".partition("\n")[0], True
     for needed in (FLOOR, baseline):
         if needed not in contenders:
             why = rows[needed].absent if needed in rows else "not among the contenders"
             raise ValueError(f"nothing can be compared without {needed!r}, which is missing here: {why}")
-    timed = interleave(contenders, rounds, epochs)
+    timed = interleave(contenders, rounds, epochs, SETTLE if device == "cpu" else 0.0)
     for name, contender in contenders.items():
-        row, seconds = rows[name], timed[name]
+        row, times = rows[name], timed[name]
         verdict = contender.verdict()
-        row.settings, row.seconds = contender.settings, seconds
-        row.ratio = statistics.median(a / b for a, b in zip(seconds, timed[baseline], strict=True))
-        row.gflops = problem.flops / min(seconds) / 1e9
+        row.settings, row.seconds = contender.settings, times
+        row.ratio = statistics.median(a / b for a, b in zip(times, timed[baseline], strict=True))
+        row.gflops, row.columns = problem.flops / min(times) / 1e9, contender.columns
         row.preparation_seconds, row.compile_seconds = contender.preparation_seconds, contender.compile_seconds
         row.right = verdict is None or verdict.right
         if verdict is not None:
@@ -138,6 +166,9 @@ def conclusion(rows: Sequence[Row]) -> tuple[bool, str]:
     wrong = [row.contender for row in rows if row.absent is None and not row.right]
     if wrong:
         return False, f"No conclusion: {', '.join(wrong)} did not reach the loss of float64, so the time means nothing."
+    failed = [row.contender for row in rows if row.failed]
+    if failed:
+        return False, f"No conclusion: {', '.join(failed)} failed, so nobody knows who is fastest."
     floor = next(row for row in rows if row.contender == FLOOR)
     if wobble(floor.seconds) > MOST_WOBBLE:
         return False, (
@@ -219,6 +250,15 @@ def save(folder: Path, stem: str, header: dict[str, Any], rows: Sequence[Row]) -
     )
 
 
+def _peak(name: str, problem: Problem, device: str, threads: int) -> float | None:
+    """Return a contender's peak memory, or print why there is none: the times are not lost with it."""
+    try:
+        return peak_megabytes(name, problem, device, threads)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0 if a conclusion was drawn, 1 if not, 2 if nothing could be compared."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description="Contenders in turns, in one process.")
@@ -229,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="epochs a round (default: 1 on the CPU, 20 on a GPU)")
     parser.add_argument("--device", default="cpu", choices=DEFAULTS)
     parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more contenders after so many")
     parser.add_argument("--memory", action="store_true", help="also run each alone and report its peak memory")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON, table and chart")
     options = parser.parse_args(arguments)
@@ -238,17 +279,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     epochs = options.epochs or (1 if options.device == "cpu" else 20)
     try:
         threads = limit_threads(options.threads)
-        rows = compare(case(options.case), names, options.device, threads, options.rounds, epochs, baseline)
+        problem = case(options.case)
+        rows = compare(problem, names, options.device, threads, options.rounds, epochs, baseline, options.seconds)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     if options.memory:
         for row in rows:
             if row.absent is None:
-                row.peak_mb = peak_megabytes(row.contender, case(options.case), options.device, threads)
+                row.peak_mb = _peak(row.contender, problem, options.device, threads)
     conclusive, words = conclusion(rows)
     header = {
         "case": options.case,
+        "samples": len(problem.X),
+        "sizes": problem.sizes,
         "rounds": options.rounds,
         "epochs_per_round": epochs,
         "baseline": baseline,

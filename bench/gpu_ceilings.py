@@ -23,9 +23,11 @@ PRODUCTS = {
     "fp16": ("float16", "fp32"),
     "fp64": ("float64", "fp64"),
 }
+SIZE, FLOATS = 8192, 2**28  # of the large product, and of the copy
 ROWS, INPUTS, UNITS = 60_000, 784, 196  # of the headline case
 PARTS = (4, 8, 10, 12, 15, 16, 20, 30)  # of the weights' gradient
 LAUNCHES = 200
+TINY = 'extern "C" __global__ void __launch_bounds__(32) tiny(int* x) { if (threadIdx.x == 0) *x += 1; }'
 
 
 def measure(cupy: Any) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def measure(cupy: Any) -> dict[str, Any]:
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         products = {name: _products(cupy, stream, *how) for name, how in PRODUCTS.items()}
-        source, target = (cupy.ones(2**28, cupy.float32) for _ in range(2))
+        source, target = (cupy.ones(FLOATS, dtype=cupy.float32) for _ in range(2))
         copy = _seconds(cupy, stream, lambda: cupy.copyto(target, source), 10)
         eager, replay = _launches(cupy, stream)
     return {
@@ -48,10 +50,10 @@ def measure(cupy: Any) -> dict[str, Any]:
 def _products(cupy: Any, stream: Any, dtype: str, precision: str) -> tuple[float, dict[str, float]]:
     """Return operations per second of a large product, and the seconds of the headline case's two."""
     blas = CuBLAS(stream.ptr, cupy.empty(32 * 2**20, cupy.uint8), precision=precision)
-    n, result = (4096, dtype) if dtype == "float64" else (8192, "float32")
-    A, B, C = (cupy.ones((n, n), t) for t in (dtype, dtype, result))
+    n, result = (SIZE // 2, dtype) if dtype == "float64" else (SIZE, "float32")
+    A, B, C = (cupy.ones((n, n), dtype=t) for t in (dtype, dtype, result))
     peak = 2 * n**3 / _seconds(cupy, stream, lambda: blas.gemm(A, B, C), 5)
-    X, W, dZ = (cupy.ones(s, dtype) for s in ((ROWS, INPUTS), (INPUTS, UNITS), (ROWS, UNITS)))
+    X, W, dZ = (cupy.ones(s, dtype=dtype) for s in ((ROWS, INPUTS), (INPUTS, UNITS), (ROWS, UNITS)))
     Z, dW = cupy.empty((ROWS, UNITS), result), cupy.empty((max(PARTS), INPUTS, UNITS), result)
     layer = {"forward": _seconds(cupy, stream, lambda: blas.gemm(X, W, Z), 10)}
     layer["weight gradient"] = _seconds(cupy, stream, lambda: blas.gemm(X.T, dZ, dW[0]), 10)
@@ -63,8 +65,8 @@ def _products(cupy: Any, stream: Any, dtype: str, precision: str) -> tuple[float
 
 def _launches(cupy: Any, stream: Any) -> tuple[float, float]:
     """Return the seconds of a launch by the host, and of one in a graph."""
-    tiny = cupy.RawKernel('extern "C" __global__ void tiny(int* x) { if (threadIdx.x == 0) *x += 1; }', "tiny")
-    number, graphs = cupy.zeros(1, cupy.int32), Graphs(cupy)
+    tiny = cupy.RawKernel(TINY, "tiny")
+    number, graphs = cupy.zeros(1, dtype=cupy.int32), Graphs(cupy)
 
     def launches() -> None:
         for _ in range(LAUNCHES):
@@ -81,10 +83,9 @@ def _seconds(cupy: Any, stream: Any, work: Callable[[], object], repeats: int) -
     work()
     times = []
     for _ in range(repeats):
-        start, end = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record(stream)
+        start = stream.record()
         work()
-        end.record(stream)
+        end = stream.record()
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
     return float(min(times))
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"there are no ceilings to measure here: {error}", file=sys.stderr)
         return 2
     text = json.dumps(measure(cupy), indent=1)
+    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "ceilings.json").write_text(text + "\n")
     print(text)
     return 0

@@ -1,8 +1,8 @@
 """`python -m bench.memory`: the most memory that training takes, each contender alone in a fresh process.
 
 On the CPU: the peak of the resident set beyond what it was after the imports and the loading of the byte images. On a
-GPU: what the driver counts as used beyond the same moment, the CUDA context included; allocators keep what they once
-took, so the end shows the peak.
+GPU: what the driver counts as used beyond the same moment, by any library and the CUDA context included; allocators
+keep what they once took, so the end shows the peak.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _resident_peak() -> int:
 
 def _device_used() -> int:
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20
+    mebibytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return sum(map(int, mebibytes)) * 2**20  # of all GPUs: nvidia-smi may number them in another order than CUDA
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,6 +64,11 @@ class Problem:
             for fan_in, fan_out in pairwise(self.sizes)
         ]
 
+    @cached_property
+    def initial_loss(self) -> float:
+        """The mean loss there."""
+        return self.loss(self.initial)
+
     def order(self, epoch: int) -> Array:
         """Return the order (n,) of the rows in an epoch, counted from 1: the one that ``mlp_xp`` uses for this seed."""
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.X))

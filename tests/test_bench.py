@@ -14,7 +14,7 @@ import pytest
 from bench import compare, memory, profile, report, time_to_accuracy
 from bench.charts import label_of
 from bench.compare import Row, conclusion, interleave, table, wobble
-from bench.contender import CONTENDERS, Contender, UnavailableError, build
+from bench.contender import CONTENDERS, TOLERANCE, Contender, UnavailableError, build
 from bench.problem import Parameters, Problem
 
 RNG = np.random.default_rng(0)
@@ -89,6 +89,8 @@ def test_slightly_wrong_training_fails() -> None:
     contender.run(3)
     with pytest.raises(AssertionError, match="this training is wrong"):
         contender.check()
+    contender.tolerance = TOLERANCE["bf16"]
+    assert contender.check() is not None
 
 
 def test_contender_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_contenders_take_turns() -> None:
         contenders[name] = Recorder(SMALL)
         contenders[name].settings = name
     seconds = interleave(contenders, rounds=2, epochs=3)
-    assert "".join(turns) == "ABABAB"  # the first round warms up
+    assert "".join(turns) == "ABAB"
     assert [len(times) for times in seconds.values()] == [2, 2]
 
 
@@ -166,14 +168,36 @@ def test_no_conclusion_when_a_loss_is_wrong() -> None:
 def test_ratio_is_the_median_of_the_rounds_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"textbook": [1.0, 2.0, 4.0], "gemm": [2.0, 2.0, 2.0]}
 
-    def timed(contenders: dict[str, Contender], rounds: int, epochs: int) -> dict[str, list[float]]:
-        interleave(contenders, rounds, epochs)
+    def timed(contenders: dict[str, Contender], rounds: int, epochs: int, settle: float) -> dict[str, list[float]]:
+        interleave(contenders, rounds, epochs, settle)
         return times
 
     monkeypatch.setattr(compare, "interleave", timed)
     rows = compare.compare(SMALL, ["textbook", "gemm"], "cpu", 1, rounds=3, epochs=1, baseline="gemm")
     assert rows[0].ratio == 1.0
     assert rows[0].gflops == pytest.approx(SMALL.flops / 1e9)
+
+
+def test_contender_that_breaks_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def break_down(self: Contender, epochs: int) -> None:
+        raise MemoryError("no room\nfor anything")
+
+    monkeypatch.setattr("bench.peers.textbook.Textbook.run", break_down)
+    rows = compare.compare(SMALL, ["ours", "textbook", "gemm"], "cpu", 1, rounds=2, epochs=1, baseline="ours")
+    assert [row.failed for row in rows] == [False, True, False]
+    assert [len(row.seconds) for row in rows] == [2, 0, 2]
+    assert rows[0].right
+    assert rows[0].columns == 30
+    assert "| textbook | failed: MemoryError: no room |" in table(rows, "ours")
+    assert "in break_down" in capsys.readouterr().err
+    assert conclusion(rows) == (False, "No conclusion: textbook failed, so nobody knows who is fastest.")
+
+
+def test_no_contender_is_begun_too_late() -> None:
+    names = ["textbook", "ours", "gemm"]
+    rows = compare.compare(SMALL, names, "cpu", 1, rounds=1, epochs=1, baseline="textbook", seconds=0)
+    assert [row.absent for row in rows] == [None, "not begun: 0 s had passed", None]
+    assert [bool(row.seconds) for row in rows] == [True, False, True]
 
 
 @pytest.mark.parametrize(("names", "named"), [(["ours", "nobody"], "nobody"), (["ours"], "gemm")])
@@ -188,6 +212,7 @@ def test_compare_writes_json_table_and_chart(tmp_path: Path, monkeypatch: pytest
     found = json.loads((tmp_path / "compare-full-batch-cpu.json").read_text())
     assert code == (0 if found["conclusive"] else 1)
     assert [row["contender"] for row in found["rows"]] == ["ours", "textbook", "gemm"]
+    assert (found["samples"], found["sizes"]) == (60, [30, 12, 7, 4])
     assert all(row["right"] and len(row["seconds"]) == 2 for row in found["rows"])
     assert {"cpu", "blas", "threads", "versions", "commit"} <= found["machine"].keys()
     assert found["conclusion"] in (tmp_path / "compare-full-batch-cpu.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.contender import Contender, UnavailableError
+from bench.contender import TOLERANCE, Contender, UnavailableError
 from bench.problem import Parameters, Problem, scaled
 
 _ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -23,6 +24,7 @@ def make(problem: Problem, device: str, threads: int, *, loop: bool = False, pre
     """
     if precision == "tf32" and device == "cpu":
         raise UnavailableError("not supported: TF32 is a mode of NVIDIA's tensor cores")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others share the GPU; read when it is first used
     try:
         home = jax.devices("cpu" if device == "cpu" else "gpu")[0]
     except RuntimeError as error:
@@ -41,7 +43,7 @@ class Step(Contender):
 
     def __init__(self, problem: Problem, home: Any, precision: str) -> None:
         super().__init__(problem)
-        self.home = home
+        self.home, self.tolerance = home, TOLERANCE[precision]
         self.X = jax.device_put(scaled(problem.X), home)
         self.y = jax.device_put(problem.y.astype(np.int32), home)
         # jnp.array, as device_put may keep NumPy's own memory, which donation would then overwrite

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import mlp_xp as mx
-from bench.contender import Contender, UnavailableError
+from bench.contender import TOLERANCE, Contender, UnavailableError
 from bench.problem import Parameters, Problem, scaled
 
 
@@ -55,6 +55,7 @@ class Ours(Contender):
         self.settings = f"device {device}, plan {plan}, {pixels} images, {dtype}"
         self.settings += "" if precision is None else f", {precision} products"
         self.settings += ", callbacks" * callbacks
+        self.tolerance = TOLERANCE.get(precision or "", self.tolerance)
         self.callbacks = _all_callbacks() if callbacks else []
         try:
             self.model = mx.MLP(
@@ -86,6 +87,7 @@ class Ours(Contender):
             for callback in self.callbacks:
                 callback(state)
         float(state.loss)  # reading the loss waits for the device
+        self.columns = state.plan.mean_columns
 
     def parameters(self) -> Parameters:
         return [(np.array(W), np.array(b)) for W, b in zip(self.model.weights, self.model.biases, strict=True)]

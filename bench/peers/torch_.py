@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.contender import Contender, UnavailableError
+from bench.contender import TOLERANCE, Contender, UnavailableError
 from bench.problem import Parameters, Problem, scaled
 
 _MODULES = {"sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
@@ -159,7 +159,7 @@ class Captured(Compiled):
 
     def __init__(self, problem: Problem, device: str, precision: str) -> None:
         super().__init__(problem, device)
-        self.precision = precision
+        self.precision, self.tolerance = precision, TOLERANCE[precision]
         self.settings = f"{self.settings}, {precision} products"
         self.order = torch.arange(len(self.X), device=device)
         self.graph = torch.cuda.CUDAGraph()
@@ -175,7 +175,7 @@ class Captured(Compiled):
             for rows in [steps[0], steps[-1]] * 3:  # compiles and tunes both shapes before the capture
                 self.step(rows)
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other libraries have threads here, too
             for rows in steps:
                 self.step(rows)
         for part, first in zip(self.flat, start, strict=True):
