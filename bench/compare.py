@@ -119,8 +119,8 @@ def compare(
 ) -> list[Row]:
     """Run the contenders in turns and return a row for each, the absent ones too, in the order of `names`.
 
-    Each is made and warmed up, by as many epochs as a round has, before the first round begins. After so many `seconds`
-    no more are, but for the floor and the baseline. One that breaks does not take the others with it.
+    Each is made and warmed up, by as many epochs as a round has, two at least, before the first round begins. After so
+    many `seconds` no more are, but for the floor and the baseline. One that breaks does not take the others with it.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def compare(
             continue
         try:
             contender = build(name, problem, device, threads)
-            contender.run(epochs)
+            contender.run(max(2, epochs))  # the second epoch may be captured as a graph
             contenders[name] = contender
         except UnavailableError as reason:
             row.absent = str(reason)

@@ -7,6 +7,7 @@ module works with the :class:`Device` it returns and never asks again which libr
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,11 @@ class Device:
         host = np.asarray(x, dtype=dtype)
         if self.library == "cpu":
             return host
+        if self.library == "cuda":
+            with self.where or nullcontext():  # asarray would keep pinned memory, up to twice as much as the array
+                array = self.xp.empty(host.shape, dtype=host.dtype)
+                array.set(np.ascontiguousarray(host))
+            return array
         if self.library == "torch" and not host.flags.writeable:
             host = host.copy()  # torch has no read-only tensors and warns about sharing one
         return self.xp.asarray(host, device=self.where) if self.where is not None else self.xp.asarray(host)

@@ -30,6 +30,7 @@ __all__ = ["CudaEpochs", "Watch", "make_epochs"]
 _log = logging.getLogger(__name__)
 
 _MOST_STEPS = 512  # of a graph: beyond, the time to start one is negligible, and its memory is not
+_SHORTAGE = "MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED"  # what CUDA, its driver and cuBLAS say of it
 _LEAST_ROWS = 256  # of a shard; with fewer a GPU is no faster than a CPU
 _ENOUGH_ROWS = 8192  # of a shard: sooner than with fewer, data are left on the host
 
@@ -204,7 +205,7 @@ class CudaEpochs:
 
     def _rehearse(self) -> None:
         for shard in self._rows.samples():
-            self._gradient([shard])
+            self._gradient([shard])  # one at a time: there is room for the sums of one step
 
     def _update(self, rows: int) -> None:
         """Launch one step, of so many rows."""
@@ -272,7 +273,9 @@ def make_epochs(model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size
             _log.warning("%s: %s; trying %s and shards of %d rows", model.device.name, reason, where, shard_rows)
         try:
             return CudaEpochs(model, optimizer, X, y, batch_size, plan, shard_rows, streamed).take_memory()
-        except MemoryError as error:
+        except Exception as error:
+            if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SHORTAGE):
+                raise
             reason = str(error)
         model.device.xp.get_default_memory_pool().free_all_blocks()
     raise MemoryError(

@@ -25,7 +25,7 @@ from .plan import Plan
 __all__ = ["MiniBatch", "Rows", "Streamed", "WholeBatch"]
 
 _MOST_BLOCKS = 4096  # of a launch that copies rows
-_BOUNDARY = 16  # bytes
+_BOUNDARY = 32  # bytes: of four numbers, of whatever type
 _UNIT = 16  # columns that widths are multiples of, so that rows of any dtype begin on a boundary
 
 Shard: TypeAlias = tuple[Array | Blocks, Array]

@@ -109,7 +109,7 @@ def as_features(X: Any, width: int, device: Device, dtype: str) -> Array:
         return X
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
         X = xp.astype(X, getattr(xp, dtype), copy=False)
-    _check_finite(X, xp)
+    _check_finite(X, xp, 4096 if compat.is_numpy_array(X) else device.shard_rows)
     return X
 
 
@@ -164,7 +164,7 @@ def _to_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
     return array
 
 
-def _check_finite(X: Array, xp: Any) -> None:
-    for i in range(0, X.shape[0], 4096):  # by blocks: no mask as large as the data
-        if not bool(xp.all(xp.isfinite(X[i : min(i + 4096, X.shape[0]), :]))):
+def _check_finite(X: Array, xp: Any, rows: int) -> None:
+    for i in range(0, X.shape[0], rows):  # by blocks: no mask as large as the data
+        if not bool(xp.all(xp.isfinite(X[i : min(i + rows, X.shape[0]), :]))):
             raise ValueError("X holds NaN or infinity; clean or impute the data first")

@@ -22,7 +22,6 @@ def make(problem: Problem, device: str, threads: int, *, compiled: str = "", pre
     if precision == "tf32" and device == "cpu":
         raise UnavailableError("not supported: TF32 is a mode of NVIDIA's tensor cores")
     torch.set_num_threads(threads)
-    torch._dynamo.config.recompile_limit = 64  # of one step: each batch size is a compilation
     if compiled != "step":
         return CompiledForward(problem, device) if compiled else Eager(problem, device)
     return Compiled(problem, device) if device == "cpu" else Captured(problem, device, precision)
@@ -96,6 +95,12 @@ class Eager(_Torch):
         self.optimizer.step()
 
 
+def _compiled(function: Callable[..., Any], mode: str | None = None) -> Any:
+    """Return the function compiled for static shapes, once for each batch size that this process trains with."""
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
 class CompiledForward(Eager):
     """The usual advice: compile the model with its loss; autograd compiles the backward, gather and update stay eager.
 
@@ -106,7 +111,7 @@ class CompiledForward(Eager):
 
     def __init__(self, problem: Problem, device: str) -> None:
         super().__init__(problem, device)
-        self.loss = torch.compile(self.loss, fullgraph=True, dynamic=False)
+        self.loss = _compiled(self.loss)
 
     def compile(self) -> None:
         self.set_precision()
@@ -139,7 +144,7 @@ class Compiled(_Torch):
                 part.sub_(gradient, alpha=rate)
             return loss
 
-        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, mode=self.mode)
+        self.compiled = _compiled(step, self.mode)
 
     def compile(self) -> None:
         copies = [part.clone() for part in self.flat]

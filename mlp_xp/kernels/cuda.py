@@ -200,11 +200,11 @@ class CudaKernels(GenericKernels):
         W, b, g = params.W, params.b, net.g
         if len(W) != 3 or net.loss != "softmax_cross_entropy" or g[2] != "identity" or self._real != "float":
             return None
-        blocks, shared = self._chip()
-        head = fused_head(W[1].shape[0], W[2].shape[0], shared, self.precision == "fp16x2")
+        (blocks, shared), rows = self._chip(), X.shape[0]
+        head = fused_head(W[1].shape[0], W[2].shape[0], shared, self.precision == "fp16x2", rows <= 32 * blocks)
         if head is None:
             return None
-        A, rows = self.features(X), X.shape[0]
+        A = self.features(X)
         if head.halves:
             Z = self._products(A, self._halves(W[1][:, : A.shape[1]].T))
             dZ = self._empty(*Z.shape, dtype=self.xp.float16)

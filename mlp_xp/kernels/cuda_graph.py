@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["Graphs"]
@@ -51,14 +53,16 @@ class Graphs:
         """Run the function on the stream of the graphs."""
         caller = self.xp.cuda.get_current_stream()
         self.stream.wait_event(caller.record())
-        with self.stream:
-            function()
-        caller.wait_event(self.stream.record())
+        try:
+            with self.stream:
+                function()
+        finally:  # where memory runs out, what was launched before may still use arrays that are given back now
+            caller.wait_event(self.stream.record())
 
     def _capture(self, function: Callable[[], object]) -> Any:
         """Return the graph of what the function launches, nothing of which is run; None if there is none to be had."""
         try:
-            with self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
+            with _no_collection(), self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
                 self.stream.begin_capture()
                 try:
                     function()
@@ -69,3 +73,15 @@ class Graphs:
             self._captures = False
             _log.warning("no CUDA graphs, so every step is launched by the host: %s: %s", type(error).__name__, error)
             return None
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Have no garbage collected: what is thrown away may wait for the device, and a capture cannot."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -113,7 +113,9 @@ class FusedHead:
         return Kernel("fused_head", "fused_head", macros, (self.threads,), self.shared_bytes)
 
 
-def fused_head(hidden: int, classes: int, shared_limit: int, halves: bool = False) -> FusedHead | None:
+def fused_head(
+    hidden: int, classes: int, shared_limit: int, halves: bool = False, few_rows: bool = False
+) -> FusedHead | None:
     """Return the specialisation for these widths, or None where the separate kernels have to do.
 
     Parameters
@@ -124,10 +126,12 @@ def fused_head(hidden: int, classes: int, shared_limit: int, halves: bool = Fals
         Bytes of shared memory that a block may use on the device, when it asks for them.
     halves : bool
         As for :class:`FusedHead`.
+    few_rows : bool
+        Whether small tiles give work to more of the GPU.
     """
     if hidden % 4 or not 4 <= hidden <= 256 or not 2 <= classes <= 16:
         return None
-    for tile in (64, 32):
+    for tile in (32,) if few_rows else (64, 32):
         head = FusedHead(hidden, classes, tile, halves)
         if head.shared_bytes <= shared_limit:
             return head

@@ -29,6 +29,7 @@ DEVICE void each_row(REAL* sums, const REAL* __restrict__ A, const REAL* __restr
   REAL sum = 0;
   for (long long row = (long long)THREADS * blockIdx.x + threadIdx.x; row < rows; row += (long long)THREADS * gridDim.x) {
     REAL loss = 0;
+#pragma unroll 2  // more would need more registers than the compiler grants
     for (long long i = row * units; i < (row + 1) * units; ++i) {
       loss += Loss::value(A[i], Y[i]);
       dA[i] = Loss::slope(A[i], Y[i]);

@@ -2,7 +2,8 @@
 
 It does the worst that CUDA allows. Work that a stream is asked for is done late, see ``fake_streams.py``; only the
 functions of the array library, unlike its operators, do their work at once, after all that the current stream was asked
-for. New memory holds NaNs, and what is copied from pinned memory is what that holds when it is the copy's turn.
+for. New memory holds NaNs, and ends in bytes that no kernel may change; what is copied from pinned memory is what that
+holds when it is the copy's turn.
 
 While a stream is captured nothing runs, and anything but kernels and matrix products on that stream is an error: a
 wait, a copy from or to the host, an allocation, an operation of the array library. A graph keeps no array alive.
@@ -31,10 +32,10 @@ _MODULES: dict[tuple[str, tuple[str, ...]], CpuModule] = {}
 
 
 class Block:
-    """Memory of the device, which counts as long as an array is on it."""
+    """Memory of the device, which counts as long as an array is on it, and bytes behind it that belong to nobody."""
 
     def __init__(self, nbytes: int) -> None:
-        self.memory = np.full(nbytes, 255, np.uint8)
+        self.memory, self.behind = np.split(np.full(nbytes + 256, 255, np.uint8), [nbytes])
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
@@ -164,6 +165,12 @@ class Device:
         self.gpu = gpu
         self.attributes = {"MultiProcessorCount": multiprocessors, "MaxSharedMemoryPerBlockOptin": 227 * 1024}
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     @property
     def mem_info(self) -> tuple[int, int]:
         """Bytes that are free, and all."""
@@ -219,11 +226,15 @@ class GPU:
     def launch(self, entry: tuple[Any, ...], run: Callable[[], None], blocks: list[Block]) -> None:
         """Ask the current stream, or the graph that is captured from it, for work on memory."""
         assert None not in blocks, f"{entry[0]} works on memory that is not the device's"
-        owners = list(map(weakref.ref, blocks))
+        owners, behind = list(map(weakref.ref, blocks)), [block.behind for block in blocks]
+
+        def run_within() -> None:
+            run()
+            assert all((part == 255).all() for part in behind), f"{entry[0]} wrote beyond an array"
 
         def launch() -> None:
             assert all(owner() is not None for owner in owners), f"{entry[0]} works on memory that was given back"
-            self.current.ask(run)
+            self.current.ask(run_within)
 
         if self.captured is None:
             self.log.append(entry)

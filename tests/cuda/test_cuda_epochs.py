@@ -138,6 +138,18 @@ def test_batches_of_several_shards(batch_size: int | None, sizes: Any, gpu: GPU,
         run.check()
 
 
+@pytest.mark.parametrize("shard_rows", [32, 64])
+def test_batches_of_two_sizes_need_no_more_room_than_the_larger(
+    shard_rows: int, late_gpu: GPU, rng, targets, monkeypatch
+) -> None:
+    monkeypatch.setattr(Device, "shard_rows", shard_rows)
+    monkeypatch.setattr("mlp_xp.kernels.cuda_kept.PENALTY_BLOCKS", 0)  # no room to spare
+    run = Run(late_gpu, rng, targets, sizes=(20, 12, 8, 3), batch_size=60)
+    for _ in range(EPOCHS):
+        run.train()
+        run.check()
+
+
 @pytest.mark.parametrize("here", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_numbers_as_input(batch_size: int | None, here: bool, gpu: GPU, rng, targets) -> None:

@@ -222,6 +222,15 @@ def test_no_more_memory_than_there_is(ask: Any, gpu: GPU) -> None:
     assert ask(x).nbytes == 256
 
 
+def test_a_kernel_stays_within_its_arrays(gpu: GPU) -> None:
+    x, y = gpu.asarray(np.ones(4, np.float32)), gpu.empty(3, np.float32)
+    launch(gpu, x[:3], y)
+    assert y.get().tolist() == [2, 2, 2]
+    launch(gpu, x, y)
+    with pytest.raises(AssertionError, match="twice wrote beyond an array"):
+        y.get()
+
+
 def test_pinned_memory_may_be_larger_than_asked_for(gpu: GPU) -> None:
     memory = np.frombuffer(gpu.cuda.alloc_pinned_memory(1000), np.uint8)
     assert memory.size == 1024

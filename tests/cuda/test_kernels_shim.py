@@ -302,6 +302,7 @@ def test_host_and_device_agree_on_the_size_of_a_block(head: FusedHead) -> None:
 def test_fused_head_is_for_widths_that_it_takes() -> None:
     assert fused_head(196, 10, 227 * 1024) == FusedHead(196, 10, 64)
     assert fused_head(196, 10, 64 * 1024) == FusedHead(196, 10, 32)
+    assert fused_head(196, 10, 227 * 1024, few_rows=True) == FusedHead(196, 10, 32)
     assert fused_head(196, 10, 64 * 1024, halves=True) == FusedHead(196, 10, 32, halves=True)
     assert fused_head(196, 10, 32 * 1024) is None
     assert fused_head(198, 10, 227 * 1024) is None
