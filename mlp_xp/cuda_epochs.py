@@ -266,20 +266,23 @@ def make_epochs(model: MLP, optimizer: Optimizer, X: Array, y: Array, batch_size
     MemoryError
         If there is too little for anything.
     """
-    reason, size = "", X.shape[0] if batch_size is None else batch_size
+    name, reason, size = model.device.name, "", X.shape[0] if batch_size is None else batch_size
     for streamed, shard_rows in _attempts(model.device.shard_rows, size, on_host=type(X) is np.ndarray):
-        if reason:
-            where = "data that stay on the host" if streamed else "the data on the device"
-            _log.warning("%s: %s; trying %s and shards of %d rows", model.device.name, reason, where, shard_rows)
+        what = f"shards of {shard_rows} rows, with the data on the {'host' if streamed else 'device'}"
         try:
-            return CudaEpochs(model, optimizer, X, y, batch_size, plan, shard_rows, streamed).take_memory()
+            epochs = CudaEpochs(model, optimizer, X, y, batch_size, plan, shard_rows, streamed).take_memory()
         except Exception as error:
             if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SHORTAGE):
                 raise
             reason = str(error)
+            _log.warning("%s has no memory for %s: %s", name, what, reason)
+        else:
+            if reason:
+                _log.warning("%s goes on with %s", name, what)
+            return epochs
         model.device.xp.get_default_memory_pool().free_all_blocks()
     raise MemoryError(
-        f"device {model.device.name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "
+        f"device {name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "
         f"{model.layout.size} parameters: {reason} Use smaller layers, or device 'cpu'"
     )
 

@@ -86,7 +86,7 @@ def result_table(model: MLP, history: History, train: Dataset, test: Dataset, la
         lines.append("by class    " + "  ".join(shares))
     seconds = float(np.median(history.seconds))
     flops = epoch_flops(model.sizes, len(train.X)) / seconds / 1e9
-    speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s"
+    speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s in {model.precision}"
     lines.append(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}")
     return "\n".join(lines)
 

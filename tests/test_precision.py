@@ -71,8 +71,9 @@ def test_the_command_takes_it(precision: str) -> None:
 
 
 def test_the_command_writes_it_down_or_refuses(tmp_path, capsys) -> None:
-    arguments = ["--preset", "xor", "--epochs", "1", "--quiet", "--out"]
+    arguments = ["--preset", "xor", "--epochs", "1", "--out"]
     assert main([*arguments, str(tmp_path / "run"), "--precision", "fp64"]) == 0
+    assert "GFLOP/s in fp64" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "env.json").read_text())["precision"] == "fp64"
     assert main([*arguments, str(tmp_path / "other"), "--precision", "bf16"]) != 0
     assert "device 'cpu' has the precisions" in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_a_limit_on_memory_is_kept(batch_size: int | None, mnist) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "Out of memory allocating" in process.stderr
-    assert "data that stay on the host" in process.stderr
+    assert "with the data on the host" in process.stderr
     want = losses_and_bits(*mnist[0], optimizer=mx.SGD(lr=0.5), plan="dense", batch_size=batch_size)[0]
     np.testing.assert_allclose(list(map(float, process.stdout.split())), want, rtol=1e-5)
 
