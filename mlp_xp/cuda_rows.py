@@ -77,7 +77,7 @@ class WholeBatch:
         columns, extents = self._plan.columns, self._plan.extents
         if columns is None or extents is None:
             return [_on_boundary(self._device.asarray(X[rows[0] : rows[-1] + 1, :]))]
-        blocks, size = [], self._device.block_rows
+        blocks, size = [], len(rows) if self._plan.kind == "zero" else self._device.block_rows
         for part in (rows[i : i + size] for i in range(0, len(rows), size)):
             width = _width(extents[part], len(columns))
             blocks.append(_take(X, part, columns[:width], self._device))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from .arrays import Device
 from .atomic import replace_file
 from .callbacks import History, accuracy_by_class
 from .datasets import Dataset
@@ -35,6 +36,7 @@ def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
         "threads": available_cores() if threads is None else threads,
         "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
         "device": model.device.name,
+        "gpu": _gpu(model.device),
         "dtype": model.dtype,
         "precision": model.precision,
         "plan": {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)},
@@ -42,7 +44,7 @@ def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
 
 
 def _library(model: MLP) -> list[str]:
-    packages = {"cuda": ["cupy-cuda12x", "cupy-cuda13x"], "strict": ["array-api-strict"], "cpu": []}
+    packages = {"cuda": ["cupy-cuda12x", "cupy-cuda13x", "nvmath-python"], "strict": ["array-api-strict"], "cpu": []}
     return packages.get(model.device.library, [model.device.library])
 
 
@@ -61,6 +63,13 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu(device: Device) -> str | None:
+    if device.library != "cuda":
+        return None
+    cuda = device.xp.cuda
+    return str(cuda.runtime.getDeviceProperties(cuda.Device().id)["name"].decode())
 
 
 def epoch_flops(sizes: Sequence[int], samples: int) -> int:

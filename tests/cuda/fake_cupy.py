@@ -215,7 +215,9 @@ class GPU:
             Stream=self._stream, Device=lambda *_: self.device, get_current_stream=lambda: self.current,
             MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=self._allocator,
             alloc_pinned_memory=self._pinned, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            get_elapsed_time=_elapsed_time, runtime=SimpleNamespace(memGetInfo=lambda: self.device.mem_info),
+            get_elapsed_time=_elapsed_time, runtime=SimpleNamespace(
+                memGetInfo=lambda: self.device.mem_info, getDeviceProperties=lambda number: {"name": b"a stand-in"}
+            ),
         )  # fmt: skip
 
     def request(self, what: str) -> None:

@@ -17,6 +17,7 @@ from mlp_xp.cuda_epochs import CudaEpochs, make_epochs
 from mlp_xp.kernels import cuda
 from mlp_xp.params import Parameters
 from mlp_xp.plan import make_plan
+from mlp_xp.report import environment
 
 from .fake_cupy import GPU
 
@@ -497,6 +498,8 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
                     tol=0.0, checkpoint=mx.Checkpoint(folder, resume=epochs == 6),
                 )
             )  # fmt: skip
+    about = environment(model, None, make_plan(X, model))
+    assert (about["device"], about["gpu"], about["precision"]) == ("cuda", "a stand-in", "fp32")
     cpu, cuda_ = histories[1], histories[3]
     assert cpu.epoch == cuda_.epoch == [1, 2, 3, 4, 5, 6]
     for name in ("loss", "val_loss", "val_accuracy"):
