@@ -256,7 +256,8 @@ def _run_on_gpu(
                 model.theta, rows = run.copy_theta(), n if batch_size is None else min(n, done * batch_size)
                 state = watch.stop(), model, run.gradient, run.state, run.plan
                 yield State(epoch, whole, done, rows, run.loss_sum, lr, *state)
-                watch = Watch(model.device.xp, watch)
+                if not whole:
+                    watch = Watch(model.device.xp, watch)
         updates, seconds = 0, 0.0
 
 
