@@ -107,7 +107,8 @@ class NumpyKernels(GenericKernels):
                 with np.errstate(over="ignore"):  # exp(-z) = inf gives the right limit, 1 / inf = 0
                     np.exp(Z, out=Z)
                 Z += self.dtype(1)
-                return np.divide(self.dtype(1), Z, out=Z)  # faster than reciprocal
+                np.divide(self.dtype(1), Z, out=Z)  # faster than reciprocal
+                return Z
             case "tanh":
                 return np.tanh(Z, out=Z)
             case "relu":
