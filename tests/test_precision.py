@@ -10,7 +10,7 @@ import pytest
 import mlp_xp as mx
 from mlp_xp.arrays import PRECISIONS, Device
 from mlp_xp.config import parse
-from mlp_xp.kernels import cuda
+from mlp_xp.kernels import cuda, cuda_products
 from mlp_xp.train import main
 from mlp_xp.validation import check_precision
 
@@ -52,7 +52,7 @@ def test_halves_are_for_bytes() -> None:
 
 
 def test_fewer_digits_need_nvmath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "load_cublas", lambda: None)
+    monkeypatch.setattr(cuda_products, "load_cublas", lambda: None)
     assert cuda.CudaKernels(np, "float32").precision == "fp32"
     with pytest.raises(ValueError, match="precision 'tf32' needs nvmath-python and its cuBLAS"):
         cuda.CudaKernels(np, "float32", "tf32")

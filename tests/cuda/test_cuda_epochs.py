@@ -14,7 +14,7 @@ import mlp_xp as mx
 from mlp_xp.arrays import Device
 from mlp_xp.batches import shuffled_rows
 from mlp_xp.cuda_epochs import CudaEpochs, make_epochs
-from mlp_xp.kernels import cuda
+from mlp_xp.kernels import cuda_products
 from mlp_xp.params import Parameters
 from mlp_xp.plan import make_plan
 from mlp_xp.report import environment
@@ -41,14 +41,14 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> GPU:
     """Return a GPU on which all work is late, or copies from the host are."""
     gpu = GPU()
     gpu.slow = request.param
-    monkeypatch.setattr(cuda, "load_cublas", lambda: gpu.library)
+    monkeypatch.setattr(cuda_products, "load_cublas", lambda: gpu.library)
     return gpu
 
 
 @pytest.fixture
 def late_gpu(monkeypatch: pytest.MonkeyPatch) -> GPU:
     gpu = GPU()
-    monkeypatch.setattr(cuda, "load_cublas", lambda: gpu.library)
+    monkeypatch.setattr(cuda_products, "load_cublas", lambda: gpu.library)
     return gpu
 
 
@@ -354,7 +354,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "shard_rows", 64)
     monkeypatch.setattr("mlp_xp.cuda_epochs._ENOUGH_ROWS", 32)
     monkeypatch.setattr("mlp_xp.cuda_epochs._LEAST_ROWS", 8)
-    monkeypatch.setattr(cuda, "_WORKSPACE", 256)
+    monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
 
 
 def memory_of(gpu: GPU, run: Any) -> int:
@@ -407,7 +407,7 @@ def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, sma
 
 
 def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, monkeypatch) -> None:
-    monkeypatch.setattr(cuda, "_WORKSPACE", 256)
+    monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
     monkeypatch.setattr("mlp_xp.mlp._LEAST_ROWS", 8)
     X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
     model = mx.MLP([300, 12, 3], seed=1, device=Device("cuda", late_gpu))
@@ -467,7 +467,7 @@ def test_what_is_assigned_between_epochs_is_taken_up(gpu: GPU, rng, targets) -> 
 @pytest.mark.parametrize("missing", ["nvmath", "capture"])
 def test_without_capture_every_step_is_launched(missing: str, late_gpu: GPU, rng, targets, monkeypatch, caplog) -> None:
     if missing == "nvmath":
-        monkeypatch.setattr(cuda, "load_cublas", lambda: None)
+        monkeypatch.setattr(cuda_products, "load_cublas", lambda: None)
     else:
         monkeypatch.setattr("tests.cuda.fake_streams.Stream.begin_capture", _refuse, raising=True)
     with caplog.at_level(logging.WARNING):

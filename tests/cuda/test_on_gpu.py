@@ -21,7 +21,7 @@ from bench.contender import CONTENDERS
 from bench.on_gpu import DENSE, EPOCHS, Part, floor_seconds, parts, run_part, summary, timings
 from bench.problem import Problem
 from mlp_xp.arrays import Device
-from mlp_xp.kernels import cuda
+from mlp_xp.kernels import cuda_products
 from mlp_xp.kernels.cublas import CuBLAS
 
 from .fake_cupy import GPU, Array
@@ -62,7 +62,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Cupy:
             importlib.import_module(peer)
     for name in ("cupy", "array_api_compat.cupy"):
         monkeypatch.setitem(sys.modules, name, gpu)
-    monkeypatch.setattr(cuda, "load_cublas", lambda: gpu.library)
+    monkeypatch.setattr(cuda_products, "load_cublas", lambda: gpu.library)
     monkeypatch.setattr(gpu_ceilings, "CuBLAS", partial(CuBLAS, library=gpu.library))
     return gpu
 
