@@ -342,6 +342,16 @@ def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng,
     assert bits[0] == bits[1]
 
 
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_bytes_stay_bytes_on_the_device(batch_size: int | None, late_gpu: GPU, rng, targets, monkeypatch) -> None:
+    """Their numbers, all at once, would take four times the room."""
+    monkeypatch.setattr(Device, "shard_rows", 16)
+    monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
+    run = Run(late_gpu, rng, targets, sizes=(200, 3), batch_size=batch_size)
+    run.train()
+    assert N * 200 < late_gpu.used < 4 * N * 200
+
+
 def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch) -> None:
     leave_on_host(monkeypatch)
     run = Run(late_gpu, rng, targets, batch_size=7)
