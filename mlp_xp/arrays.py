@@ -66,7 +66,7 @@ class Device:
 
     @property
     def block_rows(self) -> int:
-        """Rows that a plan stores with one width: as few as the products still take at full speed."""
+        """Rows that a plan stores with one width: few, so that it is narrow, and enough to occupy the device."""
         return 8192 if self.library == "cuda" else self.shard_rows
 
     @property

@@ -135,7 +135,7 @@ class CudaEpochs:
         """
         return {**self._descent.arrays, **({"updates": self._done} if isinstance(self.optimizer, Adam) else {})}
 
-    def resume(self, state: State, updates: int = 0, loss_sum: float = 0.0) -> None:
+    def resume(self, state: State, updates: int, loss_sum: float) -> None:
         """Go on after so many updates of an epoch that have this sum of losses.
 
         Parameters
@@ -165,7 +165,7 @@ class CudaEpochs:
         self.model.device.synchronize()
         return self
 
-    def run_epoch(self, theta: Array, lr: float, order: Any = None, updates: int = 0) -> Iterator[int]:
+    def run_epoch(self, theta: Array, lr: float, order: Any, updates: int) -> Iterator[int]:
         """Train one epoch, piece by piece; yield the number of its updates that were asked for after each.
 
         Parameters
@@ -174,7 +174,7 @@ class CudaEpochs:
             The parameters to begin at, in the order of the data.
         lr : float
             Learning rate of the epoch.
-        order : array of int (n,), optional
+        order : array of int (n,) or None
             On the host: the order of the rows, if there are mini-batches.
         updates : int
             Leave out so many at the beginning, as told to :meth:`resume`.

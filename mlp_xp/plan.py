@@ -17,7 +17,7 @@ __all__ = ["PLANS", "Plan", "make_plan"]
 PLANS = ("auto", "dense", "zero", "ragged")
 _SAMPLE = 8192  # rows from which the order of the columns is decided
 _BLOCK = 4096  # rows that are looked at together
-_FEW_EPOCHS = {"cpu": 8, "cuda": 1000}  # do not repay the sorting, which is the host's
+_FEW_EPOCHS = {"cpu": 8, "cuda": 1000}  # do not repay the sorting; for a GPU, an estimate
 
 
 @dataclass(frozen=True)
