@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlp_xp.kernels.cublas import CuBLAS
-from mlp_xp.kernels.cuda_graph import Graphs
+from mlp_xp.kernels.cuda.cublas import CuBLAS
+from mlp_xp.kernels.cuda.graph import Graphs
 
 __all__ = ["main", "measure"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from mlp_xp.arrays import Device, get_device
+from mlp_xp.devices import Device, get_device
 
 from .cases import case
 from .charts import markdown

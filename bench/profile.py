@@ -19,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 from mlp_xp.kernels import Kernels
-from mlp_xp.kernels.numpy_ import NumpyKernels
+from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 
 from .cases import CASES, case
 from .charts import label_of, markdown

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from mlp_xp.arrays import get_device
+from mlp_xp.devices import get_device
 from mlp_xp.kernels import GenericKernels, kernels_for
 
 D, H, K = 784, 196, 10

@@ -11,14 +11,22 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 WHAT = [
+    "checks of arguments",
+    "files and data sets",
     "array libraries and devices",
-    "operations, parameters, data, files",
-    "the network, and what moves it",
-    "recording, stopping, saving",
+    "operations and parameters",
+    "forward and backward, once",
+    "what moves the parameters",
+    "the model, its rows, its way to other programs",
+    "where rows are and updates are computed",
     "the loop",
+    "recording, stopping, progress",
+    "runs: folders, checkpoints, reports",
     "the loop with all of these on it",
     "pictures",
-    "commands and estimators",
+    "scikit-learn's interface",
+    "commands",
+    "their entries",
 ]
 WIDTH, HEIGHT, GAP, MARGIN = 920, 74, 18, 3
 BOX = '<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="6" fill="{fill}" stroke="#3f51b5"/>'

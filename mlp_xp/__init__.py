@@ -10,17 +10,16 @@ True
 
 from . import datasets
 from .callbacks import EarlyStopping, History, Progress
-from .checkpoint import Checkpoint
+from .files.tensors import CheckpointError
+from .fit import DivergenceError, fit
 from .kernels import ACTIVATIONS
-from .loop import State, epochs
+from .loop import Snapshot, State, epochs
 from .mlp import MLP, Forward, Gradient
 from .model import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
-from .signals import Interrupted
-from .snapshot import Snapshot
-from .tensor_file import CheckpointError
-from .training import DivergenceError, fit
+from .runs.checkpoint import Checkpoint
+from .runs.signals import Interrupted
 
 __version__ = "0.1.0"
 

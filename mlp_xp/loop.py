@@ -9,18 +9,48 @@ from itertools import islice
 from time import perf_counter
 from typing import Any, SupportsFloat
 
-from .arrays import Array
-from .batches import FullBatch, MiniBatches, make_batches, shuffled_rows
-from .cuda_epochs import CudaEpochs, Watch, make_epochs
+import numpy as np
+
+from .checks import check_count
+from .devices import Array
+from .engines.cuda.epochs import CudaEpochs, Watch, make_epochs
+from .engines.shards import make_executor
 from .mlp import MLP
 from .optim import SGD, Optimizer
 from .params import GradSum
-from .plan import Plan, make_plan
-from .shards import make_executor
-from .snapshot import Snapshot
-from .validation import check_count
+from .rows.batches import FullBatch, MiniBatches, make_batches, shuffled_rows
+from .rows.plan import Plan, make_plan
 
-__all__ = ["State", "epochs"]
+__all__ = ["Snapshot", "State", "epochs"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a training run is: arrays of the host, in the order of the data, and numbers.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs that are over.
+    update : int
+        Updates done of the epoch after these.
+    rows, loss_sum, seconds : int, float, float
+        Rows that these updates saw, the sum of their losses, and the time they took.
+    theta : array (P,)
+    optimizer : dict of str to array (P,) or number
+        State of the optimiser.
+    plan : str
+        Kind of the plan, as it was chosen.
+    """
+
+    epoch: int
+    update: int
+    rows: int
+    loss_sum: float
+    seconds: float
+    theta: np.ndarray[Any, Any]
+    optimizer: dict[str, Any]
+    plan: str
 
 
 @dataclass
@@ -120,7 +150,7 @@ def epochs(
     threads : int, optional
         Threads on the CPU; None takes all cores. The result does not depend on it.
     plan : {"auto", "dense", "zero", "ragged"}
-        How the data are stored, see :func:`mlp_xp.plan.make_plan`.
+        How the data are stored, see :func:`mlp_xp.rows.plan.make_plan`.
     start : Snapshot, optional
         Go on from here, to the bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.

@@ -10,34 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import tensor_file
-from .arrays import Array, Device, get_device
+from .checks import check_choice, check_seed, check_sizes
+from .convert.torch import Layers, make_sequential, read_sequential
+from .devices import Array, Device, check_precision, get_device
+from .files import tensors as tensor_file
 from .kernels import GenericKernels, kernels_for
-from .model import OUTPUTS, Network, Output, forward, grad_sum
-from .params import Layout, Parameters, initial_theta
-from .torch_bridge import Layers, make_sequential, read_sequential
-from .validation import (
-    as_features,
-    as_targets,
-    check_activations,
-    check_choice,
-    check_like,
-    check_precision,
-    check_seed,
-    check_sizes,
-)
+from .model import OUTPUTS, Network, check_activations, check_output, forward, grad_sum
+from .params import Layout, Parameters, check_like, initial_theta
+from .rows.checks import as_features, as_targets
 
-__all__ = ["MLP", "Forward", "Gradient", "check_output"]
+__all__ = ["MLP", "Forward", "Gradient"]
 
 _LEAST_ROWS = 256  # that are worth a device's time
-
-
-def check_output(name: str, units: int) -> Output:
-    """Return the output of this name if it is one and can have so many units, else raise a ValueError."""
-    output = OUTPUTS[check_choice("output", name, OUTPUTS)]
-    if output.task == "classes" and units < 2:
-        raise ValueError(f"output {name!r} needs at least 2 output units, got {units}; use 'sigmoid' for two classes")
-    return output
 
 
 class Forward(NamedTuple):
@@ -87,7 +71,7 @@ class MLP:
     seed : int
         Of the first weights and of the order of mini-batches; the same on every backend.
     precision : str, optional
-        How training and prediction multiply, a key of :data:`mlp_xp.arrays.PRECISIONS`: ``"tf32"``, ``"bf16"`` and
+        How training and prediction multiply, a key of :data:`mlp_xp.devices.PRECISIONS`: ``"tf32"``, ``"bf16"`` and
         ``"fp16x2"`` (for uint8 pixels) are faster and there on CUDA only. None has all digits of `dtype`. Like the
         device, it is not saved with the model.
 

@@ -9,13 +9,15 @@ Samples are rows. Layers are numbered as in the lectures: layer 0 is the input, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from .arrays import Array
-from .kernels import Kernels
+from .checks import check_choice
+from .devices import Array
+from .kernels import ACTIVATIONS, Kernels
 from .params import Parameters
 
-__all__ = ["OUTPUTS", "Network", "Output", "backward", "forward", "grad_sum"]
+__all__ = ["OUTPUTS", "Network", "Output", "backward", "check_activations", "check_output", "forward", "grad_sum"]
 
 
 class Network(NamedTuple):
@@ -55,8 +57,8 @@ def grad_sum(
 ) -> tuple[Array, list[Array]]:
     """Return the sum of the rows' losses () and dZ; the rows' gradients are added to `into`.
 
-    For one hidden layer and a softmax, :meth:`mlp_xp.kernels.cuda.CudaKernels.grad_sum` does the same with a single
-    kernel for all but the large products. This is the text; tests hold that kernel to it.
+    For one hidden layer and a softmax, :meth:`mlp_xp.kernels.cuda.operations.CudaKernels.grad_sum` does the same
+    with a single kernel for all but the large products. This is the text; tests hold that kernel to it.
     """
     A = forward(net, k, params, X)
     losses, dA = getattr(k, net.loss)(A[-1], y)                      # dA[L] = ∂loss / ∂A[L]       (n, n_L)
@@ -82,3 +84,22 @@ OUTPUTS = {
     "perceptron": Output("identity", "perceptron_criterion", "labels"),
 }
 """The outputs: four losses, on linear or on sigmoid units."""
+
+
+def check_activations(activation: Any, hidden: int) -> tuple[str, ...]:
+    """Return one activation name per hidden layer."""
+    if isinstance(activation, str) or not isinstance(activation, Sequence):
+        return (check_choice("activation", activation, ACTIVATIONS),) * hidden
+    if len(activation) != hidden:
+        raise ValueError(
+            f"got {len(activation)} activations for {hidden} hidden layers; give one name, or one per hidden layer"
+        )
+    return tuple(check_choice("activation", name, ACTIVATIONS) for name in activation)
+
+
+def check_output(name: str, units: int) -> Output:
+    """Return the output of this name if it is one and can have so many units, else raise a ValueError."""
+    output = OUTPUTS[check_choice("output", name, OUTPUTS)]
+    if output.task == "classes" and units < 2:
+        raise ValueError(f"output {name!r} needs at least 2 output units, got {units}; use 'sigmoid' for two classes")
+    return output

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array
-from .validation import check_choice
+from .checks import check_choice
+from .devices import Array
 
-__all__ = ["INITIALIZERS", "GradSum", "Layout", "Parameters", "initial_theta"]
+__all__ = ["INITIALIZERS", "GradSum", "Layout", "Parameters", "check_like", "initial_theta"]
 
 
 class Parameters(NamedTuple):
@@ -144,3 +144,14 @@ def initial_theta(layout: Layout, init: str, seed: int, dtype: str) -> np.ndarra
     W = [None] + [INITIALIZERS[init](rng, *fans) for fans in pairwise(layout.sizes)]
     b = [None] + [np.zeros(size) for size in layout.sizes[1:]]
     return np.asarray(layout.join(Parameters(W, b)), dtype=dtype)
+
+
+def check_like(what: str, values: Sequence[Any], current: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Return the values as finite arrays of the dtype and shapes of the current ones."""
+    arrays = [np.asarray(value, dtype=current[0].dtype) for value in values]
+    shapes, wanted = [array.shape for array in arrays], [array.shape for array in current]
+    if shapes != wanted:
+        raise ValueError(f"{what} have the shapes {wanted}, got {shapes}; give one array per layer")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{what} must be finite, got NaN or infinity")
+    return arrays

@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
-from mlp_xp.arrays import get_device
+from mlp_xp.devices import get_device
 
 OPTIMIZERS = {
     "sgd": mx.SGD(lr=0.1, l2=0.01),

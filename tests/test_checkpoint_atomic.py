@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlp_xp.tensor_file import CheckpointError, load, save
+from mlp_xp.files.tensors import CheckpointError, load, save
 
 STALE = ".mlp_xp-0123456789abcdef.tmp"
 
@@ -51,7 +51,7 @@ def python(code: str, *arguments: object, **options: Any) -> subprocess.Popen[st
 KILLED = """
 import os, random, signal, sys, time
 import numpy as np
-from mlp_xp.tensor_file import load, save
+from mlp_xp.files.tensors import load, save
 
 def write(path, k):
     save(path, {"theta": np.full(500_000, k, dtype=np.float32)}, {"k": k})
@@ -137,7 +137,7 @@ def test_file_size_limit(path: Path) -> None:
     code = """
 import resource, sys
 import numpy as np
-from mlp_xp.tensor_file import save
+from mlp_xp.files.tensors import save
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 save(sys.argv[1], {"theta": np.zeros(100_000)}, {})
 """
@@ -185,7 +185,7 @@ def test_write_flush_verify_replace_flush_folder(path: Path, monkeypatch: pytest
 
     for name in "write", "fsync", "replace":
         record(name)
-    monkeypatch.setattr("mlp_xp.tensor_file._verify", lambda file: calls.append(f"verify from {file.tell()}"))
+    monkeypatch.setattr("mlp_xp.files.tensors._verify", lambda file: calls.append(f"verify from {file.tell()}"))
     save(path, *content(2))
     assert calls == ["write", "write", "fsync", "verify from 0", "replace", "fsync folder"]
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlp_xp.tensor_file import CheckpointError, load, save
+from mlp_xp.files.tensors import CheckpointError, load, save
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "checkpoint_v1.safetensors"
 # Written once, by format version 1: save(GOLDEN_FILE, GOLDEN_ARRAYS, GOLDEN_METADATA)

@@ -19,7 +19,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlp_xp.tensor_file import CheckpointError, load, save
+from mlp_xp.files.tensors import CheckpointError, load, save
 
 GOLDEN = (Path(__file__).parent / "golden" / "checkpoint_v1.safetensors").read_bytes()
 BEFORE_DIGITS = 8 + len('{"__metadata__":{"format":"1","sha256":"')

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlp_xp.atomic import RunLock, probe_writable
+from mlp_xp.files.atomic import RunLock, probe_writable
 
 # Before training.
 
@@ -56,7 +56,7 @@ def test_probe_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 HOLD = """
 import sys
-from mlp_xp.atomic import RunLock
+from mlp_xp.files.atomic import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mlp_xp import config, export, predict, trace, train
+from mlp_xp import export, predict, trace, train
+from mlp_xp.cli import config
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

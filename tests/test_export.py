@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
-import mlp_xp.export
+import mlp_xp.convert.onnx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.export import main, save_onnx, to_onnx
 
@@ -188,12 +188,12 @@ def test_the_model_is_never_overwritten(run_folder, fails):
 def test_a_file_is_whole_or_as_it_was(run_folder, monkeypatch):
     path = run_folder / "model.onnx"
     path.write_bytes(b"old")
-    write = mlp_xp.export.replace_file
+    write = mlp_xp.convert.onnx.replace_file
 
     def damage(path, chunks, verify):
         write(path, [chunks[0][:-1]], verify)
 
-    monkeypatch.setattr(mlp_xp.export, "replace_file", damage)
+    monkeypatch.setattr(mlp_xp.convert.onnx, "replace_file", damage)
     with pytest.raises(OSError, match="reads back otherwise"):
         save_onnx(mx.MLP([4, 2]), path)
     assert path.read_bytes() == b"old"
@@ -201,7 +201,7 @@ def test_a_file_is_whole_or_as_it_was(run_folder, monkeypatch):
 
 
 def test_too_large_for_the_format(monkeypatch):
-    monkeypatch.setattr(mlp_xp.export, "MAX_BYTES", 39)
+    monkeypatch.setattr(mlp_xp.convert.onnx, "MAX_BYTES", 39)
     with pytest.raises(ValueError, match="take 40 bytes, and ONNX files hold 39; export a smaller model"):
         to_onnx(mx.MLP([4, 2]))
 

@@ -18,9 +18,9 @@ from hypothesis.extra import numpy as npst
 from numpy.testing import assert_array_equal
 
 import mlp_xp as mx
-from mlp_xp import tensor_file
-from mlp_xp.datasets import npz, text
-from mlp_xp.images import PNG, read_png
+from mlp_xp.datasets import npz, tables
+from mlp_xp.datasets.pictures import PNG, read_png
+from mlp_xp.files import tensors as tensor_file
 
 LESS_THAN = 20 * 2**20  # bytes of memory at the peak
 fuzz = settings(
@@ -57,7 +57,7 @@ def test_any_bytes(read, lead, rest):
     assert read(npz.read_npz, lead + rest) is None
     assert read(lambda path: read_png(path, 28), lead + rest) is None
     assert read(mx.MLP.load, lead + rest) is None
-    data = read(text.read_csv, lead + rest)
+    data = read(tables.read_csv, lead + rest)
     assert data is None or len(data.X) == len(data.y) > 0
 
 
@@ -77,7 +77,7 @@ ROWS = st.integers(1, 3).flatmap(lambda n: st.lists(st.lists(CELLS, min_size=n, 
 @example(rows=[["1", "2"], ["0", "3"], ["1"]], header="a,y\r\n")
 def test_csv(read, rows, header):
     lines = [",".join(row) for row in rows]
-    data = read(text.read_csv, (header + "\n".join(lines)).encode())
+    data = read(tables.read_csv, (header + "\n".join(lines)).encode())
     if data is not None:
         table = np.array([[float(cell) for cell in line.split(",")] for line in lines if line.strip()])
         label = {"": 0, "label,b\n": 0}.get(header, table.shape[1] - 1)

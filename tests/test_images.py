@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
-from mlp_xp.images import MAX_BYTES, PNG, fit_ink, read_png
+from mlp_xp.datasets.pictures import MAX_BYTES, PNG, fit_ink, read_png
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -14,11 +14,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
-from mlp_xp.batches import FullBatch
-from mlp_xp.kernels import GenericKernels, Kernels, blas
-from mlp_xp.kernels.numpy_ import NumpyKernels
+from mlp_xp.kernels import GenericKernels, Kernels
+from mlp_xp.kernels.cpu import blas
+from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 from mlp_xp.model import grad_sum
-from mlp_xp.plan import Plan
+from mlp_xp.rows.batches import FullBatch
+from mlp_xp.rows.plan import Plan
 
 SHAPES = [(1, 1, 2), (1, 5, 3), (7, 1, 2), (5, 3, 4), (63, 17, 129), (1024, 300, 196)]
 KERNELS = [("numpy", None), ("numpy, 1 thread", 1), ("numpy, 3 threads", 3)]
@@ -140,8 +141,8 @@ def operations(cls):
     ("module", "name", "more"),
     [
         ("generic", "GenericKernels", set()),
-        ("numpy_", "NumpyKernels", set()),
-        ("cuda", "CudaKernels", {"grad_sum", "launch"}),
+        ("cpu.numpy_", "NumpyKernels", set()),
+        ("cuda.operations", "CudaKernels", {"grad_sum", "launch"}),
     ],
 )
 def test_every_kernel_class_has_the_signatures_of_the_protocol(module, name, more):

@@ -15,26 +15,33 @@ import mlp_xp
 FOLDER = Path(mlp_xp.__file__).parent
 
 LEVELS = [  # a module, or a folder of modules, imports from its own level and from those above it in this list
-    {"arrays"},
-    {"kernels", "params", "validation", "atomic", "tensor_file", "images", "datasets"},
-    {"model", "mlp", "optim", "plan", "shards", "batches", "cuda_descent", "cuda_rows", "cuda_epochs", "torch_bridge"},
-    {"callbacks", "signals", "snapshot", "checkpoint"},
+    {"checks"},
+    {"files", "datasets"},
+    {"devices"},
+    {"kernels", "params"},
+    {"model"},
+    {"objective", "optim"},
+    {"rows", "mlp", "convert"},
+    {"engines"},
     {"loop"},
-    {"training"},
+    {"callbacks"},
+    {"runs"},
+    {"fit"},
     {"plots"},
-    {"estimators", "commands", "config", "report", "train", "predict", "export", "trace", "__main__"},
+    {"estimators"},
+    {"cli"},
+    {"train", "predict", "trace", "export", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 OPTIONAL = {  # who may import a library that is not a dependency; "plots" stands for every module in it
-    "array_api_strict": {"arrays"},
-    "cupy": {"arrays", "kernels"},
-    "jax": {"arrays"},
-    "torch": {"arrays", "torch_bridge"},
+    "array_api_strict": {"devices"},
+    "cupy": {"devices", "kernels"},
+    "jax": {"devices"},
+    "torch": {"devices", "convert"},
     "nvmath": {"kernels"},
     "matplotlib": {"plots"},
-    "mpi4py": {"distributed"},
-    "onnx": {"export"},
+    "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
     "sklearn": {"estimators"},
@@ -71,16 +78,16 @@ GRAPH = {name: set(imports(name, path.read_text(encoding="utf-8"))) for name, pa
 
 
 def part(name):
-    """Return the module or folder directly in the package: "mlp_xp.kernels.blas" -> "kernels"."""
+    """Return the module or folder directly in the package: "mlp_xp.kernels.cpu.blas" -> "kernels"."""
     return name.split(".")[1] if "." in name else ""
 
 
 def test_imports_are_found_wherever_they_hide():
-    source = "import a.b\nfrom . import arrays\ndef f():\n    from .kernels.generic import X\n    from ..y import z\n"
+    source = "import a.b\nfrom . import devices\ndef f():\n    from .kernels.generic import X\n    from ..y import z\n"
     source += "    importlib.import_module('c.d')\nif TYPE_CHECKING:\n    from e import f\n"
     found = set(imports("mlp_xp.model", source))
-    assert found == {"a.b", "mlp_xp.arrays", "mlp_xp.kernels.generic", "y", "c.d", "e"}
-    assert {"mlp_xp.kernels.numpy_", "mlp_xp.arrays"} <= GRAPH["mlp_xp.kernels"]
+    assert found == {"a.b", "mlp_xp.devices", "mlp_xp.kernels.generic", "y", "c.d", "e"}
+    assert {"mlp_xp.kernels.cpu.numpy_", "mlp_xp.devices"} <= GRAPH["mlp_xp.kernels"]
 
 
 def test_every_module_has_a_level():

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 from mlp_xp.kernels import GenericKernels
-from mlp_xp.kernels.numpy_ import NumpyKernels
+from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 from mlp_xp.params import Layout
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.arrays import PRECISIONS, Device
-from mlp_xp.config import parse
-from mlp_xp.kernels import cuda, cuda_products
+from mlp_xp.checks import check_precision
+from mlp_xp.cli.config import parse
+from mlp_xp.devices import PRECISIONS, Device
+from mlp_xp.kernels.cuda import operations as cuda
+from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.train import main
-from mlp_xp.validation import check_precision
 
 GPU = Device("cuda", np)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.arrays import get_device
+from mlp_xp.devices import get_device
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -138,7 +138,9 @@ def test_the_ten_lines_of_python(
 
 
 def test_the_table_quotes_the_code() -> None:
-    source = (ROOT / "mlp_xp" / "model.py").read_text(encoding="utf-8") + (ROOT / "mlp_xp" / "optim.py").read_text()
+    source = (ROOT / "mlp_xp" / "model.py").read_text(encoding="utf-8") + (
+        ROOT / "mlp_xp" / "optim" / "sgd.py"
+    ).read_text()
     table = README[README.index("| on the slide") : README.index("What each operation computes")]
     quoted = [code for code in re.findall(r"`([^`]+)`", table) if "=" in code and " " in code]
     assert len(quoted) == 6

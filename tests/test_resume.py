@@ -15,8 +15,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import mlp_xp as mx
-from mlp_xp.snapshot import FILE, read, write
-from mlp_xp.tensor_file import load, save
+from mlp_xp.files.tensors import load, save
+from mlp_xp.runs.record import FILE, read, write
 
 OPTIMIZERS = {
     "sgd": lambda lr: mx.SGD(lr, l2=0.01),
@@ -362,7 +362,7 @@ KILLED = """
 import os, random, sys, time
 import numpy as np
 import mlp_xp as mx
-from mlp_xp.snapshot import FILE, read
+from mlp_xp.runs.record import FILE, read
 
 class Reporting(mx.Checkpoint):
     def begin(self, model):
@@ -431,7 +431,7 @@ def test_saving_takes_less_than_a_hundredth_of_the_default_interval(tmp_path):
 
 def test_default_interval_grows_with_what_saving_takes(tmp_path, monkeypatch):
     times = iter([0.0, 100.0, 110.0, 110.0, 1109.0, 1111.0])
-    monkeypatch.setattr("mlp_xp.checkpoint.monotonic", lambda: next(times))
+    monkeypatch.setattr("mlp_xp.runs.checkpoint.monotonic", lambda: next(times))
     checkpoint = mx.Checkpoint(tmp_path)
     checkpoint._plan_next(took=0)  # at 0
     assert checkpoint.is_due()  # at 100

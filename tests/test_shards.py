@@ -15,11 +15,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_info
 
 import mlp_xp as mx
-from mlp_xp.batches import FullBatch, make_batches
-from mlp_xp.kernels import blas
-from mlp_xp.kernels.ragged import Cuts
-from mlp_xp.plan import make_plan
-from mlp_xp.shards import SerialExecutor, Shard, ThreadExecutor, _Pace, make_executor
+from mlp_xp.engines.shards import SerialExecutor, Shard, ThreadExecutor, _Pace, make_executor
+from mlp_xp.kernels.cpu import blas
+from mlp_xp.kernels.staircase import Cuts
+from mlp_xp.rows.batches import FullBatch, make_batches
+from mlp_xp.rows.plan import make_plan
 
 KINDS = ("dense", "zero", "ragged")
 
@@ -292,7 +292,7 @@ def test_a_failing_worker_leaves_everything_as_it_was(batch_size, monkeypatch, r
             raise MemoryError("no room for the sums")
         return self.xp.sum(arguments[0])
 
-    monkeypatch.setattr("mlp_xp.kernels.numpy_.NumpyKernels.sum", fail)
+    monkeypatch.setattr("mlp_xp.kernels.cpu.numpy_.NumpyKernels.sum", fail)
     with pytest.raises(MemoryError, match="no room for the sums"):
         mx.fit(model, X, y, epochs=5, batch_size=batch_size, threads=2)
     assert len(calls) >= 4

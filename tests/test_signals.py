@@ -20,7 +20,7 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_info
 
 import mlp_xp as mx
-from mlp_xp.snapshot import FILE, read
+from mlp_xp.runs.record import FILE, read
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_failing_worker_leaves_model_and_checkpoint(batch_size, rng, tmp_path,
     model, straight = mx.MLP([8, 6, 3]), mx.MLP([8, 6, 3])
     settings = {"batch_size": batch_size, "threads": 2}
     limits = [pool["num_threads"] for pool in threadpool_info()]
-    total = mx.kernels.numpy_.NumpyKernels.sum
+    total = mx.kernels.cpu.numpy_.NumpyKernels.sum
     thetas = []
 
     def fail(self, losses):
@@ -222,7 +222,7 @@ def test_a_failing_worker_leaves_model_and_checkpoint(batch_size, rng, tmp_path,
         thetas.append(state.model.theta.copy())
 
     with monkeypatch.context() as patch:
-        patch.setattr(mx.kernels.numpy_.NumpyKernels, "sum", fail)
+        patch.setattr(mx.kernels.cpu.numpy_.NumpyKernels, "sum", fail)
         checkpoint = mx.Checkpoint(tmp_path, every=1)
         with pytest.raises(MemoryError, match="no room for the sums"):
             mx.fit(model, X, y, epochs=5, callbacks=[note], checkpoint=checkpoint, **settings)
@@ -286,7 +286,7 @@ NO_MEMORY = """
 import resource, sys
 import numpy as np
 import mlp_xp as mx
-from mlp_xp.commands import exit_code
+from mlp_xp.cli.errors import exit_code
 
 def train(epochs, **settings):
     X, y = np.zeros((200_000, 1), np.uint8), np.zeros(200_000, int)  # its 100 outputs a row take 76 MiB

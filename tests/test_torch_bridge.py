@@ -193,5 +193,5 @@ def test_torch_is_asked_for(monkeypatch):
 
 
 def test_torch_is_not_imported_before():
-    code = "import sys, mlp_xp, mlp_xp.torch_bridge; mlp_xp.MLP([2, 2]); assert 'torch' not in sys.modules"
+    code = "import sys, mlp_xp, mlp_xp.convert.torch; mlp_xp.MLP([2, 2]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,10 +16,10 @@ from numpy.testing import assert_allclose
 import mlp_xp as mx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.kernels import GenericKernels
-from mlp_xp.kernels.shapes import PRODUCTS
+from mlp_xp.kernels.symbolic import PRODUCTS
 from mlp_xp.model import grad_sum
 from mlp_xp.params import Layout
-from mlp_xp.report import epoch_flops
+from mlp_xp.runs.report import epoch_flops
 from mlp_xp.trace import main, totals, trace
 
 

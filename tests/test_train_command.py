@@ -18,7 +18,7 @@ import pytest
 
 import mlp_xp as mx
 from mlp_xp.__main__ import main as mlp_xp_main
-from mlp_xp.config import PRESETS, Config, parse
+from mlp_xp.cli.config import PRESETS, Config, parse
 from mlp_xp.train import main
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .bundled import mnist
 from .fashion import fashion_mnist
 from .files import load
 from .idx import read_idx
+from .mnist import mnist
 from .records import Dataset
 from .toys import moons, spirals, xor
 

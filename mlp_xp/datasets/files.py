@@ -8,7 +8,7 @@ from pathlib import Path
 from .idx import KINDS, find_idx, read_idx_pair
 from .npz import read_npz
 from .records import Dataset, split
-from .text import read_csv
+from .tables import read_csv
 
 
 def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Dataset]:

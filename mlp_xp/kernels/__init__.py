@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..arrays import Array, Device
+from ..devices import Array, Device
 from .generic import ACTIVATIONS, GenericKernels
 
 __all__ = ["ACTIVATIONS", "GenericKernels", "Kernels", "kernels_for"]
@@ -38,11 +38,11 @@ class Kernels(Protocol):
 def kernels_for(device: Device, dtype: str, precision: str | None = None) -> Kernels:
     """Return the fastest kernels for this device, dtype name and precision, one of ``device.precisions``."""
     if device.library == "cpu":
-        from .numpy_ import NumpyKernels
+        from .cpu.numpy_ import NumpyKernels
 
         return NumpyKernels(dtype)
     if device.library == "cuda":
-        from .cuda import CudaKernels
+        from .cuda.operations import CudaKernels
 
         return CudaKernels(device.xp, dtype, precision)
     return GenericKernels(device.xp, dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array
+from ..devices import Array
 
 __all__ = ["ACTIVATIONS", "LEAK", "GenericKernels"]
 

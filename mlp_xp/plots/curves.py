@@ -12,7 +12,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from ..arrays import get_device
+from ..devices import get_device
 from ..kernels.generic import GenericKernels
 from ._style import INK, WRONG, AxesLike, colour, dress, legend, panel, panels
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..atomic import replace_file
+from ..files.atomic import replace_file
 from ..mlp import MLP
 from ..model import OUTPUTS
 from ._style import layout

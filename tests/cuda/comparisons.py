@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mlp_xp as mx
-from mlp_xp.arrays import Device
+from mlp_xp.devices import Device
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels, Kernels
 from mlp_xp.model import grad_sum
 
@@ -123,7 +123,7 @@ class Pass(NamedTuple):
     def check(self, backend: Backend) -> None:
         """Assert that the pass is that of the generic kernels."""
         host = self._replace(theta=self.theta.astype(backend.dtype).astype(float))
-        want = host.run(Backend(GenericKernels(np, "float64"), mx.arrays.get_device("cpu")))
+        want = host.run(Backend(GenericKernels(np, "float64"), mx.devices.get_device("cpu")))
         for g, w in zip(self.run(backend), want, strict=True):
             backend.assert_close(g, np.asarray(w))
 

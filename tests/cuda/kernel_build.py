@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlp_xp.kernels.cuda_source import source
+from mlp_xp.kernels.cuda.sources import source
 
 SHIM = Path(__file__).with_name("shim.h")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlp_xp.kernels.cublas import CuBLAS
+from mlp_xp.kernels.cuda.cublas import CuBLAS
 
 Array = np.ndarray[Any, Any]
 
@@ -222,7 +222,7 @@ def test_refuses_more_parts_than_rows(blas: CuBLAS) -> None:
 
 def test_importing_needs_no_cuda() -> None:
     code = (
-        "import sys, mlp_xp.kernels.cublas, mlp_xp.kernels.cuda_source\n"
+        "import sys, mlp_xp.kernels.cuda.cublas, mlp_xp.kernels.cuda.sources\n"
         "print([m for m in ('cupy', 'nvmath', 'cuda') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.arrays import Device
-from mlp_xp.batches import shuffled_rows
-from mlp_xp.cuda_epochs import CudaEpochs, make_epochs
-from mlp_xp.kernels import cuda_products
+from mlp_xp.devices import Device
+from mlp_xp.engines.cuda.epochs import CudaEpochs, make_epochs
+from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.params import Parameters
-from mlp_xp.plan import make_plan
-from mlp_xp.report import environment
+from mlp_xp.rows.batches import shuffled_rows
+from mlp_xp.rows.plan import make_plan
+from mlp_xp.runs.report import environment
 
 from .fake_cupy import GPU
 
@@ -145,7 +145,7 @@ def test_batches_of_two_sizes_need_no_more_room_than_the_larger(
     shard_rows: int, late_gpu: GPU, rng, targets, monkeypatch
 ) -> None:
     monkeypatch.setattr(Device, "shard_rows", shard_rows)
-    monkeypatch.setattr("mlp_xp.kernels.cuda_kept.PENALTY_BLOCKS", 0)  # no room to spare
+    monkeypatch.setattr("mlp_xp.kernels.cuda.capturable.PENALTY_BLOCKS", 0)  # no room to spare
     run = Run(late_gpu, rng, targets, sizes=(20, 12, 8, 3), batch_size=60)
     for _ in range(EPOCHS):
         run.train()
@@ -257,7 +257,7 @@ def test_steps_are_few_and_the_same_each_time(batch_size: int | None, gpu: GPU, 
 
 
 def test_long_epochs_are_cut_into_graphs_that_serve_again(gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr("mlp_xp.cuda_epochs._MOST_STEPS", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._MOST_STEPS", 3)
     run = Run(gpu, rng, targets, batch_size=12)  # 8 whole batches and one of 4 rows
     epochs = run.epochs
     for _ in range(EPOCHS):
@@ -273,7 +273,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     optimizer: Any, streamed: bool, gpu: GPU, rng, targets, monkeypatch
 ) -> None:
     """Bit for bit, and whichever update it stopped after."""
-    monkeypatch.setattr("mlp_xp.cuda_epochs._MOST_STEPS", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._MOST_STEPS", 3)
     if streamed:
         leave_on_host(monkeypatch)
     options: dict[str, Any] = {"optimizer": optimizer, "batch_size": 12}
@@ -307,7 +307,7 @@ def asked_in(run: Run, asked: Any) -> bool:
 
 def leave_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all data streamed, in chunks of 32 rows."""
-    monkeypatch.setattr("mlp_xp.cuda_epochs._attempts", lambda shard_rows, size, on_host: iter([(True, 32)]))
+    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._attempts", lambda shard_rows, size, on_host: iter([(True, 32)]))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -362,8 +362,8 @@ def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch)
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "shard_rows", 64)
-    monkeypatch.setattr("mlp_xp.cuda_epochs._ENOUGH_ROWS", 32)
-    monkeypatch.setattr("mlp_xp.cuda_epochs._LEAST_ROWS", 8)
+    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._ENOUGH_ROWS", 32)
+    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._LEAST_ROWS", 8)
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
 
 

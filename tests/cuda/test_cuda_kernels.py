@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.arrays import Device, get_device
-from mlp_xp.batches import make_batches
+from mlp_xp.devices import Device, get_device
+from mlp_xp.engines.shards import SerialExecutor
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels
-from mlp_xp.kernels.cuda import CudaKernels
-from mlp_xp.kernels.cuda_source import FusedHead, Kernel, source
-from mlp_xp.plan import Plan
-from mlp_xp.shards import SerialExecutor
+from mlp_xp.kernels.cuda.operations import CudaKernels
+from mlp_xp.kernels.cuda.sources import FusedHead, Kernel, source
+from mlp_xp.rows.batches import make_batches
+from mlp_xp.rows.plan import Plan
 
 from .comparisons import CASES, Backend, Pass, check_case, make_pass
 from .kernel_build import CpuModule, check_arguments, cpu_module
@@ -270,7 +270,7 @@ def test_full_batch_of_mnist_is_one_shard_on_a_gpu(library: str, shards: int) ->
 
 
 def test_import_needs_no_cupy() -> None:
-    code = "import sys, mlp_xp.kernels.cuda; sys.exit('cupy' in sys.modules)"
+    code = "import sys, mlp_xp.kernels.cuda.operations; sys.exit('cupy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlp_xp.kernels.cublas import CuBLAS
+from mlp_xp.kernels.cuda.cublas import CuBLAS
 
 from .fake_cupy import GPU
 

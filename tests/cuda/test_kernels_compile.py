@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mlp_xp.kernels.cuda_source import FusedHead
+from mlp_xp.kernels.cuda.sources import FusedHead
 
 from .kernel_build import Compiled, gpu_compile
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlp_xp.kernels import GenericKernels
-from mlp_xp.kernels.cuda_source import RANGE, FusedHead, fused_head, source
+from mlp_xp.kernels.cuda.sources import RANGE, FusedHead, fused_head, source
 from mlp_xp.optim import SGD, Adam, AdamW, Optimizer
 from mlp_xp.params import Layout, Parameters, initial_theta
 

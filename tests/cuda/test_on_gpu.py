@@ -20,9 +20,9 @@ from bench import compare, gpu_ceilings, gpu_sweep, memory, on_gpu
 from bench.contender import CONTENDERS
 from bench.on_gpu import DENSE, EPOCHS, Part, floor_seconds, parts, run_part, summary, timings
 from bench.problem import Problem
-from mlp_xp.arrays import Device
-from mlp_xp.kernels import cuda_products
-from mlp_xp.kernels.cublas import CuBLAS
+from mlp_xp.devices import Device
+from mlp_xp.kernels.cuda import products as cuda_products
+from mlp_xp.kernels.cuda.cublas import CuBLAS
 
 from .fake_cupy import GPU, Array
 

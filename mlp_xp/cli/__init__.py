@@ -1,0 +1,1 @@
+"""The commands: what ``mlp-xp COMMAND`` runs."""

@@ -1,0 +1,1 @@
+"""Engines: where rows are, and where updates are computed."""

@@ -1,0 +1,1 @@
+"""Whole epochs on a GPU."""

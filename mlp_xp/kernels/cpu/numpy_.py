@@ -1,0 +1,176 @@
+"""The operations for NumPy, as fast as NumPy goes: buffers used again, passes saved, reductions along the long axis."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from ..generic import LEAK, GenericKernels
+from ..staircase import Ragged
+from .blas import add_matmul, add_tiles, column_tiles, row_tiles
+
+__all__ = ["NumpyKernels"]
+
+_NARROW = 64  # a product with fewer columns is not worth sharing
+
+_Array = np.ndarray[Any, Any]
+
+
+class _Buffers(threading.local):
+    """Scratch arrays of one thread, handed out in the order of the calls and taken back all at once.
+
+    A pass over a shard makes the same requests as the pass before it, so from the second on nothing is allocated.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.memory: list[_Array] = []
+        self.views: dict[tuple[int, int, int], _Array] = {}
+        self.used = 0
+
+    def rewind(self) -> None:
+        self.used = 0
+
+    def take(self, rows: int, columns: int) -> _Array:
+        """Return an uninitialised C-contiguous array (rows, columns)."""
+        key = self.used, rows, columns
+        self.used += 1
+        view = self.views.get(key)
+        return self._make(*key) if view is None else view
+
+    def _make(self, index: int, rows: int, columns: int) -> _Array:
+        if index == len(self.memory):
+            self.memory.append(np.empty(0, self.dtype))
+        if self.memory[index].size < rows * columns:
+            self.memory[index] = np.empty(rows * columns, self.dtype)
+            self.views = {key: view for key, view in self.views.items() if key[0] != index}
+        view = self.memory[index][: rows * columns].reshape(rows, columns)
+        self.views[index, rows, columns] = view
+        return view
+
+
+class NumpyKernels(GenericKernels):
+    """Operations on NumPy arrays that write into buffers of the calling thread.
+
+    Parameters
+    ----------
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    product_threads : int, optional
+        Threads that share each large product, for callers that run one batch at a time; None where shards run on
+        threads themselves.
+    """
+
+    def __init__(self, dtype: str, product_threads: int | None = None) -> None:
+        super().__init__(np, dtype)
+        self._tiled, self.product_threads = product_threads is not None, product_threads or 1
+        self._buffers = _Buffers(self.dtype)
+        self._ones = np.ones(0, self.dtype)
+
+    def features(self, X: Any) -> Any:
+        self._buffers.rewind()
+        if isinstance(X, Ragged):
+            return X._replace(values=self._scaled(X.values))
+        return self._scaled(X)
+
+    def _scaled(self, X: _Array) -> _Array:
+        if X.dtype != np.uint8:
+            return X
+        A = self._buffers.take(*X.shape)
+        np.multiply(X, self.dtype(1 / 255), out=A)
+        return A
+
+    def affine(self, A: Any, W: _Array, b: _Array) -> _Array:
+        Z = self._buffers.take(A.shape[0], W.shape[0])
+        Z[:] = b
+        if isinstance(A, Ragged):
+            add_tiles(
+                A.values, W.T[: A.shape[1]], Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self.product_threads
+            )
+        else:
+            self._add_matmul(A, W.T[: A.shape[1]], Z)
+        return Z
+
+    def _add_matmul(self, A: _Array, B: _Array, C: _Array) -> None:
+        if not self._tiled or C.shape[1] < _NARROW:
+            add_matmul(A, B, C)
+        else:
+            tiles = column_tiles(*C.shape)
+            add_tiles(A, B, C, tiles, [A.shape[1]] * len(tiles), self.product_threads)
+
+    def activate(self, name: str, Z: _Array) -> _Array:
+        match name:
+            case "sigmoid":
+                np.negative(Z, out=Z)
+                with np.errstate(over="ignore"):  # exp(-z) = inf gives the right limit, 1 / inf = 0
+                    np.exp(Z, out=Z)
+                Z += self.dtype(1)
+                np.divide(self.dtype(1), Z, out=Z)  # faster than reciprocal
+                return Z
+            case "tanh":
+                return np.tanh(Z, out=Z)
+            case "relu":
+                return np.multiply(Z, Z >= 0, out=Z)
+            case "leaky_relu":
+                return np.maximum(Z, LEAK * Z, out=Z)
+            case _:
+                return Z
+
+    def activation_gradient(self, name: str, dA: _Array, A: _Array) -> _Array:
+        match name:
+            case "sigmoid":
+                slope = np.subtract(self.dtype(1), A, out=self._buffers.take(*A.shape))
+                dA *= slope
+                dA *= A
+            case "tanh":
+                slope = np.multiply(A, A, out=self._buffers.take(*A.shape))
+                dA *= np.subtract(self.dtype(1), slope, out=slope)
+            case "relu":
+                dA *= ~np.signbit(A)
+            case "leaky_relu":
+                np.multiply(dA, self.dtype(LEAK), out=dA, where=A < 0)
+        return dA
+
+    def weight_gradient(self, dZ: _Array, A: Any, into: _Array) -> _Array:
+        dW = into.T[: A.shape[1]]
+        if isinstance(A, Ragged):
+            tiles = row_tiles((*A.cuts.columns, A.shape[1]), dW.shape[1])
+            add_tiles(A.values.T, dZ, dW, tiles, A.heights, self.product_threads)
+        else:
+            self._add_matmul(A.T, dZ, dW)
+        return into
+
+    def bias_gradient(self, dZ: _Array, into: _Array) -> _Array:
+        ones = self._ones  # a name of our own: other threads may put a shorter one there
+        if ones.size < dZ.shape[0]:
+            ones = self._ones = np.ones(dZ.shape[0], self.dtype)
+        into += ones[: dZ.shape[0]] @ dZ  # three times faster than sum(axis=0)
+        return into
+
+    def input_gradient(self, dZ: _Array, W: _Array) -> _Array:
+        dA = self._buffers.take(dZ.shape[0], W.shape[1])
+        if dZ.shape[1] < _NARROW:
+            return np.matmul(dZ, W, out=dA)
+        dA.fill(0)
+        self._add_matmul(dZ, W, dA)
+        return dA
+
+    def sum(self, losses: _Array) -> Any:
+        return np.add.reduce(losses)
+
+    def softmax_cross_entropy(self, A: _Array, y: _Array) -> tuple[_Array, _Array]:
+        n, k = A.shape
+        Z = self._buffers.take(k, n)  # classes by rows: maxima and sums then run along the long axis
+        np.copyto(Z, A.T)
+        Z -= np.maximum.reduce(Z, axis=0)
+        entries = Z.reshape(-1)
+        right = y.astype(np.intp) * n + np.arange(n)
+        losses = entries.take(right)
+        np.exp(Z, out=Z)
+        total = np.add.reduce(Z, axis=0)
+        np.subtract(np.log(total), losses, out=losses)
+        Z *= np.reciprocal(total)
+        entries[right] -= self.dtype(1)
+        return losses, Z.T

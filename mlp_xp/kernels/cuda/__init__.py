@@ -1,0 +1,1 @@
+"""The operations on CuPy, and the CUDA sources."""

@@ -1,0 +1,79 @@
+"""The operations for CUDA in arrays that stay where they are, as a CUDA graph needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...devices import Array
+from ..staircase import Blocks
+from .operations import CudaKernels
+from .sources import SWEEP, FusedHead, grid_for
+
+__all__ = ["PENALTY_BLOCKS", "KeptKernels"]
+
+PENALTY_BLOCKS = 64  # the most that leave a sum of squared weights behind, once a step
+
+
+class KeptKernels(CudaKernels):
+    """The operations in arrays that every pass uses again, where a graph will find them.
+
+    Sums of losses stay where blocks left them until the end of the step, and so do the gradients of a head where a step
+    has a single shard: the update adds them up.
+
+    Parameters
+    ----------
+    xp, dtype, precision
+        As for :class:`CudaKernels`.
+    shards, rows : int
+        The most shards of a step, and the most rows of one.
+
+    Attributes
+    ----------
+    totals : array (blocks, 2)
+        Sums of losses and numbers of hits, of which the first `used` are of this step.
+    used : int
+    head_gradients : (array (blocks, head.gradients), FusedHead) or None
+        What the head of this step left for the update.
+    """
+
+    def __init__(self, xp: Any, dtype: str, precision: str, shards: int, rows: int) -> None:
+        super().__init__(xp, dtype, precision)
+        self.shards = shards
+        self.totals = xp.zeros((shards * grid_for(rows, *SWEEP) + PENALTY_BLOCKS, 2), dtype=self.dtype)
+        self.used = 0
+        self.head_gradients: tuple[Array, FusedHead] | None = None
+        self._arrays: dict[Any, Array] = {}
+        self._next = 0
+
+    def begin_step(self) -> None:
+        """Forget the sums of the step before."""
+        self.used, self.head_gradients = 0, None
+
+    def take_totals(self, blocks: int) -> Array:
+        """Return room (blocks, 2) in `totals`."""
+        self.used += blocks
+        return self.totals[self.used - blocks : self.used, :]
+
+    def features(self, X: Array | Blocks) -> Array | Blocks:
+        self._next = 0
+        return super().features(X)
+
+    def _empty(self, *shape: int, dtype: Any = None) -> Array:
+        key = self._next, shape, dtype
+        self._next += 1
+        if key not in self._arrays:
+            self._arrays[key] = super()._empty(*shape, dtype=dtype)
+        return self._arrays[key]
+
+    def _totals(self, blocks: int) -> Array:
+        return self.take_totals(blocks)
+
+    def _add_head(self, gradients: Array, head: FusedHead, into: Any) -> None:
+        if self.shards == 1:
+            self.head_gradients = gradients, head
+        else:
+            super()._add_head(gradients, head, into)
+
+    def _sum(self, totals: Array) -> Array:
+        """Leave them where they are: ``tick`` adds them up."""
+        return totals

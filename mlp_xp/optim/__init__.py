@@ -1,0 +1,30 @@
+"""Optimizers over the flat parameter vector, as (init, update) pairs, and learning-rate schedules.
+
+An ``update`` may overwrite the parameters and the state it is given, never the gradient; callers rebind both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .adam import Adam, AdamW
+from .base import Optimizer, State
+from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .sgd import SGD
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CosineDecay",
+    "ExponentialDecay",
+    "Optimizer",
+    "Schedule",
+    "State",
+    "StepDecay",
+    "WarmUp",
+]
+
+OPTIMIZERS: dict[str, Any] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

@@ -1,0 +1,58 @@
+"""Adam, and AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import array_api_compat as compat
+
+from ..devices import Array
+from .base import Optimizer, State
+from .numbers import fraction, not_negative, positive
+from .schedules import Schedule
+
+__all__ = ["Adam", "AdamW"]
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015, algorithm 1): steps along the mean of the gradient over the root of its mean square."""
+
+    lr: float | Schedule = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction(self, "beta1", "beta2")
+        positive(self, "epsilon")
+
+    def init(self, theta: Array) -> State:
+        zeros_like = compat.array_namespace(theta).zeros_like
+        return {"mean": zeros_like(theta), "square": zeros_like(theta), "updates": 0}
+
+    def update(self, theta: Array, grad: Array, state: State, rate: float | Array) -> tuple[Array, State]:
+        mean, square, t = state["mean"], state["square"], state["updates"] + 1
+        mean *= self.beta1
+        mean += (1 - self.beta1) * grad
+        square *= self.beta2
+        square += (1 - self.beta2) * grad * grad
+        root = compat.array_namespace(theta).sqrt(square / (1 - self.beta2**t))
+        if self.weight_decay:
+            theta -= rate * self.weight_decay * theta
+        theta -= rate / (1 - self.beta1**t) * mean / (root + self.epsilon)
+        return theta, {"mean": mean, "square": square, "updates": t}
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with the weights' decay apart from the gradient (Loshchilov and Hutter 2019, algorithm 2)."""
+
+    weight_decay: float = 0.01  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "weight_decay")

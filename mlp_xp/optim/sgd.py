@@ -1,0 +1,58 @@
+"""Gradient descent, with momentum or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import array_api_compat as compat
+
+from ..devices import Array
+from .base import Optimizer, State
+from .numbers import fraction
+
+__all__ = ["SGD"]
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Gradient descent: theta -= lr g; with momentum v = momentum v + g, theta -= lr v.
+
+    With `nesterov`, theta -= lr (g + momentum v) (Sutskever et al. 2013, sec. 2, in the form of PyTorch).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sgd, theta = SGD(lr=0.1), np.array([1.0])
+    >>> state = sgd.init(theta)
+    >>> for _ in range(3):
+    ...     theta, state = sgd.update(theta, 2 * theta, state, sgd.rate(1))  # the gradient of theta^2
+    >>> theta.round(3)
+    array([0.512])
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction(self, "momentum")
+        if self.nesterov and not self.momentum:
+            raise ValueError("SGD: nesterov needs a momentum above 0, such as 0.9")
+
+    @property
+    def descends(self) -> bool:
+        return not (self.momentum or self.l2 or self.lr_bias)
+
+    def init(self, theta: Array) -> State:
+        return {"velocity": compat.array_namespace(theta).zeros_like(theta)} if self.momentum else {}
+
+    def update(self, theta: Array, grad: Array, state: State, rate: float | Array) -> tuple[Array, State]:
+        step = grad
+        if self.momentum:
+            velocity = state["velocity"]
+            velocity *= self.momentum
+            velocity += grad
+            state = {"velocity": velocity}
+            step = grad + self.momentum * velocity if self.nesterov else velocity
+        theta -= rate * step
+        return theta, state

@@ -1,0 +1,1 @@
+"""Rows: data as training takes them."""

@@ -1,0 +1,106 @@
+"""What a run says about itself: the machine it ran on, and how well and how fast it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from ..callbacks import History, accuracy_by_class
+from ..datasets import Dataset
+from ..devices import Device
+from ..engines.shards import available_cores
+from ..files.atomic import replace_file
+from ..mlp import MLP
+from ..model import OUTPUTS
+from ..rows.plan import Plan
+
+__all__ = ["environment", "epoch_flops", "result_table", "write_json"]
+
+
+def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
+    """Return what the result and its speed depend on, as plain data."""
+    return {
+        "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *_library(model))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": available_cores(),
+        "threads": available_cores() if threads is None else threads,
+        "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
+        "device": model.device.name,
+        "gpu": _gpu(model.device),
+        "dtype": model.dtype,
+        "precision": model.precision,
+        "plan": {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)},
+    }
+
+
+def _library(model: MLP) -> list[str]:
+    packages = {"cuda": ["cupy-cuda12x", "cupy-cuda13x", "nvmath-python"], "strict": ["array-api-strict"], "cpu": []}
+    return packages.get(model.device.library, [model.device.library])
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import: --help need not wait for it
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu(device: Device) -> str | None:
+    if device.library != "cuda":
+        return None
+    cuda = device.xp.cuda
+    return str(cuda.runtime.getDeviceProperties(cuda.Device().id)["name"].decode())
+
+
+def epoch_flops(sizes: Sequence[int], samples: int) -> int:
+    """Return the floating-point operations of the matrix products of one epoch, forward and backward.
+
+    Each layer takes 2 n n_l n_{l-1} for Z, as many for dW, and, but for the first, as many for dA.
+    """
+    products = [fan_in * fan_out for fan_in, fan_out in pairwise(sizes)]
+    return 2 * samples * (3 * sum(products) - products[0])
+
+
+def result_table(model: MLP, history: History, train: Dataset, test: Dataset, labels: Sequence[str]) -> str:
+    """Return the table at the end of a run: losses, scores, by class, and speed."""
+    task = OUTPUTS[model.output].task
+    score = "R^2" if task == "values" else "accuracy"
+    lines = [f"{'':12s}{'loss':>10s}{score:>12s}"]
+    for name, data in (("training", train), ("test", test)):
+        loss, value = model.evaluate(*data)
+        lines.append(f"{name:12s}{loss:10.4f}{value:12.4f}")
+    if task != "values":
+        by_class = accuracy_by_class(test.y, model.predict(test.X))
+        shares = (f"{labels[label]} {100 * share:.1f}%" for label, share in by_class.items())
+        lines.append("by class    " + "  ".join(shares))
+    seconds = float(np.median(history.seconds))
+    flops = epoch_flops(model.sizes, len(train.X)) / seconds / 1e9
+    speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s in {model.precision}"
+    lines.append(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}")
+    return "\n".join(lines)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write plain data as JSON, the whole file or nothing."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, [memoryview(text.encode())], verify=lambda file: None)
