@@ -217,7 +217,7 @@ def epochs(
             plan = start.plan
     chosen = make_plan(rows, model.device, plan, epochs, batch_size)
     engine = make_engine(Training(model, objective, optimizer, rows, targets, batch_size, chosen, count))
-    states = _run(engine, model, optimizer, epochs, start, pause)
+    states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
     return states
@@ -243,6 +243,7 @@ def _run(
     engine: Engine,
     model: MLP,
     optimizer: Optimizer,
+    pixels: bool,
     last: int | None,
     start: Snapshot | None,
     pause: Callable[[], bool] | None,
@@ -252,6 +253,7 @@ def _run(
         epoch, done = start.epoch, Done(start.update, start.rows, start.loss_sum, start.seconds)
         engine.restore(start.optimizer)
     most = engine.updates if pause is None else engine.stride
+    model.pixels = pixels
     with engine:
         while last is None or epoch < last:
             epoch += 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import array_api_compat as compat
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,9 @@ from mlp_xp.engines.host import HostEngine
 from mlp_xp.engines.threads import Pace, ThreadEngine
 from mlp_xp.kernels.cpu import blas
 from mlp_xp.kernels.staircase import Cuts
-from mlp_xp.rows.batches import FullBatch, RaggedMiniBatches, Shard, shards_by_need
+from mlp_xp.optim import Optimizer
+from mlp_xp.params import Parameters
+from mlp_xp.rows.batches import FullBatch, RaggedMiniBatches, Shard, shards_by_need, shuffled_rows
 from mlp_xp.rows.plan import make_plan
 from mlp_xp.rows.source import InMemory
 
@@ -294,6 +298,96 @@ def test_a_failing_worker_leaves_everything_as_it_was(batch_size, monkeypatch, r
     assert len(calls) >= 4
     assert_array_equal(model.theta, before)
     assert [pool["num_threads"] for pool in threadpool_info()] == limits
+
+
+@dataclass(frozen=True)
+class Sign(Optimizer):
+    """Steps of one length along the signs of the gradient, ever shorter: an optimizer that no engine knows."""
+
+    def init(self, theta):
+        return {"steps": 0, "last": theta * 0}
+
+    def update(self, theta, grad, state, rate):
+        steps = state["steps"] + 1
+        step = compat.array_namespace(theta).sign(grad) * rate / steps
+        return theta - step, {"steps": steps, "last": step}
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "strict"])
+def test_an_optimizer_of_your_own_trains_on_every_engine(device, batch_size, rng):
+    pytest.importorskip("numpy" if device in ("cpu", "strict") else device)
+    X, y = rng.standard_normal((100, 4)), rng.integers(0, 2, 100)
+    model = mx.MLP([4, 5, 2], "tanh", dtype="float64", device=device)
+    theta, twin, wanted = model.theta, mx.MLP([4, 5, 2], "tanh", dtype="float64"), Sign(lr=0.1, l2=0.01, lr_bias=0.05)
+    is_bias = twin.layout.is_bias().astype(float)
+    state = wanted.init(twin.theta)
+    for epoch in (1, 2):
+        order = np.arange(100) if batch_size is None else shuffled_rows(0, epoch, 100)
+        for i in range(0, 100, batch_size or 100):
+            rows = order[i : i + (batch_size or 100)]
+            _, gradient = twin.loss_and_gradient(X[rows], y[rows])
+            flat = twin.layout.join(Parameters([None, *gradient.weights], [None, *gradient.biases]))
+            flat += 0.01 * twin.theta * (1 - is_bias)
+            theta, state = wanted.update(twin.theta, flat, state, 0.1 - 0.05 * is_bias)
+            twin.theta = theta
+    states = list(mx.epochs(model, X, y, optimizer=wanted, batch_size=batch_size, epochs=2))
+    assert_allclose(model.device.to_host(model.theta), theta, rtol=1e-9, atol=1e-12)
+    assert states[-1].optimizer_state["steps"] == (2 if batch_size is None else 8)
+    again = mx.MLP([4, 5, 2], "tanh", dtype="float64", device=device)
+    first = next(mx.epochs(again, X, y, optimizer=wanted, batch_size=batch_size)).snapshot()
+    list(mx.epochs(again, X, y, optimizer=wanted, batch_size=batch_size, start=first, epochs=2))
+    assert_array_equal(model.device.to_host(again.theta), model.device.to_host(model.theta))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_of_an_epoch_of_many_updates_keeps_its_digits(dtype):
+    X, y = np.zeros((20_000, 1), np.uint8), np.zeros(20_000)
+    model = mx.MLP([1, 1], output="sigmoid", init="zeros", dtype=dtype)
+    state = next(mx.epochs(model, X, y, batch_size=1, optimizer=mx.SGD(lr=1e-30)))
+    assert state.loss.dtype == dtype
+    assert abs(float(state.loss) / np.log(2) - 1) < (1e-7 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_one_thread_is_the_callers_own(batch_size, rng, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    X, y = rng.random((3000, 8)), rng.integers(0, 3, 3000)
+    assert len(mx.fit(mx.MLP([8, 6, 3]), X, y, epochs=2, threads=1, batch_size=batch_size)) == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_trainings_that_overlap_leave_blas_its_threads(order, rng):
+    X, y = rng.random((500, 8)), rng.integers(0, 3, 500)
+    before = [pool["num_threads"] for pool in threadpool_info()]
+    runs = [mx.epochs(mx.MLP([8, 6, 3]), X, y, batch_size=64, pause=lambda: True) for _ in range(2)]
+    for run in runs:
+        next(run)  # in the middle of an epoch
+    for i in order:
+        runs[i].close()
+    assert [pool["num_threads"] for pool in threadpool_info()] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"theta": np.zeros(5)}, "start has 5 parameters, and the model 27"),
+        ({"theta": np.zeros(27, np.float32)}, "start is of dtype float32, and the model of float64"),
+        ({"optimizer": {}}, "start holds nothing of an optimizer, and Adam needs mean, square, updates"),
+        ({"optimizer": {"velocity": np.zeros(27)}}, "start holds velocity of an optimizer"),
+    ],
+)
+def test_a_snapshot_of_another_run_is_refused(change, message, rng):
+    X, y = rng.random((20, 4)), rng.integers(0, 2, 20)
+    model = mx.MLP([4, 3, 3], dtype="float64")
+    snapshot = next(mx.epochs(model, X, y, optimizer=mx.Adam())).snapshot()
+    before = model.theta
+    with pytest.raises(ValueError, match=message):
+        mx.epochs(model, X, y, optimizer=mx.Adam(), start=replace(snapshot, **change))
+    assert model.theta is before
 
 
 PEAK = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mlp_xp.engines import Training
 from mlp_xp.engines.cuda.engine import CudaEngine
 from mlp_xp.engines.cuda.memory import make_cuda_engine
 from mlp_xp.kernels.cuda import products as cuda_products
+from mlp_xp.optim import Optimizer
 from mlp_xp.params import Parameters
 from mlp_xp.rows.batches import shuffled_rows
 from mlp_xp.rows.plan import make_plan
@@ -121,6 +123,28 @@ def test_epochs_equal_numpys(dtype: str, optimizer: Any, batch_size: int | None,
         run.check()
         assert ("graph" in log) == (epoch > 0)
     assert 0 < float(run.state.seconds) < 60
+
+
+@dataclass(frozen=True)
+class Rooted(Optimizer):
+    """Steps along the root of the gradient, ever shorter: an optimizer that no kernel knows."""
+
+    def init(self, theta: Any) -> Any:
+        return {"steps": 0, "last": theta * 0}
+
+    def update(self, theta: Any, grad: Any, state: Any, rate: Any) -> Any:
+        step = rate * grad / (1 + grad * grad) / (state["steps"] + 1)
+        return theta - step, {"steps": state["steps"] + 1, "last": step}
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_an_optimizer_that_no_kernel_knows(batch_size: int | None, gpu: GPU, rng, targets) -> None:
+    """It updates by its own rule, each step launched by the host."""
+    optimizer = Rooted(lr=0.5, l2=0.01, lr_bias=0.1)
+    run = Run(gpu, rng, targets, dtype="float64", optimizer=optimizer, batch_size=batch_size)
+    for _ in range(EPOCHS):
+        assert "graph" not in run.train()
+        run.check()
 
 
 @pytest.mark.parametrize("output", mx.OUTPUTS)
