@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.devices import Device
+from mlp_xp.devices import CupyDevice
 from mlp_xp.engines.cuda.epochs import CudaEpochs, make_epochs
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.params import Parameters
@@ -72,7 +72,7 @@ class Run:
         self.y = targets(output, N, sizes[-1]) if y is None else y
         self.want, self.got = (
             mx.MLP(list(sizes), activation, output, dtype=dtype, seed=1, device=device, precision=own)
-            for device, own in (("cpu", None), (Device("cuda", gpu), precision))
+            for device, own in (("cpu", None), (CupyDevice("cuda", gpu), precision))
         )
         self.gpu, self.dtype = gpu, dtype
         self.arguments: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size}
@@ -133,7 +133,7 @@ def test_other_networks(sizes: tuple[int, ...], output: str, gpu: GPU, rng, targ
 @pytest.mark.parametrize("sizes", [(20, 12, 3), (20, 12, 8, 3)], ids=["head", "text"])
 @pytest.mark.parametrize("batch_size", [None, 70])
 def test_batches_of_several_shards(batch_size: int | None, sizes: Any, gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 32)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 32)
     run = Run(gpu, rng, targets, sizes=sizes, batch_size=batch_size, optimizer=OPTIMIZERS[1])
     for _ in range(EPOCHS):
         run.train()
@@ -144,7 +144,7 @@ def test_batches_of_several_shards(batch_size: int | None, sizes: Any, gpu: GPU,
 def test_batches_of_two_sizes_need_no_more_room_than_the_larger(
     shard_rows: int, late_gpu: GPU, rng, targets, monkeypatch
 ) -> None:
-    monkeypatch.setattr(Device, "shard_rows", shard_rows)
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
     monkeypatch.setattr("mlp_xp.kernels.cuda.capturable.PENALTY_BLOCKS", 0)  # no room to spare
     run = Run(late_gpu, rng, targets, sizes=(20, 12, 8, 3), batch_size=60)
     for _ in range(EPOCHS):
@@ -191,8 +191,8 @@ def test_plans_train_the_same(
     plan: str, batch_size: int | None, shard_rows: int, sizes: Any, precision: str | None,
     late_gpu: GPU, rng, targets, monkeypatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(Device, "block_rows", 16)
-    monkeypatch.setattr(Device, "shard_rows", shard_rows)
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
     options = {"optimizer": mx.Adam(lr=0.01, l2=0.01), "batch_size": batch_size, "precision": precision}
     run = Run(late_gpu, rng, targets, sizes=sizes, X=ragged_rows(rng, N, 50), plan=plan, **options)
     assert run.epochs.plan.kind == plan
@@ -213,7 +213,7 @@ def test_plans_of_data_on_the_device(plan: str, batch_size: int | None, late_gpu
 
 
 def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "block_rows", 16)
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
     run = Run(late_gpu, rng, targets, sizes=(50, 12, 3), X=ragged_rows(rng, N, 50), plan="ragged")
     run.train()
     gemms = [sizes for name, *sizes in (entry for entry in late_gpu.log if isinstance(entry, tuple)) if name == "gemm"]
@@ -228,8 +228,8 @@ def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypa
 
 
 def test_plan_on_a_gpu_is_chosen_by_what_it_repays(late_gpu: GPU, rng, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "block_rows", 16)
-    model = mx.MLP([50, 3], device=Device("cuda", late_gpu))
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
+    model = mx.MLP([50, 3], device=CupyDevice("cuda", late_gpu))
     X = ragged_rows(rng, N, 50)
     for data in (X, late_gpu.asarray(X)):
         assert make_plan(data, model).kind == "ragged"
@@ -291,7 +291,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     assert (state.epoch, state.updates, state.rows) == (2, 3, 36)
     snapshot = state.snapshot()
     for device in ("cuda", "cpu"):
-        model = mx.MLP([20, 12, 3], "tanh", seed=1, device=Device("cuda", gpu) if device == "cuda" else "cpu")
+        model = mx.MLP([20, 12, 3], "tanh", seed=1, device=CupyDevice("cuda", gpu) if device == "cuda" else "cpu")
         states = list(mx.epochs(model, run.X, run.y, start=snapshot, epochs=3, **options))
         assert [state.updates for state in states] == [9, 9]
         if device == "cuda":
@@ -330,7 +330,7 @@ def test_data_that_stay_on_the_host(
 
 @pytest.mark.parametrize("batch_size", [None, 16, 70])
 def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 32)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 32)
     X, y, bits = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3), []
     for streamed in (False, True):
         if streamed:
@@ -345,7 +345,7 @@ def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng,
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_bytes_stay_bytes_on_the_device(batch_size: int | None, late_gpu: GPU, rng, targets, monkeypatch) -> None:
     """Their numbers, all at once, would take four times the room."""
-    monkeypatch.setattr(Device, "shard_rows", 16)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 16)
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
     run = Run(late_gpu, rng, targets, sizes=(200, 3), batch_size=batch_size)
     run.train()
@@ -361,7 +361,7 @@ def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch)
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 64)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 64)
     monkeypatch.setattr("mlp_xp.engines.cuda.epochs._ENOUGH_ROWS", 32)
     monkeypatch.setattr("mlp_xp.engines.cuda.epochs._LEAST_ROWS", 8)
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
@@ -420,7 +420,7 @@ def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, mo
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
     monkeypatch.setattr("mlp_xp.mlp._LEAST_ROWS", 8)
     X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
-    model = mx.MLP([300, 12, 3], seed=1, device=Device("cuda", late_gpu))
+    model = mx.MLP([300, 12, 3], seed=1, device=CupyDevice("cuda", late_gpu))
     need = memory_of(late_gpu, lambda: model.outputs(X)) - late_gpu.used
     late_gpu.limit = late_gpu.used + need // 3
     np.testing.assert_allclose(model.outputs(X), mx.MLP([300, 12, 3], seed=1).outputs(X), rtol=0, atol=1e-6)
@@ -498,7 +498,7 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
     """History, validation, early stopping, checkpoints: all that is put on the loop."""
     X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3)
     histories = []
-    for device in ("cpu", Device("cuda", late_gpu)):
+    for device in ("cpu", CupyDevice("cuda", late_gpu)):
         model = mx.MLP([20, 12, 3], "tanh", seed=1, device=device)
         folder = tmp_path / str(len(histories))
         for epochs in (3, 6):
@@ -519,7 +519,7 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_divergence_on_a_gpu_keeps_the_last_finite_parameters(late_gpu: GPU, rng, targets) -> None:
     X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("identity", N, 3)
-    model = mx.MLP([20, 12, 3], "relu", "identity", seed=1, device=Device("cuda", late_gpu))
+    model = mx.MLP([20, 12, 3], "relu", "identity", seed=1, device=CupyDevice("cuda", late_gpu))
     with pytest.raises(mx.DivergenceError, match="with learning rate 1e\\+20"):
         mx.fit(model, X, y, optimizer=mx.SGD(lr=1e20))
     assert np.isfinite(model.theta.get()).all()

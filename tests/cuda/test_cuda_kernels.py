@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.devices import Device, get_device
+from mlp_xp.devices import CupyDevice, Device, NumpyDevice, get_device
 from mlp_xp.engines.shards import SerialExecutor
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels
 from mlp_xp.kernels.cuda.operations import CudaKernels
@@ -261,10 +261,10 @@ def test_what_the_kernels_do_not_take_goes_the_generic_way(spoil, rng) -> None:
 # Around it
 
 
-@pytest.mark.parametrize(("library", "shards"), [("cpu", 59), ("cuda", 1)])
-def test_full_batch_of_mnist_is_one_shard_on_a_gpu(library: str, shards: int) -> None:
+@pytest.mark.parametrize(("device", "shards"), [(NumpyDevice("cpu", np), 59), (CupyDevice("cuda", np), 1)])
+def test_full_batch_of_mnist_is_one_shard_on_a_gpu(device: Device, shards: int) -> None:
     X, y = np.zeros((60_000, 1)), np.zeros(60_000)
-    (batch,) = make_batches(X, y, Plan("dense", "", 1), Device(library, np), 0, None)(1)
+    (batch,) = make_batches(X, y, Plan("dense", "", 1), device, 0, None)(1)
     assert len(batch) == shards
     assert sum(len(shard.X) for shard in batch) == 60_000
 
