@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any, Protocol
 
-from ..devices import Array, Device
+from ..devices import Array, CupyDevice, Device, NumpyDevice
 from .generic import ACTIVATIONS, GenericKernels
 
 __all__ = ["ACTIVATIONS", "GenericKernels", "Kernels", "kernels_for"]
 
 
 class Kernels(Protocol):
-    """Operations on row-form arrays; :class:`GenericKernels` says what each one computes.
+    """Operations on arrays whose rows are samples. :class:`GenericKernels` says what each one computes.
 
-    An argument may be overwritten and a result may be a buffer that the next call of ``features`` in the same thread
-    uses again: callers rebind names, and copy what they keep.
+    An operation may overwrite its arguments, and may return a buffer that the next call of ``features`` in the same
+    thread uses again. So callers rebind names, and copy what they keep.
     """
 
     xp: Any
@@ -35,14 +36,24 @@ class Kernels(Protocol):
     def softmax(self, A: Array) -> Array: ...
 
 
+@singledispatch
 def kernels_for(device: Device, dtype: str, precision: str | None = None) -> Kernels:
-    """Return the fastest kernels for this device, dtype name and precision, one of ``device.precisions``."""
-    if device.library == "cpu":
-        from .cpu.numpy_ import NumpyKernels
+    """Return the fastest kernels for this device, dtype name and precision, one of ``device.precisions``.
 
-        return NumpyKernels(dtype)
-    if device.library == "cuda":
-        from .cuda.operations import CudaKernels
-
-        return CudaKernels(device.xp, dtype, precision)
+    A device without kernels of its own has the generic ones.
+    """
     return GenericKernels(device.xp, dtype)
+
+
+@kernels_for.register(NumpyDevice)
+def _(device: NumpyDevice, dtype: str, precision: str | None = None) -> Kernels:
+    from .cpu.numpy_ import NumpyKernels
+
+    return NumpyKernels(dtype)
+
+
+@kernels_for.register(CupyDevice)
+def _(device: CupyDevice, dtype: str, precision: str | None = None) -> Kernels:
+    from .cuda.operations import CudaKernels
+
+    return CudaKernels(device.xp, dtype, precision)

@@ -40,10 +40,6 @@ class Cupy(GPU):
         super().__init__()
         self.cuda.runtime.getDeviceCount = lambda: 1
         self.cuda.is_available = lambda: True
-        self.device.use = lambda: None
-
-    def _call(self, name: str, *args: Any, device: Any = None, **kwargs: Any) -> Array:
-        return super()._call(name, *args, **kwargs)
 
     def copyto(self, target: Array, source: Array) -> None:
         target[...] = source

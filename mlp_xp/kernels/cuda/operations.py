@@ -27,23 +27,26 @@ class Pending(NamedTuple):
 
 
 class _Kept(threading.local):
-    """What one thread keeps from call to call, on whatever stream it works: a thread works on one at a time.
+    """What one thread keeps from call to call.
 
     Attributes
     ----------
-    ticket : array (1,)
-        The counter by which the blocks of ``activation_gradient`` find out which is last: 0 between launches.
+    tickets : dict of array (1,)
+        By device and stream, whose launches run one after another: the counter by which the blocks of
+        ``activation_gradient`` find out which is last. It is 0 between launches.
     dZ, db : array (n, h) and (h,)
         The last result of :meth:`CudaKernels.activation_gradient` and its column sums.
     losses, totals : array (n,) and (blocks, 2)
         The last losses, and each block's sum of them and number of hits.
     """
 
-    ticket: Array = None
     dZ: Array = None
     db: Array = None
     losses: Array = None
     totals: Array = None
+
+    def __init__(self) -> None:
+        self.tickets: dict[tuple[int, int], Array] = {}
 
 
 class CudaKernels(CudaProducts):
@@ -99,14 +102,15 @@ class CudaKernels(CudaProducts):
         if not self._takes(dA, A):
             return super().activation_gradient(name, dA, A)
         kept, (rows, units) = self._kept, dA.shape
-        if kept.ticket is None:
-            kept.ticket = self.xp.zeros(1, dtype=self.xp.uint32)
+        place = self._place()
+        if place not in kept.tickets:
+            kept.tickets[place] = self.xp.zeros(1, dtype=self.xp.uint32)
         grid = grid_for(rows, *_SUM)
         partial = self._empty(grid, units)
         kept.dZ, kept.db = dA, self._empty(units)
         self.launch(
             Kernel("activation", "activation_gradient", (("ACTIVATION", name),)), grid,
-            dA, A, partial, kept.db, kept.ticket, np.int32(rows), np.int32(units), np.int32(False),
+            dA, A, partial, kept.db, kept.tickets[place], np.int32(rows), np.int32(units), np.int32(False),
         )  # fmt: skip
         return dA
 
