@@ -15,6 +15,7 @@ from .convert.torch import Layers, make_sequential, read_sequential
 from .devices import Array, Device, check_precision, get_device
 from .files import tensors as tensor_file
 from .kernels import GenericKernels, kernels_for
+from .kernels.functions import softmax
 from .model import OUTPUTS, Network, check_activations, check_output, forward, grad_sum
 from .params import Layout, Parameters, check_like, initial_theta
 from .rows.checks import as_features, as_targets
@@ -231,7 +232,7 @@ class MLP:
             raise ValueError(f"output {self.output!r} makes no probabilities; use predict")
         host = GenericKernels(np, self.dtype)
         A = self.outputs(X)
-        return np.asarray(host.softmax(A) if probability == "softmax" else host.activate(probability, A))
+        return np.asarray(softmax(np, A) if probability == "softmax" else host.activate(probability, A))
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """Return class labels (n,), 0/1 labels (n, n_L) or values (n, n_L); with one output unit, (n,)."""
@@ -253,7 +254,7 @@ class MLP:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
         A = self.outputs(X)
         target = self.check_targets(y, len(A), move=False)
-        losses, _ = getattr(GenericKernels(np, self.dtype), self.network.loss)(A, target)
+        losses, _ = GenericKernels(np, self.dtype).loss(self.network.loss, A, target)
         predicted = self._read(A)
         target = target.reshape(predicted.shape)
         if OUTPUTS[self.output].task != "values":

@@ -61,7 +61,7 @@ def grad_sum(
     with a single kernel for all but the large products. This is the text; tests hold that kernel to it.
     """
     A = forward(net, k, params, X)
-    losses, dA = getattr(k, net.loss)(A[-1], y)                      # dA[L] = ∂loss / ∂A[L]       (n, n_L)
+    losses, dA = k.loss(net.loss, A[-1], y)                          # dA[L] = ∂loss / ∂A[L]       (n, n_L)
     return k.sum(losses), backward(net, k, params, A, dA, into)
 # fmt: on
 

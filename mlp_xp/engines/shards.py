@@ -133,7 +133,7 @@ class ThreadExecutor:
             self.stepped = theta, self.model.layout.split(theta)
         net, k, params, (X, y) = self.model.network, self.kernels, self.stepped[1], shard
         A = forward(net, k, params, X)
-        losses, dA = getattr(k, net.loss)(A[-1], y)
+        losses, dA = k.loss(net.loss, A[-1], y)
         dA *= -rate / len(y)
         backward(net, k, params, A, dA, into=params)
         k.product_threads = self.pace.threads_after(perf_counter() - start)

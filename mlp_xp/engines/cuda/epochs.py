@@ -105,7 +105,7 @@ class CudaEpochs:
         self.model, self.optimizer, self.plan, self.updates = model, optimizer, plan, len(sizes)
         rows = min(size, shard_rows)
         self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-size // rows), rows)
-        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=self._kernels.dtype)
+        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
         self._rows: Rows
         if streamed:
             self.plan = Plan("dense", "the data come from the host: the device has no room for them", X.shape[1])
@@ -149,7 +149,7 @@ class CudaEpochs:
             array[...] = self.plan.inward(self.model.device.asarray(state[name]), self.model)
         self._done = state.get("updates", 0)
         self._step.set(np.asarray([self._done, updates], np.int32))
-        self._sums.set(np.asarray([loss_sum, 0], self._kernels.dtype))
+        self._sums.set(np.asarray([loss_sum], np.float64))
 
     def take_memory(self) -> CudaEpochs:
         """Compute the gradient of a shard of each size, of whatever there is, and hold what epochs hand out.
@@ -215,9 +215,9 @@ class CudaEpochs:
         parameters, real = np.int32(self._theta.size), k.dtype
         if l2 := self.optimizer.l2:
             grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
-            pairs = k.take_totals(grid)
+            penalty = k.take_totals(grid)
             kernel = Kernel("optimizers", "squared_weights")
-            k.launch(kernel, grid, self._theta, ranges, pairs, parameters, real(rows * l2 / 2))
+            k.launch(kernel, grid, self._theta, ranges, penalty, parameters, real(rows * l2 / 2))
         self._descent(ranges, shards, self._step, rows)
         tick = Kernel("optimizers", "tick")
         k.launch(tick, 1, self._step, k.totals, np.int32(k.used), self._sums, np.int32(self.updates))
