@@ -24,7 +24,7 @@ class Step:
     ----------
     part : {"forward", "loss", "backward"}
     operation : str
-        The method of the kernels, see ``kernels/generic.py``, or the loss, see ``kernels/functions.py``.
+        The method of the kernels, see ``kernels/generic.py``.
     name, formula : str
         The result, and how it is computed, as in ``"Z[1]"`` and ``"Z[1] = A[0] W[1]ᵀ + b[1]"``.
     operands : tuple of shapes
@@ -122,9 +122,9 @@ class ShapeKernels:
 
     def loss(self, name: str, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
         loss = LOSSES[name]
-        P = self._add(name, Symbol("Ŷ", A.shape), loss.predicted, [A])
-        L = self._add(name, Symbol("L", A.shape[:1]), loss.written, [Y, P], "{}, {}", flops=prod(A.shape))
-        return L, self._add(name, A._replace(letter="dA"), loss.slope, [P, Y], "{} - {}")
+        P = self._add("loss", Symbol("Ŷ", A.shape), loss.predicted, [A])
+        L = self._add("loss", Symbol("L", A.shape[:1]), loss.written, [Y, P], "{}, {}", flops=prod(A.shape))
+        return L, self._add("loss", A._replace(letter="dA"), loss.slope, [P, Y], "{} - {}")
 
     def sum(self, losses: Symbol) -> Symbol:
         (n,) = losses.shape

@@ -25,7 +25,9 @@ DEVICE REAL warp_max(REAL v) {
 
 // Logits Z (rows, classes), labels y (rows,) in [0, classes). dZ (rows, classes) = softmax(Z) - Y. losses (rows,).
 // totals (blocks,): each block's sum of losses.
-extern "C" __global__ void __launch_bounds__(THREADS)
+//
+// The 1 lets ptxas take more registers than it does unasked: doubles would spill some on compute capability 12.0.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     softmax_cross_entropy(const REAL* __restrict__ Z, const int* __restrict__ y, REAL* __restrict__ dZ, REAL* losses,
                           REAL* totals, int rows, int classes) {
   __shared__ REAL sums[WARPS];
