@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 from mlp_xp.kernels import GenericKernels, Kernels
-from mlp_xp.kernels.cpu import blas
+from mlp_xp.kernels.cpu import blas, numpy_
 from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 from mlp_xp.kernels.functions import softmax
 from mlp_xp.model import grad_sum
@@ -223,6 +223,28 @@ def test_buffers_are_only_scratch(rng):
             grad_sum(model.network, k, params, X_shard, y_shard, into)
             thetas.append(model.layout.join(into))
         assert_allclose(thetas[0], thetas[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [128, 300])
+def test_ragged_products_are_given_little_more_than_what_is_under_the_staircase(batch_size, rng, monkeypatch):
+    """Both ways: rows as far as they need columns, and columns as far as they need rows."""
+    rows, d, h = 1000, 256, 64
+    extents = rng.integers(1, d + 1, rows)
+    X = np.where(np.arange(d) < extents[:, None], rng.integers(1, 256, (rows, d)), 0).astype(np.uint8)
+    given = {"forward": 0, "backward": 0}
+    add_tiles = numpy_.add_tiles
+
+    def count(A, B, C, tiles, inner, threads):
+        multiplications = sum(tile.size() * length for tile, length in zip(tiles, inner, strict=True))
+        given["forward" if A.flags.c_contiguous else "backward"] += multiplications
+        add_tiles(A, B, C, tiles, inner, threads)
+
+    monkeypatch.setattr(numpy_, "add_tiles", count)
+    model = mx.MLP([d, h, 3])
+    next(mx.epochs(model, X, rng.integers(0, 3, rows), batch_size=batch_size, plan="ragged", threads=1))
+    needed = h * int(extents.sum())
+    for multiplications in given.values():
+        assert needed <= multiplications < 1.4 * needed < 0.75 * h * d * rows
 
 
 @pytest.mark.parametrize(
