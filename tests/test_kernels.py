@@ -244,7 +244,7 @@ def test_ragged_products_are_given_little_more_than_what_is_under_the_staircase(
     next(mx.epochs(model, X, rng.integers(0, 3, rows), batch_size=batch_size, plan="ragged", threads=1))
     needed = h * int(extents.sum())
     for multiplications in given.values():
-        assert needed <= multiplications < 1.4 * needed < 0.75 * h * d * rows
+        assert needed <= multiplications < 1.5 * needed  # twice as many without the staircase
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,11 @@ ENDS = nn.Linear(3, 2), nn.Softmax(dim=1)
         ("model.pt", "softmax", "has a str after 0 Linear; allowed are"),
         (nn.Sequential(), "softmax", "parameters are missing: there is no Linear; give"),
         (nn.Linear(3, 2, bias=False), "softmax", r"bias=False\) has no bias.*torch.zeros_like"),
-        (nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.2), nn.Linear(2, 2)), "softmax", r"LeakyReLU\(negative_slope=0.01\)"),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.2), nn.Linear(2, 2)),
+            "softmax",
+            r"LeakyReLU\(negative_slope=0.01\)",
+        ),
         (nn.Linear(3, 2).half(), "softmax", r"are torch.float16; give .* after \.float\(\)"),
         (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()), "softmax", "are torch.float32 and torch.float64"),
         (
@@ -187,7 +191,12 @@ SQUARE = nn.Linear(3, 3)
 
 @pytest.mark.parametrize(
     "module",
-    [nn.Sequential(SQUARE, nn.ReLU(), SQUARE), nn.Sequential(SQUARE, nn.Sequential(SQUARE)), tied("weight"), tied("bias")],
+    [
+        nn.Sequential(SQUARE, nn.ReLU(), SQUARE),
+        nn.Sequential(SQUARE, nn.Sequential(SQUARE)),
+        tied("weight"),
+        tied("bias"),
+    ],
     ids=["one layer twice", "inside another", "one weight", "one bias"],
 )
 def test_layers_that_share_a_parameter_are_refused(module):

@@ -9,8 +9,8 @@ The rows that need the most columns come first, so that everything but zeros lie
           .  x x x x . . . . . .
           n  x . . . . . . . . .
 
-A product with the matrix takes it in blocks of rows, each as far as its width; one with its transpose takes it in blocks
-of columns, each as far as its height. What is beyond is zero and would add nothing.
+A product with the matrix takes it in blocks of rows, each as far as its width. A product with its transpose takes it in
+blocks of columns, each as far as its height. What is beyond is zero and would add nothing.
 
 A full batch stays the same, so :class:`Blocks` stores each block of rows apart, and the zeros nowhere. A mini-batch is
 gathered anew for each update, so :class:`Ragged` keeps it in one piece and says where its blocks end.

@@ -15,6 +15,7 @@ import mlp_xp as mx
 from mlp_xp.devices import PRECISIONS, Device, get_device
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels, kernels_for
 
+from ..test_recipes import follow_recipes
 from .comparisons import CASES, Backend, check_case, make_pass
 
 
@@ -145,6 +146,21 @@ def test_plans_have_the_losses_of_dense_data(plan: str, precision: str, mnist) -
     options: dict[str, Any] = {"optimizer": mx.SGD(lr=0.5), "precision": precision}
     want, got = (losses_and_bits(*mnist[0], plan=name, **options)[0] for name in ("dense", plan))
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 500])
+@pytest.mark.parametrize("names", [{"activation": "softsign"}, {"output": "absolute"}], ids=["activation", "loss"])
+def test_functions_without_a_kernel_train_by_their_formula(
+    names: dict[str, str], batch_size, mnist, monkeypatch
+) -> None:
+    follow_recipes(monkeypatch)
+    X, y = mnist[0].X[:5000], mnist[0].y[:5000]
+    y = np.eye(10)[y] if "output" in names else y
+    results = []
+    for device in ("cpu", "cuda"):
+        model = mx.MLP([784, 36, 10], **names, dtype="float64", device=device)
+        results.append(mx.fit(model, X, y, epochs=4, batch_size=batch_size, optimizer=mx.SGD(lr=0.01)).loss)
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [None, 500])

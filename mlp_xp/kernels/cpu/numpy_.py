@@ -106,7 +106,7 @@ class NumpyKernels(GenericKernels):
             tiles = column_tiles(*C.shape)
             add_tiles(A, B, C, tiles, [A.shape[1]] * len(tiles), self.product_threads)
 
-    def activate(self, name: str, Z: _Array) -> _Array:
+    def activate(self, name: str, Z: _Array) -> Any:
         match name:
             case "sigmoid":
                 np.negative(Z, out=Z)
@@ -124,7 +124,7 @@ class NumpyKernels(GenericKernels):
             case _:
                 return super().activate(name, Z)
 
-    def activation_gradient(self, name: str, dA: _Array, A: _Array) -> _Array:
+    def activation_gradient(self, name: str, dA: _Array, A: _Array) -> Any:
         match name:
             case "sigmoid":
                 slope = np.subtract(self.dtype(1), A, out=self._buffers.take(*A.shape))
