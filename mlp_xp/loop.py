@@ -102,7 +102,7 @@ class State:
     def loss(self) -> Array:
         """Mean training loss () that the epoch's gradients were computed at, on the device."""
         mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
-        return mean if hasattr(mean, "ndim") else self.model.device.asarray(np.asarray(mean, self.model.dtype))[()]
+        return self.model.device.asarray(mean, self.model.dtype)[()]
 
     @property
     def gradient(self) -> Array | None:

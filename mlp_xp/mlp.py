@@ -14,6 +14,7 @@ from .convert.torch import Layers, make_sequential, read_sequential
 from .devices import Array, Device, check_precision, get_device
 from .files.tensors import CheckpointError
 from .kernels import GenericKernels, kernels_for
+from .kernels.functions import softmax
 from .metrics import accuracy, r_squared, read_outputs
 from .model import Network, check_activations, forward, grad_sum
 from .objective import OUTPUTS, Objective, Targets, check_output
@@ -250,7 +251,7 @@ class MLP:
         if not probability:
             raise ValueError(f"output {self.output!r} makes no probabilities; use predict")
         host, A = GenericKernels(np, self.dtype), self.outputs(X)
-        return np.asarray(host.softmax(A) if probability == "softmax" else host.activate(probability, A))
+        return np.asarray(softmax(np, A) if probability == "softmax" else host.activate(probability, A))
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """Return class labels (n,), 0/1 labels (n, n_L) or values (n, n_L); with one output unit, (n,)."""

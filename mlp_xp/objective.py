@@ -88,8 +88,7 @@ class Objective:
 
     def losses(self, k: Kernels, A: Array, y: Array) -> tuple[Array, Array]:
         """(n, n_L) and targets -> each row's loss (n,), and its derivative dA (n, n_L)."""
-        losses: tuple[Array, Array] = getattr(k, self.output.loss)(A, y)
-        return losses
+        return k.loss(self.output.loss, A, y)
 
     def penalty(self, theta: Array, is_bias: Array) -> tuple[Array, Array]:
         """Return the penalty () on parameters (P,), and its gradient (P,); `is_bias` (P,) is 1 at biases, else 0."""

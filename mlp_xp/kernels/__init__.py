@@ -6,16 +6,20 @@ from functools import singledispatch
 from typing import Any, Protocol
 
 from ..devices import Array, CupyDevice, Device, NumpyDevice
-from .generic import ACTIVATIONS, GenericKernels
+from .functions import ACTIVATIONS, LOSSES
+from .generic import GenericKernels
 
-__all__ = ["ACTIVATIONS", "GenericKernels", "Kernels", "kernels_for"]
+__all__ = ["ACTIVATIONS", "LOSSES", "GenericKernels", "Kernels", "kernels_for"]
 
 
 class Kernels(Protocol):
-    """Operations on arrays whose rows are samples. :class:`GenericKernels` says what each one computes.
+    """Operations on arrays whose rows are samples; :class:`GenericKernels` says what each one computes.
+
+    Names of activations and losses are keys of :data:`ACTIVATIONS` and :data:`LOSSES`. A class without a special case
+    for one of them uses its formula on its own arrays: that is slower, never wrong.
 
     An operation may overwrite its arguments, and may return a buffer that the next call of ``features`` in the same
-    thread uses again. So callers rebind names, and copy what they keep.
+    thread uses again. Callers rebind names and copy what they keep.
     """
 
     xp: Any
@@ -28,12 +32,8 @@ class Kernels(Protocol):
     def weight_gradient(self, dZ: Array, A: Array, into: Array) -> Array: ...
     def bias_gradient(self, dZ: Array, into: Array) -> Array: ...
     def input_gradient(self, dZ: Array, W: Array) -> Array: ...
-    def softmax_cross_entropy(self, A: Array, y: Array) -> tuple[Array, Array]: ...
-    def sigmoid_cross_entropy(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
-    def half_squared_error(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
-    def perceptron_criterion(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
+    def loss(self, name: str, A: Array, y: Array) -> tuple[Array, Array]: ...
     def sum(self, losses: Array) -> Array: ...
-    def softmax(self, A: Array) -> Array: ...
 
 
 @singledispatch

@@ -23,6 +23,7 @@ from mlp_xp.rows.batches import shuffled_rows
 from mlp_xp.rows.plan import make_plan
 from mlp_xp.runs.report import environment
 
+from ..test_recipes import follow_recipes
 from .fake_cupy import GPU
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
@@ -500,6 +501,28 @@ def test_what_is_assigned_between_epochs_is_taken_up(gpu: GPU, rng, targets) -> 
         run.check()
         for model in (run.got, run.want):
             model.weights = [0.9 * W for W in model.weights]
+
+
+@pytest.mark.parametrize("batch_size", [None, 40])
+@pytest.mark.parametrize("shard_rows", [32, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("names", [{"activation": "softsign"}, {"output": "absolute"}], ids=["activation", "loss"])
+def test_functions_without_a_kernel_train_by_their_formula(
+    names: dict[str, str], dtype: str, shard_rows: int, batch_size: int | None, gpu: GPU, rng, targets, monkeypatch,
+    caplog,
+) -> None:  # fmt: skip
+    """The stand-in captures kernels only, and these are operations of the library: the graphs give up, and say so."""
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
+    follow_recipes(monkeypatch)
+    run = Run(gpu, rng, targets, dtype=dtype, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, l2=0.01), **names)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(EPOCHS):
+            run.train()
+            run.check()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no CUDA graphs, so every step is launched by the host")
+    X = run.X[:50]
+    np.testing.assert_allclose(run.got.outputs(X), run.want.outputs(X), rtol=0, atol=10 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("missing", ["nvmath", "capture"])

@@ -245,7 +245,7 @@ def test_ceilings_on_the_stand_in(gpu: Cupy, small: Problem, tmp_path: Path) -> 
     assert gpu_ceilings.main(["--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "ceilings.json").read_text())
     assert found["gemm_flops"].keys() == gpu_ceilings.PRODUCTS.keys()
-    assert found["layer_seconds"]["fp16"].keys() > {"forward", "weight gradient", "weight gradient in 30 parts"}
+    assert found["layer_seconds"]["fp16"].keys() == {"forward", "weight gradient"}
     assert min(*found["gemm_flops"].values(), found["bytes_per_second"], found["launch_in_a_graph_seconds"]) > 0
     assert gpu.log.count("graph") == 1 + 1 + 10  # when it was captured, to warm up, and timed
 

@@ -67,7 +67,7 @@ class CudaEngine:
         model, xp, n = self.model, self._xp, training.rows.shape[0]
         rows = min(self._size, shard_rows)
         k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-self._size // rows), rows)
-        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=k.dtype)
+        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
         if streamed:
             self.plan = Plan(
                 "dense", "the data come from the host: the device has no room for them", self.model.sizes[0]
@@ -111,7 +111,7 @@ class CudaEngine:
                 self._theta[...] = self.plan.inward(theta, self.model)
             if done.updates and done is not self._done:  # from a snapshot
                 self._step.set(np.asarray([self._count, done.updates], np.int32))
-                self._sums.set(np.asarray([float(done.loss_sum), 0], self._kernels.dtype))
+                self._sums.set(np.asarray([float(done.loss_sum)], np.float64))
             self._done = done
             self._update.begin(epoch, lr)
             n = self._training.rows.shape[0]
@@ -178,9 +178,9 @@ class CudaEngine:
         parameters, real = np.int32(self._theta.size), k.dtype
         if l2 := self._training.objective.l2:
             grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
-            pairs = k.take_totals(grid)
+            penalty = k.take_totals(grid)
             kernel = Kernel("optimizers", "squared_weights")
-            k.launch(kernel, grid, self._theta, ranges.table, pairs, parameters, real(rows * l2 / 2))
+            k.launch(kernel, grid, self._theta, ranges.table, penalty, parameters, real(rows * l2 / 2))
         self._update(ranges)
         tick = Kernel("optimizers", "tick")
         k.launch(tick, 1, self._step, k.totals, np.int32(k.used), self._sums, np.int32(self.updates))
