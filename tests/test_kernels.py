@@ -19,8 +19,8 @@ from mlp_xp.kernels.cpu import blas, numpy_
 from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 from mlp_xp.kernels.functions import softmax
 from mlp_xp.model import grad_sum
-from mlp_xp.rows.batches import FullBatch
-from mlp_xp.rows.plan import Plan
+from mlp_xp.rows.batches import shards_as_stored
+from mlp_xp.rows.source import InMemory
 
 SHAPES = [(1, 1, 2), (1, 5, 3), (7, 1, 2), (5, 3, 4), (63, 17, 129), (1024, 300, 196)]
 KERNELS = [("numpy", None), ("numpy, 1 thread", 1), ("numpy, 3 threads", 3)]
@@ -216,7 +216,7 @@ def test_buffers_are_only_scratch(rng):
     model = mx.MLP([6, 5, 3], "relu", dtype="float64")
     params, kernels = model.layout.split(model.theta), NumpyKernels("float64")
     X, y = rng.standard_normal((2000, 6)), rng.integers(0, 3, 2000).astype(np.int32)
-    for X_shard, y_shard in FullBatch(X, y, Plan("dense", "", 6), 1024).shards * 2:
+    for X_shard, y_shard in shards_as_stored(InMemory(X), y, 1024) * 2:
         thetas = []
         for k in (kernels, GenericKernels(np, "float64")):
             into = model.layout.split(np.zeros(model.layout.size))

@@ -1,18 +1,23 @@
-"""CONTRIBUTING's recipes, followed for real: a toy activation and a toy loss are added where a recipe says, and train.
+"""CONTRIBUTING's recipes, followed for real: a toy is added where a recipe says and nowhere else, and it trains.
 
 What the rest of the package does not know, it has to take from the record.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import array_api_compat as compat
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
+from mlp_xp.devices import DEVICES, Device
 from mlp_xp.kernels import ACTIVATIONS, LOSSES
 from mlp_xp.kernels.functions import Activation, Loss
-from mlp_xp.model import OUTPUTS, Output
+from mlp_xp.objective import OUTPUTS, Output
+from mlp_xp.optim import Optimizer
 from mlp_xp.trace import main as trace
 
 SOFTSIGN = Activation(
@@ -187,3 +192,67 @@ def test_every_output_has_a_loss_and_an_activation():
     for output in OUTPUTS.values():
         assert output.loss in LOSSES
         assert output.activation in ACTIVATIONS
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# An optimizer, a device
+
+
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """Steps along the sign of a blend of gradient and momentum (Chen et al. 2023, algorithm 2, without decay)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def init(self, theta):
+        return {"momentum": compat.array_namespace(theta).zeros_like(theta)}
+
+    def update(self, theta, grad, state, rate):
+        xp, momentum = compat.array_namespace(theta), state["momentum"]
+        theta -= rate * xp.sign(self.beta1 * momentum + (1 - self.beta1) * grad)
+        return theta, {"momentum": self.beta2 * momentum + (1 - self.beta2) * grad}
+
+
+class Mirror(Device):
+    """NumPy again, by the generic operations: a library that the package has never heard of."""
+
+    spellings = ("mirror",)
+    title = "Mirror"
+    namespace = "array_api_compat.numpy"
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "strict"])
+@pytest.mark.parametrize("batch_size", [None, 40])
+def test_a_toy_optimizer_learns_on_every_engine_and_goes_on_from_a_checkpoint(device, batch_size, tmp_path):
+    if device in ("torch", "jax"):
+        pytest.importorskip(device)
+    X, y = mx.datasets.moons(200, seed=1)
+    arguments = {"optimizer": Lion(lr=0.02), "batch_size": batch_size}
+
+    def network():
+        return mx.MLP([2, 16, 2], "tanh", dtype="float64", device=device)
+
+    whole, stopped = network(), network()
+    history = mx.fit(whole, X, y, epochs=60, **arguments)
+    assert history.loss[-1] < history.loss[0] / 2
+    mx.fit(stopped, X, y, epochs=20, checkpoint=mx.Checkpoint(tmp_path), **arguments)
+    mx.fit(stopped, X, y, epochs=60, checkpoint=mx.Checkpoint(tmp_path, resume=True), **arguments)
+    assert_array_equal(*(model.device.to_host(model.theta) for model in (whole, stopped)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 40])
+@pytest.mark.parametrize("optimizer", [mx.SGD(lr=0.3, momentum=0.9), mx.Adam(lr=0.02, l2=0.01)], ids=str)
+def test_a_toy_device_trains_predicts_and_saves(optimizer, batch_size, monkeypatch, tmp_path):
+    monkeypatch.setitem(DEVICES, "mirror", Mirror)
+    X, y = mx.datasets.moons(200, seed=1)
+    thetas = []
+    for device in ("cpu", "mirror"):
+        model = mx.MLP([2, 16, 2], "tanh", dtype="float64", device=device)
+        mx.fit(model, X, y, epochs=5, optimizer=optimizer, batch_size=batch_size, validation=(X, y))
+        thetas.append(model.theta)
+    assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-12)
+    model.save(tmp_path / "model.safetensors")
+    assert mx.MLP.load(tmp_path / "model.safetensors", device="mirror").score(X, y) == model.score(X, y)
+    with pytest.raises(ValueError, match=r"choose from .*'mirror'"):
+        mx.MLP([2, 2], device="miror")
