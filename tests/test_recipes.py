@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes, followed for real: a toy activation and a toy loss are added where the recipe says, and train.
+"""CONTRIBUTING's recipes, followed for real: a toy activation and a toy loss, added where the recipe says, train.
 
 What the rest of the package does not know, it has to take from the record.
 """

@@ -483,7 +483,7 @@ def test_functions_without_a_kernel_train_by_their_formula(
     names: dict[str, str], dtype: str, shard_rows: int, batch_size: int | None, gpu: GPU, rng, targets, monkeypatch,
     caplog,
 ) -> None:  # fmt: skip
-    """The stand-in captures kernels only, and these run as operations of the library: the graphs give up, and say so."""
+    """The stand-in captures nothing but kernels, and formulas are operations of the library: graphs give up."""
     monkeypatch.setattr(Device, "shard_rows", shard_rows)
     follow_recipes(monkeypatch)
     run = Run(gpu, rng, targets, dtype=dtype, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, l2=0.01), **names)
