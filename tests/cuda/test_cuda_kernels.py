@@ -15,9 +15,9 @@ import pytest
 import mlp_xp as mx
 from mlp_xp.devices import CupyDevice, Device, NumpyDevice, get_device
 from mlp_xp.engines.host import HostEngine
-from mlp_xp.kernels import ACTIVATIONS, GenericKernels
+from mlp_xp.kernels import ACTIVATIONS, LOSSES, GenericKernels
 from mlp_xp.kernels.cuda.operations import CudaKernels
-from mlp_xp.kernels.cuda.sources import FusedHead, Kernel, source
+from mlp_xp.kernels.cuda.sources import FusedHead, Kernel, activations, kernels_of, source
 from mlp_xp.rows.batches import shards_as_stored
 from mlp_xp.rows.source import InMemory
 
@@ -26,7 +26,7 @@ from .kernel_build import CpuModule, check_arguments, cpu_module
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
-each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+each_activation = pytest.mark.parametrize("activation", sorted(activations()))  # that the kernels know
 
 Array = np.ndarray[Any, Any]
 
@@ -114,6 +114,13 @@ def test_training_equals_numpys(dtype: str, batch_size: int | None, rng, monkeyp
     np.testing.assert_allclose(got.theta, want.theta, rtol=0, atol=tolerance)
     assert got.theta.dtype == dtype
     assert got.kernels.launched
+
+
+def test_the_first_activations_and_losses_have_kernels() -> None:
+    assert {"sigmoid", "tanh", "relu", "leaky_relu", "identity"} <= activations() <= set(ACTIVATIONS)
+    assert (
+        {"sigmoid_cross_entropy", "half_squared_error", "perceptron_criterion"} <= kernels_of("losses") <= set(LOSSES)
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
