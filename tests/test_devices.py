@@ -295,7 +295,7 @@ class OtherBlas:
     def __init__(self, internal_api, threads=4, layer="", symbols=()):
         self.internal_api, self.threading_layer, self.filepath = internal_api, layer, f"/usr/lib/lib{internal_api}.so"
         self.threads = threads
-        self.dynlib = SimpleNamespace(**{name: self.get_num_threads for name in symbols})
+        self.dynlib = SimpleNamespace(**dict.fromkeys(symbols, self.get_num_threads))
 
     def get_num_threads(self):
         return self.threads
