@@ -71,6 +71,10 @@ class GradSum(NamedTuple):
     rows: int
     grad: Array
 
+    def __add__(self, other: GradSum) -> GradSum:  # type: ignore[override]
+        """Return the sums over the rows of both."""
+        return GradSum(self.loss + other.loss, self.rows + other.rows, self.grad + other.grad)
+
 
 class Layout:
     """How the flat parameter vector of length P is split into the layers' weights and biases.
@@ -195,17 +199,16 @@ def check_like(what: str, values: Any, current: Sequence[np.ndarray[Any, Any]]) 
     with np.errstate(over="ignore"):
         arrays = [array.astype(current[0].dtype) for array in numbers]
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(
-            f"{what} must be finite in {current[0].dtype}, got NaN, infinity or a number that is too large"
-        )
+        raise ValueError(f"{what} must be finite, got NaN, infinity or a number beyond {current[0].dtype}")
     return arrays
 
 
 def check_vector(what: str, vector: Array, size: int, dtype: Any) -> Array:
     """Return the vector if it has this size and dtype."""
     if vector.shape != (size,) or vector.dtype != dtype:
+        name = getattr(dtype, "__name__", dtype)
         raise ValueError(
-            f"{what} must have the shape {(size,)} and the dtype {dtype}, got {tuple(vector.shape)} and "
+            f"{what} must have the shape {(size,)} and the dtype {name}, got {tuple(vector.shape)} and "
             f"{vector.dtype}; convert it first, or assign weights and biases"
         )
     return vector

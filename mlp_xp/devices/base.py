@@ -172,9 +172,9 @@ class Device:
         if compat.is_array_api_obj(x) and not compat.is_numpy_array(x):
             if compat.array_namespace(x) is not self.xp or not self._is_here(x):
                 raise TypeError(
-                    f"got a {type(x).__module__}.{type(x).__qualname__} on its library's device "
-                    f"'{compat.device(x)}', but the model is on {self.name!r}, which computes with {self.title}; "
-                    "pass a NumPy array or move it there yourself"
+                    f"got a {type(x).__module__}.{type(x).__qualname__} on device '{compat.device(x)}' of its library, "
+                    f"but the model computes with {self.title}, on device {self.name!r}; pass a NumPy array, or move "
+                    "it there yourself"
                 )
             x = self._plain(x)
             return x if dtype is None else self.xp.astype(x, getattr(self.xp, dtype), copy=False)

@@ -117,13 +117,14 @@ def _labels(y: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
 
 
 def _is_indicator(X: Array, xp: Any, rows: int) -> bool:
-    """Return whether the largest byte is 1; blank pictures have none. Pictures are told apart by their first rows."""
-    largest = 0
+    """Return whether the largest byte is 1. Pictures are told apart by their first rows, and blank ones have none."""
+    found = False
     for i in range(0, X.shape[0], rows):
-        largest = max(largest, int(xp.max(X[i : min(i + rows, X.shape[0]), :])))
-        if largest > 1:
+        block = X[i : min(i + rows, X.shape[0]), :]
+        if bool(xp.any(block > 1)):
             return False
-    return largest == 1
+        found = found or bool(xp.any(block == 1))
+    return found
 
 
 def _check_finite(numbers: Array, X: Array, xp: Any, rows: int) -> None:

@@ -445,7 +445,7 @@ def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, sma
 
 def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, monkeypatch) -> None:
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
-    monkeypatch.setattr("mlp_xp.mlp._LEAST_ROWS", 8)
+    monkeypatch.setattr("mlp_xp.devices.base.LEAST_ROWS", 8)
     X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
     model = mx.MLP([300, 12, 3], seed=1, device=CupyDevice("cuda", late_gpu))
     need = memory_of(late_gpu, lambda: model.outputs(X)) - late_gpu.used

@@ -237,7 +237,7 @@ def test_sweep_says_what_went_wrong(gpu: Cupy, small: Problem, tmp_path: Path, m
 def test_sweep_needs_a_gpu(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", None)
     assert gpu_sweep.main(["--out", str(tmp_path)]) == 2
-    assert "there are no plans to time here: device 'cuda' needs cupy" in capsys.readouterr().err
+    assert "there are no plans to time here: device 'cuda' needs CuPy" in capsys.readouterr().err
 
 
 @on_linux

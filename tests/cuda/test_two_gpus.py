@@ -81,9 +81,9 @@ def test_a_model_on_the_second_gpu_works_in_new_threads(gpu: GPU, rng: Any) -> N
 def test_an_array_of_the_other_gpu_is_refused(gpu: GPU, rng: Any) -> None:
     models = [mx.MLP([6, 5, 3], device=name) for name in ("cuda:0", "cuda:1")]
     X = models[0].device.asarray(rng.standard_normal((30, 6)))
-    with pytest.raises(TypeError, match="but the model is on 'cuda:1', which computes with CuPy"):
+    with pytest.raises(TypeError, match="but the model computes with CuPy, on device 'cuda:1'"):
         models[1].predict(X)
-    with pytest.raises(TypeError, match="but the model is on 'cuda:1'"):
+    with pytest.raises(TypeError, match="on device 'cuda:1'"):
         models[1].theta = models[0].theta
 
 
