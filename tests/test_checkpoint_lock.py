@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlp_xp.files.atomic import RunLock, probe_writable
+from mlp_xp.files import FolderLock, probe_writable
 
 # Before training.
 
@@ -56,8 +56,8 @@ def test_probe_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 HOLD = """
 import sys
-from mlp_xp.files.atomic import RunLock
-with RunLock(sys.argv[1]):
+from mlp_xp.files import FolderLock
+with FolderLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -69,18 +69,18 @@ def test_lock_of_another_process_names_it_and_dies_with_it(tmp_path: Path) -> No
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(BlockingIOError, match=rf"in use by process {holder.pid} on .*choose another folder"):
-            RunLock(tmp_path).__enter__()
+            FolderLock(tmp_path).__enter__()
         holder.kill()
         holder.wait(timeout=60)
-        with RunLock(tmp_path):
+        with FolderLock(tmp_path):
             pass
 
 
 def test_lock_ends_with_its_block(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("process 123456789 on a machine with a long name, which has died")
     for _ in range(2):
-        with RunLock(tmp_path):
-            with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} on"), RunLock(tmp_path):
+        with FolderLock(tmp_path):
+            with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} on"), FolderLock(tmp_path):
                 pass
             assert "died" not in (tmp_path / ".lock").read_text()
 
@@ -90,5 +90,5 @@ def test_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"), RunLock(tmp_path):
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"), FolderLock(tmp_path):
         pass
