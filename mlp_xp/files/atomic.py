@@ -130,11 +130,9 @@ def _try_to_replace(target: str, chunks: Sequence[memoryview], verify: Callable[
         finally:
             os.close(descriptor)
         _rename(temporary, target)
-    except FileNotFoundError:
-        if os.path.lexists(temporary):
-            raise
-        return False
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(temporary):
+            return False
         with suppress(OSError):
             os.unlink(temporary)
         raise
