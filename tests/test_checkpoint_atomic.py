@@ -304,10 +304,11 @@ def test_symbolic_link_stays_and_its_file_is_replaced(path: Path, tmp_path_facto
     assert os.listdir(link.parent) == ["link"]
 
 
-def test_relative_path_without_a_usable_tmpdir(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("follow_links", [True, False])
+def test_relative_path_without_a_usable_tmpdir(path: Path, monkeypatch: pytest.MonkeyPatch, follow_links: bool) -> None:
     monkeypatch.setenv("TMPDIR", "/nowhere")
     monkeypatch.chdir(path.parent)
-    save(path.name, *content(2))
+    save(path.name, *content(2), follow_links=follow_links)
     assert_holds(path, 2)
 
 

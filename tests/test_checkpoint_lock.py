@@ -28,6 +28,32 @@ def test_probe_accepts_a_folder_and_one_that_can_be_made(tmp_path: Path, monkeyp
     assert os.listdir(tmp_path) == []
 
 
+def test_probe_is_not_disturbed_by_a_writer_that_removes_stale_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def close_then_remove(descriptor: int) -> None:
+        close(descriptor)
+        for path in tmp_path.glob(".mlp_xp-*"):
+            path.unlink()
+
+    monkeypatch.setattr(os, "close", close_then_remove)
+    probe_writable(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_probe_refuses_a_folder_in_which_nothing_may_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError, match="nothing can be written in this folder"):
+        probe_writable(tmp_path)
+
+
 def test_probe_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileNotFoundError, match="no folder to write in"):

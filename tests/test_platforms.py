@@ -224,8 +224,19 @@ def test_only_the_temporary_files_of_the_dead_are_removed(windows: ModuleType, t
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_folder_is_probed(windows: ModuleType, tmp_path: Path) -> None:
+def test_a_folder_is_probed(windows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     windows.probe_writable(tmp_path, needed=1000)
+    assert os.listdir(tmp_path) == []
+    unlink, tries = os.unlink, []
+
+    def scanned(path: Any) -> None:
+        tries.append(path)
+        if len(tries) <= 3:
+            refuse(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", scanned)
+    windows.probe_writable(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
