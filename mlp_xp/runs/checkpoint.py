@@ -18,7 +18,7 @@ import numpy as np
 from ..callbacks import EarlyStopping, History
 from ..checks import check_count
 from ..devices import Array
-from ..files.atomic import RunLock, probe_writable
+from ..files import FolderLock, probe_writable
 from ..files.tensors import CheckpointError
 from ..loop import Snapshot
 from ..mlp import MLP
@@ -100,7 +100,7 @@ class Checkpoint:
             return None
         if not self.path.is_file():
             raise ValueError(f"there is no {self.path} to resume from; start the run without resume")
-        self._open.enter_context(RunLock(self.folder))
+        self._open.enter_context(FolderLock(self.folder))
         saved = read(self.path)
         check_same(self.folder, saved.settings, settings)
         if not fits(saved, model, optimizer, history, stoppings):
@@ -114,7 +114,7 @@ class Checkpoint:
         """Find out before the training whether saving will work, and keep others away from the folder."""
         if not self.resume:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._open.enter_context(RunLock(self.folder))
+            self._open.enter_context(FolderLock(self.folder))
             if self.path.exists():
                 raise ValueError(f"{self.path} is of an earlier run; resume it, remove it, or choose another folder")
         vectors = 4  # the parameters, two of their optimiser's, the best
