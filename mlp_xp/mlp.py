@@ -201,7 +201,9 @@ class MLP:
 
         Where the device's memory is short, it works on fewer rows at a time.
         """
-        X = self.check_features(X, move=False)
+        return self._outputs(self.check_features(X, move=False))
+
+    def _outputs(self, X: Array) -> np.ndarray[Any, Any]:
         params = self.layout.split(self.theta, self.device.xp)
         result = np.empty((X.shape[0], self.sizes[-1]), dtype=self.dtype)
         done, count = 0, min(self.device.shard_rows, len(result))
@@ -251,8 +253,12 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
-        A = self.outputs(X)
-        target = self.check_targets(y, len(A), move=False)
+        X = self.check_features(X, move=False)
+        return self.evaluate_checked(X, self.check_targets(y, X.shape[0], move=False))
+
+    def evaluate_checked(self, X: Array, target: Array) -> tuple[float, float]:
+        """Return what :meth:`evaluate` does, of what :meth:`check_features` and :meth:`check_targets` returned."""
+        A = self._outputs(X)
         losses, _ = getattr(GenericKernels(np, self.dtype), self.network.loss)(A, target)
         predicted = self._read(A)
         target = target.reshape(predicted.shape)
