@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from . import loop
 from .callbacks import Callback, EarlyStopping, Evaluation, History
@@ -102,6 +102,7 @@ def fit(
     run = [*([measured] if measured else ()), *run, *([] if tol is None else [stopping]), history]
     keeper = Unsaved() if checkpoint is None else checkpoint
     with ExitStack() as closing:
+        watch = closing.enter_context(_Watch(model))
         closing.enter_context(keeper)
         for callback in run:
             if hasattr(callback, "begin"):
@@ -115,11 +116,11 @@ def fit(
         start = keeper.attach(training)
         states = loop.epochs(
             model, X, y, optimizer=optimizer, batch_size=batch_size, threads=threads, plan=plan,
-            epochs=start.epoch if start and training.is_over() else epochs, start=start, pause=keeper.is_due,
+            epochs=training.last(start, epochs), start=start, pause=keeper.is_due,
         )  # fmt: skip
         keeper.begin(start)
         closing.callback(states.close)
-        watch = _Watch(model)
+        watch.begin()
         for state in states:
             watch.look_at(state)
             final = False
@@ -140,8 +141,19 @@ class _Watch:
     """
 
     def __init__(self, model: MLP) -> None:
-        self.model = model
-        self.finite = self.before = model.theta
+        self.model, self.untouched = model, model.theta
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.untouched is not None:  # the training never began
+            self.model.theta = self.untouched
+
+    def begin(self) -> None:
+        """Go on from the parameters that the model has now."""
+        self.untouched = None
+        self.finite = self.before = self.model.theta
 
     def look_at(self, state: State) -> None:
         """Check what the loop handed out, before anybody uses it."""

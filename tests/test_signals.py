@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_training(data, tmp_
     with pytest.raises(FileExistsError):
         mx.fit(network(), *data, checkpoint=mx.Checkpoint(tmp_path / "file"), **settings)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=200))
-    with pytest.raises(OSError, match="704 bytes are needed, 200 are free") as caught:
+    with pytest.raises(OSError, match=r"\d+ bytes are needed, 200 are free") as caught:
         mx.fit(network(), *data, checkpoint=mx.Checkpoint(tmp_path / "run"), **settings)
     assert caught.value.errno == errno.ENOSPC
     assert epochs == []
@@ -277,7 +277,7 @@ def test_parameters_that_blow_up_are_seen_though_the_loss_was_finite(epochs, dat
 def test_a_validation_loss_that_overflows_stops_too(rng, tmp_path):
     X, y = rng.random((20, 4)), rng.random((20, 1))
     model = mx.MLP([4, 1], output="identity")
-    with pytest.raises(mx.DivergenceError, match="the validation loss is inf at epoch 1"):
+    with pytest.raises(mx.DivergenceError, match="val_loss is inf at epoch 1"):
         mx.fit(model, X, y, epochs=3, validation=(X * 1e30, y), checkpoint=mx.Checkpoint(tmp_path))
     assert not (tmp_path / FILE).exists()
 

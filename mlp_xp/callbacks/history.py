@@ -114,7 +114,7 @@ class History:
             raise CheckpointError("its history does not say in which order its metrics come")
         if record.keys() != {"order", *_OWN, *order} or len(record) != 1 + len(_OWN) + len(order):
             raise CheckpointError(f"its history has {', '.join(sorted(record))}, which are not its columns")
-        length = len(record["epoch"]) if isinstance(record["epoch"], np.ndarray) else -1
+        length = record["epoch"].size if isinstance(record["epoch"], np.ndarray) else -1
         columns = {name: _listed(name, record[name], length) for name in (*_OWN, *order)}
         if columns["epoch"] != list(range(1, length + 1)):
             raise CheckpointError("its history does not count the epochs from 1")

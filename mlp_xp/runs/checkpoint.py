@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from math import inf
+from statistics import median_low
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -127,9 +128,8 @@ class Checkpoint:
             warnings.warn(problem, stacklevel=3)
         if not self._versions or self._versions[-1] != now:
             self._versions = [*self._versions, now]
-        began = monotonic()
         self.folder.begin(self._record(start or self._training.first()))
-        self._plan_next(took=monotonic() - began)
+        self._plan_next()
         self._open.enter_context(self._signals)
 
     def is_due(self) -> bool:
@@ -142,7 +142,8 @@ class Checkpoint:
         if final or epoch_due or self.is_due():
             began = monotonic()
             self.folder.save(self._record(state.snapshot()))
-            self._plan_next(took=monotonic() - began)
+            self._took.append(monotonic() - began)
+            self._plan_next()
         if self._signals.received is not None:
             where = f"in epoch {state.epoch} after update {state.updates}; all up to here is saved in"
             raise self._interrupted(self._signals.received, where)
@@ -153,9 +154,11 @@ class Checkpoint:
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, str(self.folder), where)
 
-    def _plan_next(self, took: float) -> None:
-        self._took.append(took)
-        wait = min(max(_SECONDS, min(self._took) / _SHARE), _MOST_SECONDS) if self.seconds is None else self.seconds
+    def _plan_next(self) -> None:
+        wait = self.seconds
+        if wait is None:
+            took = median_low(self._took) if self._took else 0.0
+            wait = min(max(_SECONDS, took / _SHARE), _MOST_SECONDS)
         self._next = monotonic() + wait if self.epochs is None else inf
 
 

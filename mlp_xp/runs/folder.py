@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,11 +18,12 @@ from ..files import FolderLock, open_regular, probe_writable, replace_file, reso
 from ..files.tensors import CheckpointError
 from ..mlp import MLP
 from ..model import OUTPUTS
-from .record import FILE, Record, check_same, read, write
+from .record import FILE, Record, check_same, read, size, write
 
 __all__ = ["FinishedRun", "RunFolder"]
 
 MAX_BYTES = 1 << 20  # of a JSON file
+_METRICS = 16  # that there is surely room for in a checkpoint
 
 
 class FinishedRun(NamedTuple):
@@ -127,9 +127,9 @@ class RunFolder:
         return record
 
     def begin(self, record: Record) -> None:
-        """Find out before the training whether saving will work, with a record as large as those to come.
+        """Find out before the training whether saving will work, with a record like those to come.
 
-        A new run makes the folder and locks it. The record is written, read back, and removed again.
+        A new run makes the folder and locks it.
 
         Raises
         ------
@@ -148,18 +148,10 @@ class RunFolder:
                 raise ValueError(
                     f"{self.checkpoint} is of an earlier run; resume it, remove it, or choose another folder"
                 )
-        probe_writable(self.path, _needed(record))
-        trial = self.path / f".mlp_xp-{secrets.token_hex(8)}.tmp"  # if we are killed here, the next save removes it
         try:
-            write(trial, record)
+            probe_writable(self.path, 2 * size(_grown(record)) + record.snapshot.theta.nbytes)
         except CheckpointError as error:
-            problem = str(error).removeprefix(f"{os.fspath(trial)!r} was not saved: ")
-            raise CheckpointError(f"this run could not be saved in {self}: {problem}") from None
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.checkpoint)) from error
-        finally:
-            with suppress(FileNotFoundError):
-                trial.unlink()
+            raise CheckpointError(f"this run could not be saved in {self}: {error}") from None
 
     def save(self, record: Record) -> None:
         """Replace the checkpoint.
@@ -263,11 +255,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _needed(record: Record) -> int:
-    """Return the bytes of two checkpoints and a model; the best parameters will be in a checkpoint later on."""
-    parts = ({"theta": record.snapshot.theta}, record.snapshot.optimizer, record.history, *record.callbacks)
-    size = sum(value.nbytes for part in parts for value in part.values() if isinstance(value, np.ndarray))
-    return 2 * (size + record.snapshot.theta.nbytes) + record.snapshot.theta.nbytes
+def _grown(record: Record) -> Record:
+    """Return a record with the tensors that one gets in the course of a run: the best parameters, and metrics."""
+    empty = np.zeros(0)
+    history = {**{f"metric_{i}": empty for i in range(_METRICS)}, **record.history}
+    theta = record.snapshot.theta
+    return record._replace(history=history, callbacks=[{"theta": theta, **each} for each in record.callbacks])
 
 
 def _classes(model: MLP) -> int:

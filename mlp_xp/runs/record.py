@@ -30,7 +30,7 @@ from ..mlp import MLP
 from ..model import OUTPUTS
 from ..optim import Optimizer
 
-__all__ = ["FILE", "Record", "check_same", "check_snapshot", "read", "write"]
+__all__ = ["FILE", "Record", "check_same", "check_snapshot", "read", "size", "write"]
 
 FILE = "checkpoint.safetensors"
 VERSION = 2
@@ -66,7 +66,23 @@ class Record(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], record: Record) -> None:
-    """Write a checkpoint file, all or nothing; see :func:`mlp_xp.files.tensors.save`."""
+    """Write a checkpoint file, all or nothing; see :func:`mlp_xp.files.tensors.save`. A link is replaced."""
+    tensor_file.save(path, *_content(record), follow_links=False)
+
+
+def size(record: Record) -> int:
+    """Return the bytes of the file.
+
+    Raises
+    ------
+    CheckpointError
+        If something in it cannot be saved.
+    """
+    return tensor_file.serialized_size(*_content(record))
+
+
+def _content(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arrays and metadata of the file."""
     run = vars(record.snapshot)
     parts = {
         "run": {name: value for name, value in run.items() if name != "optimizer"},
@@ -80,7 +96,7 @@ def write(path: str | os.PathLike[str], record: Record) -> None:
         state[part] = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
         arrays |= {f"{part}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
     own = {"kind": "checkpoint", "version": VERSION, "settings": record.settings, "config": record.config}
-    tensor_file.save(path, arrays, {**own, "versions": record.versions, "state": state})
+    return arrays, {**own, "versions": record.versions, "state": state}
 
 
 def read(path: str | os.PathLike[str]) -> Record:
@@ -169,7 +185,7 @@ def check_snapshot(start: Snapshot, model: MLP, optimizer: Optimizer, rows: int,
         Rows per update; None takes all.
     """
     for name in ("epoch", "update", "rows"):
-        if type(getattr(start, name)) is not int or not 0 <= getattr(start, name) < _MOST:
+        if not _is_count(getattr(start, name)):
             raise ValueError(f"start has {name} {_brief(getattr(start, name))}; it must be a whole number below 2^53")
     for name in ("loss_sum", "seconds"):
         if not _is_real(getattr(start, name)):
@@ -196,7 +212,7 @@ def _check_optimizer(state: Any, model: MLP, optimizer: Optimizer) -> None:
     for name, value in fresh.items():
         if not isinstance(value, int | float):
             _check_vector(name, state[name], model)
-        elif not _is_real(state[name]) or (isinstance(value, int) and type(state[name]) is not int):
+        elif not (_is_count(state[name]) if isinstance(value, int) else _is_real(state[name])):
             raise ValueError(f"start has {name} {_brief(state[name])}, which the state of {kind} cannot have")
 
 
@@ -211,7 +227,9 @@ def _check_vector(name: str, value: Any, model: MLP) -> None:
         raise ValueError(f"start has {name} with values that are NaN or infinite; take a start from before")
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
 def _is_real(value: Any) -> bool:
-    if type(value) is int:
-        return -_MOST < value < _MOST
-    return type(value) is float and math.isfinite(value)
+    return _is_count(value) or (type(value) is float and math.isfinite(value))

@@ -96,9 +96,11 @@ class Training:
         for callback, state in zip(self.callbacks, record.callbacks, strict=True):
             callback.restore(state, self.model)
 
-    def is_over(self) -> bool:
-        """Tell whether a callback has ended the training, and would again."""
-        return any(getattr(callback, "over", False) is True for callback in self.callbacks)
+    def last(self, start: Snapshot | None, epochs: int) -> int:
+        """Return the epoch to end with: where the run is, if a callback has ended it and would again, else `epochs`."""
+        if start is None or not any(getattr(callback, "over", False) is True for callback in self.callbacks):
+            return epochs
+        return start.epoch + (start.update > 0)
 
     @property
     def _rows(self) -> int:
