@@ -90,7 +90,7 @@ class Checkpoint:
         self._open = ExitStack()
         if not self._borrowed:
             self._open.callback(self.folder.close)
-        self._signals = StopSignals(_SIGNALS, lambda number: self._interrupted(number, "; the last save is in"))
+        self._signals = StopSignals(_SIGNALS, self._unheard)
         self._versions: list[dict[str, str]] = []
         self._took: deque[float] = deque(maxlen=3)  # one slow save, of a disk that stalled once, says little
         self._next = inf
@@ -146,12 +146,14 @@ class Checkpoint:
             self._plan_next()
         if self._signals.received is not None:
             where = f"in epoch {state.epoch} after update {state.updates}; all up to here is saved in"
-            raise self._interrupted(self._signals.received, where)
+            raise Interrupted(self._signals.received, str(self.folder), where)
 
     def _record(self, snapshot: Snapshot) -> Record:
         return Record(snapshot, *self._training.dump(), self._settings, self.config, self._versions)
 
-    def _interrupted(self, number: int, where: str) -> Interrupted:
+    def _unheard(self, number: int) -> Interrupted:
+        saved = self.folder.checkpoint.exists()
+        where = "after the last save, which is in" if saved else "before there was anything to save in"
         return Interrupted(number, str(self.folder), where)
 
     def _plan_next(self) -> None:
