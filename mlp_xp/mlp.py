@@ -228,13 +228,13 @@ class MLP:
         any number of threads.
         """
         with self.device.active():
-            X = self.check_features(X, move=False)
+            rows = self.open(X)
             params = self.layout.split(self.theta, self.device.xp)
-            result = np.empty((X.shape[0], self.sizes[-1]), dtype=self.dtype)
+            result = np.empty((rows.shape[0], self.sizes[-1]), dtype=self.dtype)
 
-            def compute(rows: slice) -> None:
-                A = forward(self.network, self.kernels, params, self.device.asarray(X[rows, :]))
-                result[rows] = self.device.to_host(A[-1])
+            def compute(part: slice) -> None:
+                A = forward(self.network, self.kernels, params, self.device.asarray(rows.block(part.start, part.stop)))
+                result[part] = self.device.to_host(A[-1])
 
             self.device.by_rows(compute, len(result))
         return result
@@ -263,12 +263,13 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
-        A = self.outputs(X)
-        target = self.check_targets(y, len(A), move=False)
-        losses, _ = self.objective.losses(GenericKernels(np, self.dtype), A, target)
+        rows = self.open(X)
+        targets = self.targets(y, rows.shape[0]).y
+        A = self.outputs(rows)
+        losses, _ = self.objective.losses(GenericKernels(np, self.dtype), A, targets)
         predicted = read_outputs(A, self.task)
         score = r_squared if self.task == "values" else accuracy
-        return float(np.mean(losses, dtype=np.float64)), score(target.reshape(predicted.shape), predicted)
+        return float(np.mean(losses, dtype=np.float64)), score(targets.reshape(predicted.shape), predicted)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .checks import check_choice
 from .devices import Array, Device
 from .kernels import Kernels
 from .rows.checks import as_targets
+from .rows.source import Digest
 
 __all__ = ["OUTPUTS", "Objective", "Output", "Targets", "check_output"]
 
@@ -59,6 +60,11 @@ class Targets:
     """
 
     y: np.ndarray[Any, Any]
+
+    def fingerprint(self, digest: Digest) -> str:
+        """Add all targets to a digest, and return dtype and shape in words."""
+        digest.update(np.ascontiguousarray(self.y, dtype=self.y.dtype.newbyteorder("<")).data)
+        return f"{self.y.dtype} {self.y.shape}"
 
 
 @dataclass(frozen=True)

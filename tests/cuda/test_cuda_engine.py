@@ -1,4 +1,4 @@
-"""Training on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
+"""Setup on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 import mlp_xp as mx
 from mlp_xp.devices import CupyDevice
-from mlp_xp.engines import Training
+from mlp_xp.engines import Setup
 from mlp_xp.engines.cuda.engine import CudaEngine
 from mlp_xp.engines.cuda.memory import make_cuda_engine
 from mlp_xp.kernels.cuda import products as cuda_products
@@ -460,10 +460,10 @@ def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng
     run, model = Run(late_gpu, rng, targets, here=True), mx.MLP([20, 12, 3], device=CupyDevice("cuda", late_gpu))
     rows, y = model.open(late_gpu.asarray(run.X)), model.targets(run.y, N)
     plan = make_plan(rows, model.device, "dense")
-    training = Training(model, model.objective, mx.SGD(), rows, y, None, plan, 1)
-    need = memory_of(late_gpu, lambda: make_cuda_engine(training))
+    setup = Setup(model, model.objective, mx.SGD(), rows, y, None, plan, 1)
+    need = memory_of(late_gpu, lambda: make_cuda_engine(setup))
     late_gpu.limit = need - 500
-    engine = make_cuda_engine(training)
+    engine = make_cuda_engine(setup)
     assert type(engine._rows).__name__ == "WholeBatch"
     assert len(list(engine._rows.samples())) > 2
 
