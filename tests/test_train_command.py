@@ -12,12 +12,14 @@ import resource
 import signal
 import subprocess
 import sys
+from time import process_time
 
 import numpy as np
 import pytest
 
 import mlp_xp as mx
 from mlp_xp.__main__ import main as mlp_xp_main
+from mlp_xp.cli import config as config_module
 from mlp_xp.cli.config import PRESETS, Config, parse
 from mlp_xp.train import main
 
@@ -71,8 +73,10 @@ def test_xor_preset_learns_and_leaves_a_run_folder(tmp_path, capsys):
     folder = tmp_path / "new" / "run"
     assert main(["--preset", "xor", "--out", str(folder)]) == 0
     printed = capsys.readouterr().out
-    lines = re.findall(r"iteration +(\d+)  cost (\d\.\d{4})  score (\d\.\d{4})", printed)
-    assert [int(number) for number, *_ in lines] == list(range(0, 201, 20))
+    heading, *rows = printed.splitlines()[:12]
+    assert heading.split("  ") == ["epoch", "training loss", "test loss", "test accuracy", "seconds"]
+    lines = [row.split() for row in rows]
+    assert [int(number) for number, *_ in lines] == [1, *range(20, 201, 20)]
     assert "training        0.0025      1.0000" in printed
     assert f"run folder: {folder}\n" in printed
 
@@ -92,26 +96,43 @@ def test_xor_preset_learns_and_leaves_a_run_folder(tmp_path, capsys):
     assert float(rows[0]["loss"]) == pytest.approx(float(lines[0][1]), abs=1e-4)
     assert mx.MLP.load(folder / "model.safetensors").score(*mx.datasets.xor()) == 1.0
     pictures = list((folder / "plots").iterdir())
-    assert len(pictures) >= 2
+    assert {path.stem for path in pictures} == {"confusion_matrix", "decision_regions", "learning_curves"}
     assert all(path.read_bytes().startswith(PNG) for path in pictures)
 
 
-def test_last_line_is_the_cost_after_the_last_update(tmp_path, capsys):
-    """The lines of 3 iterations begin those of 6; what 3 end with is what the fourth update of 6 starts from."""
-    lines = {}
-    for epochs in (3, 6):
-        options = ["--epochs", str(epochs), "--report-every", "1", "--l2", "0.01", "--out", str(tmp_path / str(epochs))]
-        assert main(["--preset", "xor", *options]) == 0
-        lines[epochs] = re.findall(r"iteration.*score \S+", capsys.readouterr().out)
-    assert len(lines[6]) == 7
-    assert lines[3] == lines[6][:4]
+def columns(folder):
+    """Return the columns of a run's history.csv as lists of float, by name."""
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+@pytest.mark.parametrize("options", [[], ["--validation", "0.5"], ["--output", "identity"], ["--batch-size", "2"]])
+def test_every_place_says_the_same_of_the_same_data(options, tmp_path, capsys):
+    """The lines, the CSV and the table at the end name the data and the score alike, and agree on the numbers."""
+    assert main(["--preset", "xor", "--epochs", "4", *options, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    titles, *rows = [re.split(r" {2,}", line.strip()) for line in printed[:5]]
+    data, short = ("validation", "val") if "--validation" in options else ("test", "test")
+    score, column = ("R^2", "r2") if "identity" in options else ("accuracy", "accuracy")
+    assert titles == ["epoch", "training loss", f"{data} loss", f"{data} {score}", "seconds"]
+    history = columns(tmp_path / "run")
+    assert list(history) == ["epoch", "loss", f"{short}_loss", f"{short}_{column}", "lr", "seconds"]
+    for name, shown in zip(list(history)[:4], zip(*rows, strict=True), strict=False):
+        np.testing.assert_allclose([float(value) for value in shown], history[name], atol=5.1e-5)
+    table = {line.split()[0]: line.split()[1:] for line in printed[5:]}
+    assert table["loss"] == [score]
+    np.testing.assert_allclose([float(value) for value in table[data]], [float(rows[-1][i]) for i in (2, 3)])
+    assert all(len(line) <= 80 for line in printed if not line.startswith("run folder"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
-    assert re.search(r"MLP\(\[.*\d+ training and \d+ test samples; would write runs/", capsys.readouterr().out, re.S)
+    printed = capsys.readouterr().out
+    assert re.search(r"MLP\(\[.*\), [\d,]+ parameters\nplan \w+: .*\n[\d,]+ training and [\d,]+ test samples\n", printed)
+    assert re.search(rf"would write runs/\d+-\d+-{preset}\n", printed)
     assert not list(tmp_path.iterdir())
 
 
@@ -119,7 +140,7 @@ def test_without_arguments_ten_digits_are_learnt_under_runs(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert parse([]) == Config()
     assert main(["--epochs", "1", "--hidden", "16"]) == 0
-    assert "epoch     1  cost " in capsys.readouterr().out
+    assert "epoch  training loss  test loss  test accuracy  seconds\n    1" in capsys.readouterr().out
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("-mnist-10")
     assert mx.MLP.load(folder / "model.safetensors").sizes == (784, 16, 10)
@@ -130,10 +151,10 @@ def test_without_arguments_ten_digits_are_learnt_under_runs(tmp_path, monkeypatc
 def test_five_against_eight_falls_as_in_the_lecture(tmp_path, capsys):
     assert main(["--preset", "mnist-5v8", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
-    lines = re.findall(r"iteration +(\d+)  cost (\d\.\d{4})", printed)
-    assert [int(number) for number, _ in lines] == [0, 100, 200, 300, 400, 500]
-    lecture = [0.7055, 0.3225, 0.1940, 0.1587, 0.1429, 0.1337]
-    np.testing.assert_allclose([float(cost) for _, cost in lines], lecture, rtol=0.05)
+    lecture = [0.7055, 0.3225, 0.1940, 0.1587, 0.1429, 0.1337]  # at iterations 0, 100, ..., 500
+    costs = columns(tmp_path / "run")["loss"][::100] + [float(re.search(r"training +(\S+)", printed)[1])]
+    np.testing.assert_allclose(costs, lecture, rtol=0.05)
+    assert re.findall(r"^ +(\d+) ", printed, re.MULTILINE) == ["1", "100", "200", "300", "400", "500"]
     assert float(re.search(r"test +\S+ +(\S+)", printed)[1]) >= 0.956
 
 
@@ -152,12 +173,20 @@ def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_
     ("text", "words"),
     [
         ("learning_rate = 0.1", "unknown options learning_rate; known are activation"),
-        ("epochs = 2.5", "--epochs takes int, got 2.5"),
-        ("epochs = true", "--epochs takes int, got True"),
-        ("hidden = [2.5]", "--hidden takes tuple[int, ...], got [2.5]"),
-        ("quiet = 1", "--quiet takes bool, got 1"),
-        ('lr = "fast"', "--lr takes float, got 'fast'"),
-        ('optimizer = "lbfgsx"', "optimizer must be one of sgd"),
+        ("epochs = 2.5", "--epochs takes a whole number; got 2.5"),
+        ("epochs = true", "--epochs takes a whole number; got True"),
+        ("hidden = [2.5]", "--hidden takes whole numbers with commas, as in 128,64; got [2.5]"),
+        ("quiet = 1", "--quiet takes true or false; got 1"),
+        ('lr = "fast"', "--lr takes a number, as in 0.01; got 'fast'"),
+        ("hidden = [true]", "--hidden takes whole numbers with commas, as in 128,64; got [True]"),
+        ("activation = [true]", "--activation takes names with commas, as in relu,tanh; got [True]"),
+        ("seed = {}", "--seed takes a whole number; got {}"),
+        ('optimizer = "adm"', "--optimizer takes one of sgd, adam, adamw; got 'adm', did you mean adam?"),
+        ("batchsize = 3", "unknown options batchsize, did you mean batch_size?; known are"),
+        ("lr" + " . a" * 65 + " = 1", "has a line with more than 64 dots"),
+        ("[" + "a." * 65 + "a]", "has a line with more than 64 dots"),
+        ('{"lr": 1', "is not a JSON file"),
+        ('{"colour": 1}', "unknown options colour;"),
         ('preset = "iris"', "unknown preset 'iris'; choose from mnist-10"),
         ("lr = ", "is not a TOML file"),
         ("lr = " + "[" * 10_000, "is not a TOML file"),
@@ -170,58 +199,96 @@ def test_bad_configuration_files(text, words, tmp_path, fails):
     fails(words, "--config", file)
 
 
-def test_configuration_files_have_at_most_a_mebibyte(tmp_path, fails):
+def test_configuration_files_are_small_enough_to_be_read_at_once(tmp_path, fails):
     file = tmp_path / "run.toml"
-    file.write_text("lr = 0.5 #".ljust(2**20))
+    file.write_text("lr = 0.5 #".ljust(2**14))
     assert parse(["--config", str(file)]).lr == 0.5
-    file.write_text("lr = 0.5 #".ljust(2**20 + 1))
-    fails("run.toml has more than 1048576 bytes, the most allowed", "--config", file)
-    fails("/dev/zero has more than 1048576 bytes", "--config", "/dev/zero")
+    file.write_text("lr = 0.5 #".ljust(2**14 + 1))
+    fails("run.toml has more than 16384 bytes, the most allowed", "--config", file)
+    fails("/dev/zero has more than 16384 bytes", "--config", "/dev/zero")
+    file.write_text('{"lr": 0.5}'.ljust(2**20 + 1))
+    fails("run.toml has more than 1048576 bytes", "--config", file)
+    file.write_text("\n".join("lr" + ".a" * 64 + f".b{i} = 1" for i in range(120))[: 2**14])  # the worst that is allowed
+    began = process_time()
+    fails("", "--config", file)
+    assert process_time() - began < 0.5
+
+
+def test_configuration_files_may_begin_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("lr = 0.5", encoding="utf-8-sig")
+    assert parse(["--config", str(file)]).lr == 0.5
+
+
+def test_a_run_is_repeated_from_its_own_configuration(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    options = ["--data", "moons", "--hidden", "5,4", "--activation", "tanh", "--tol", "0", "--threads", "1"]
+    assert main([*options, "--epochs", "3", "--nesterov", "--optimizer", "sgd", "--momentum", "0.5", "--out", str(first)]) == 0
+    assert main(["--config", str(first / "config.json"), "--out", str(again)]) == 0
+    assert mx.MLP.load(first / "model.safetensors").theta.tolist() == mx.MLP.load(again / "model.safetensors").theta.tolist()
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (first, again))
+    assert before == {**after, "out": str(first)}
+    assert parse(["--config", str(first / "config.json")]).out is None
+
+
+def test_every_option_survives_its_own_way_through_a_file():
+    """Each field's default, written as JSON, is read back as the same value of the same type."""
+    for name, value in vars(Config()).items():
+        if value is not None:
+            assert config_module._convert(name, json.loads(json.dumps(value))) == value
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--colour", "red"], "unrecognized arguments: --colour red; --help lists the options"),
+        (["--epohcs", "3"], "unrecognized arguments: --epohcs 3, did you mean --epochs?; --help lists"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3, did you mean --epochs?; --help lists"),
         (["--preset", "iris"], "unknown preset 'iris'; choose from mnist-10, mnist-5v8"),
+        (["--preset", "mnist5v8"], "unknown preset 'mnist5v8', did you mean mnist-5v8?; choose from"),
+        (["--data", "minst"], "unknown data 'minst', did you mean mnist?: no such path"),
         (["--data", "iris"], "unknown data 'iris': no such path"),
         (["--data", "mnist:5,x"], "mnist:5,8; got '5,x'"),
         (["--data", "mnist:5"], "at least two different whole numbers"),
-        (["--hidden", "12,x"], "--hidden takes"),
+        (["--hidden", "16x16"], "--hidden takes whole numbers with commas, as in 128,64; got '16x16'"),
         (["--hidden", "12,0"], "layer size"),
         (["--activation", "swishy"], "unknown activation 'swishy'; choose from 'sigmoid'"),
         (["--activation", "tanh,relu"], "2 activations for 1 hidden layers"),
         (["--output", "argmax"], "unknown output 'argmax'"),
         (["--init", "magic"], "magic"),
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--precision", "fp16"], "choose from"),
+        (["--precision", "fp16"], "--precision takes one of fp32, fp64, tf32, bf16, fp16x2; got 'fp16'"),
         (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
-        (["--epochs", "many"], "--epochs takes int, got 'many'"),
-        (["--batch-size", "-3"], "batch_size must be a whole number of at least 0, got -3"),
-        (["--optimizer", "newton"], "invalid choice: 'newton'"),
+        (["--epochs", "many"], "--epochs takes a whole number; got 'many'"),
+        (["--batch-size", "-3"], "batch-size must be a whole number of at least 0, got -3"),
+        (["--optimizer", "newton"], "--optimizer takes one of sgd, adam, adamw; got 'newton'"),
         (["--lr", "nan"], "lr must be a finite number above 0"),
         (["--optimizer", "sgd", "--nesterov"], "nesterov needs a momentum"),
         (["--l2", "-1"], "l2 must be"),
         (["--tol", "-1"], "tol must be a finite number"),
-        (["--tol", "0", "--patience", "0"], "patience must be"),
-        (["--validation", "1.5"], "share in [0, 1), got 1.5"),
+        (["--patience", "0"], "patience must be"),
+        (["--validation", "1.5"], "--validation takes a share from 0 up to, but not including, 1; got 1.5"),
         (["--validation", "0.9"], "validation 0.9 takes all 4 training samples"),
-        (["--plan", "sparse"], "invalid choice: 'sparse'"),
+        (["--plan", "sparse"], "--plan takes one of auto, dense, zero, ragged; got 'sparse'"),
         (["--plan", "ragged", "--device", "strict"], "plan 'ragged' is there on"),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
         (["--seed", "-1"], "seed must be a whole number of at least 0, got -1"),
-        (["--report-every", "-1"], "report_every must be"),
+        (["--report-every", "-1"], "report-every must be"),
         (["--checkpoint-every", "0"], "so many epochs, as in 5, or seconds, as in 30s; got '0'"),
         (["--checkpoint-every", "5min"], "so many epochs, as in 5, or seconds, as in 30s; got '5min'"),
         (["--config", "no\nwhere.toml"], "cannot read the configuration file no where.toml: No such file"),
         (["--config", "nowhere.toml"], "cannot read the configuration file nowhere.toml: No such file"),
-        (["--hidden", "1000000000000"], "llocate"),
-        (["--hidden", "99999999999999999999"], "imension"),
+        (["--hidden", "2000000000"], "llocate"),
+        (["--hidden", "99999999999999999999"], "--hidden takes at most 2147483647 units in a layer"),
+        (["--quiet=1"], "ignored explicit argument"),
+        (["--config", "\x1b[31mred"], "configuration file \\x1b[31mred: No such file"),
+        (["--out", "d\udce4t"], "--out d\\udce4t is no UTF-8, so no file can keep it; rename it"),
     ],
 )
-def test_bad_options(arguments, words, fails):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_bad_options_are_refused_by_a_run_and_by_a_dry_run(arguments, words, dry, fails):
     preset = [] if arguments[0] in ("--data", "--preset") else ["--preset", "xor"]
-    fails(words, *preset, *arguments)
+    fails(words, *preset, *arguments, *dry)
 
 
 def test_cuda_without_a_gpu_says_so(fails):
@@ -252,7 +319,6 @@ def spoil_idx(folder, name, spoil):
         ("train-labels*", lambda b: b[:-9], "damaged gzip data"),
         ("train-labels*", lambda b: gzip.compress(gzip.decompress(b)[:-1]), "the file ends after 17"),
         ("train-labels*", lambda b: gzip.compress(idx(np.zeros(17, np.uint8))), "18 samples but 17 labels"),
-        ("t10k-labels*", lambda b: gzip.compress(idx(np.full(6, 7, np.uint8))), "labels must lie between 0 and 2"),
     ],
 )
 def test_damaged_idx_files(name, spoil, words, idx_folder, fails):
@@ -436,8 +502,8 @@ def test_a_finished_run_goes_on(xor_run, tmp_path, capsys):
     resumed = capsys.readouterr().out
     assert main(["--epochs", "6", *options, "--out", str(tmp_path / "straight")]) == 0
     straight = capsys.readouterr().out
-    lines = [re.sub(r"  \S+ s$", "", line) for line in straight.splitlines() if line.startswith("iteration")]
-    assert [re.sub(r"  \S+ s$", "", line) for line in resumed.splitlines() if line.startswith("iteration")] == lines[2:]
+    lines = [row.split()[:4] for row in straight.splitlines()[1:5]]  # epochs 1, 2, 4, 6
+    assert [row.split()[:4] for row in resumed.splitlines()[1:2]] == lines[3:]
     assert "6 epochs, " in resumed
     for name in ("model.safetensors", "plots"):
         assert (xor_run / name).exists()
@@ -470,7 +536,7 @@ def test_nothing_left_to_do_gives_the_results_again(xor_run, capsys):
         (["--data", "moons", "--seed", "2"], "(data: xor, now moons; seed: 1, now 2);"),
         (["--tol", "0.1"], "(tol: None, now 0.1);"),
         (["--epochs", "3"], "epochs must be at least 4, where this run is already, got 3"),
-        (["--epochs", "x"], "--epochs takes int, got 'x'"),
+        (["--epochs", "x"], "--epochs takes a whole number; got 'x'"),
         (["--out", "elsewhere"], "goes on in that folder; leave out --out elsewhere"),
         (["--device", "tpu"], "unknown device 'tpu'"),
     ],
@@ -500,7 +566,7 @@ def test_changed_data_are_refused(tmp_path, capsys):
     assert main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 2
     error = capsys.readouterr().err
     assert "(data: float32 (15, 2) and int32 (15,) with sha256 " in error
-    assert "; validation: float32 (3, 2) and" in error
+    assert error.count("\n") == 1
 
 
 def test_a_folder_with_nothing_to_resume(tmp_path, capsys):
@@ -543,7 +609,7 @@ def test_checkpoint_every_from_a_file(tmp_path):
 def test_dry_run_of_a_resume_writes_nothing(xor_run, capsys):
     before = {path: path.read_bytes() for path in xor_run.rglob("*") if path.is_file()}
     assert main(["--resume", str(xor_run), "--epochs", "9", "--dry-run"]) == 0
-    assert "4 training and 4 test samples; would write" in capsys.readouterr().out
+    assert "4 training and 4 test samples\nwould write" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in xor_run.rglob("*") if path.is_file()} == before
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from ..model import OUTPUTS
 from ..rows.plan import Plan
 
 __all__ = ["environment", "epoch_flops", "result_table", "write_json"]
+
+WIDTH = 80  # columns of a terminal
 
 
 def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
@@ -81,22 +84,34 @@ def epoch_flops(sizes: Sequence[int], samples: int) -> int:
     return 2 * samples * (3 * sum(products) - products[0])
 
 
-def result_table(model: MLP, history: History, train: Dataset, test: Dataset, labels: Sequence[str]) -> str:
-    """Return the table at the end of a run: losses, scores, by class, and speed."""
-    task = OUTPUTS[model.output].task
+def result_table(model: MLP, history: History, parts: Mapping[str, Dataset], labels: Sequence[str]) -> str:
+    """Return the table at the end of a run: loss and score of each part, accuracy by class, speed.
+
+    Parameters
+    ----------
+    model : MLP
+        With its final parameters.
+    history : History
+    parts : mapping of str to Dataset
+        By name, with ``"training"`` and ``"test"``.
+    labels : sequence of str
+        Names of the classes.
+    """
+    task, train, test = OUTPUTS[model.output].task, parts["training"], parts["test"]
     score = "R^2" if task == "values" else "accuracy"
     lines = [f"{'':12s}{'loss':>10s}{score:>12s}"]
-    for name, data in (("training", train), ("test", test)):
+    for name, data in parts.items():
         loss, value = model.evaluate(*data)
         lines.append(f"{name:12s}{loss:10.4f}{value:12.4f}")
     if task != "values":
         by_class = accuracy_by_class(test.y, model.predict(test.X))
-        shares = (f"{labels[label]} {100 * share:.1f}%" for label, share in by_class.items())
-        lines.append("by class    " + "  ".join(shares))
+        shares = [f"{labels[label]}\N{NO-BREAK SPACE}{100 * share:.1f}%" for label, share in by_class.items()]
+        wrapped = fill("  ".join(shares), WIDTH, initial_indent=f"{'by class':12s}", subsequent_indent=" " * 12)
+        lines.append(wrapped.replace("\N{NO-BREAK SPACE}", " "))
     seconds = float(np.median(history.seconds))
     flops = epoch_flops(model.sizes, len(train.X)) / seconds / 1e9
     speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s in {model.precision}"
-    lines.append(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}")
+    lines.append(fill(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}", WIDTH))
     return "\n".join(lines)
 
 
