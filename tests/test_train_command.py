@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
+import io
 import json
 import os
 import re
@@ -12,15 +13,20 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from time import process_time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mlp_xp as mx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.cli import config as config_module
 from mlp_xp.cli.config import PRESETS, Config, parse
+from mlp_xp.cli.data import load_data, split_off
+from mlp_xp.cli.errors import exit_code, printable
 from mlp_xp.train import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -373,7 +379,7 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     for out, words in (
-        (tmp_path / "file", "already there"),
+        (tmp_path / "file", "file is not a folder; choose another --out"),
         (tmp_path / "full", "already there and not empty; choose another --out"),
         (tmp_path / "file" / "run", "a file, where a folder is needed"),
         ("/proc/run", "/proc: nothing can be written in this folder"),
@@ -389,7 +395,7 @@ def test_divergence_exits_with_1(tmp_path, capsys):
     options = ["--output", "identity", "--optimizer", "sgd", "--lr", "1e30", "--quiet", "--out", str(tmp_path / "run")]
     assert main(["--preset", "xor", *options]) == 1
     error = capsys.readouterr().err
-    assert "train with a smaller learning rate" in error
+    assert f"train with a smaller learning rate, or scale the inputs; nothing was saved in {tmp_path / 'run'}\n" in error
     assert error.count("\n") == 1
 
 
@@ -431,6 +437,15 @@ def test_module_and_installed_command_are_the_same(tmp_path, capsys):
     assert "mlp-xp predict" in capsys.readouterr().out
     assert mlp_xp_main(["fit"]) == 2
     assert capsys.readouterr().err.startswith("mlp-xp: unknown command 'fit'; choose from train, predict, ")
+    assert mlp_xp_main(["trian"]) == 2
+    assert "unknown command 'trian', did you mean train?; choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [mlp_xp_main, main])
+def test_the_version_is_the_packages(command, capsys):
+    with suppress(SystemExit):
+        assert command(["--version"]) == 0
+    assert capsys.readouterr().out == f"mlp_xp {mx.__version__}\n"
 
 
 def cpu_seconds(*command):
@@ -482,6 +497,237 @@ def test_pictures_are_left_out_without_matplotlib(tmp_path, monkeypatch, capsys)
     assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / "run")]) == 0
     assert "no pictures: mlp_xp.plots needs matplotlib" in capsys.readouterr().err
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+# Test data choose nothing.
+
+
+def test_tol_without_validation_keeps_a_share_of_the_training_data(tmp_path, capsys):
+    """The run is bit for bit the one with that share given: other test data cannot change the model."""
+    options = ["--data", "moons", "--tol", "0", "--patience", "2", "--epochs", "40", "--lr", "0.1"]
+    for name, share in (("kept", []), ("given", ["--validation", "0.1"]), ("without", None)):
+        chosen = [*options, *share] if share is not None else [*options[:2], *options[6:], "--quiet"]
+        assert main([*chosen, "--out", str(tmp_path / name)]) == 0
+        printed = capsys.readouterr().out
+        said = "--tol watches 10% of the training data, kept for validation: test data choose nothing\n"
+        assert printed.startswith(said) == (name == "kept")
+    kept, given, without = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("kept", "given", "without"))
+    assert (kept["samples"], given["samples"], without["samples"]) == (180, 180, 200)
+    assert kept["validation"] == 0.1
+    models = [mx.MLP.load(tmp_path / name / "model.safetensors").theta.tolist() for name in ("kept", "given")]
+    assert models[0] == models[1]
+    history = columns(tmp_path / "kept")
+    best = int(np.argmin(history["val_loss"]))
+    assert not any(name.startswith("test") for name in history)
+    train, rest = split_off(mx.datasets.Dataset(*mx.datasets.moons(seed=0)), 0.1, 0)
+    assert mx.MLP.load(tmp_path / "kept" / "model.safetensors").evaluate(*rest)[0] == history["val_loss"][best]
+
+
+def test_the_best_epoch_is_named(tmp_path, capsys):
+    assert main(["--data", "moons", "--tol", "0", "--epochs", "4", "--quiet", "--out", str(tmp_path / "run")]) == 0
+    best = int(np.argmin(columns(tmp_path / "run")["val_loss"])) + 1
+    assert capsys.readouterr().out.startswith(f"the parameters are those of epoch {best}, the best on validation\n")
+
+
+@given(n=st.integers(2, 60), share=st.floats(1e-6, 0.999), seed=st.integers(0, 2**32))
+def test_a_share_is_at_least_one_sample_and_splits_the_data(n, share, seed):
+    data = mx.datasets.Dataset(np.arange(n)[:, None], np.arange(n))
+    if max(1, round(share * n)) >= n:
+        with pytest.raises(ValueError, match=f"takes all {n} training samples"):
+            split_off(data, share, seed)
+        return
+    rest, part = split_off(data, share, seed)
+    assert len(part.y) == max(1, round(share * n))
+    assert sorted([*rest.y, *part.y]) == list(range(n))
+    assert (rest.X[:, 0] == rest.y).all()
+    assert split_off(data, share, seed)[1].y.tolist() == part.y.tolist()
+
+
+# Classes are counted over all parts.
+
+
+@pytest.fixture
+def rare(tmp_path):
+    """A file of 60 samples, two of which are of class 2."""
+    rng = np.random.default_rng(1)
+    table = np.c_[np.array([0, 1] * 29 + [2, 2]), rng.normal(size=(60, 2))]
+    np.savetxt(tmp_path / "rare.csv", table, delimiter=",", fmt="%.6g")
+    return tmp_path / "rare.csv"
+
+
+@pytest.mark.parametrize("options", [["--seed", "23"], ["--seed", "25"], ["--seed", "24", "--validation", "0.3"]])
+def test_a_rare_class_may_fall_into_any_part(options, rare, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["--data", str(rare), *options, "--hidden", "3", "--epochs", "1", "--out", str(folder)]) == 0
+    assert mx.MLP.load(folder / "model.safetensors").sizes == (2, 3, 3)
+    said = "1 of 3 classes have no training sample: 2\n" in capsys.readouterr().out
+    assert said == (2 not in load_data(parse(["--data", str(rare), *options])).train.y)
+
+
+def test_labels_that_do_not_count_from_zero_are_pointed_out(tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("a,label\n" + "1,1\n2,10\n" * 9)
+    assert main(["--data", str(tmp_path / "data.csv"), *TINY[:4], "--out", str(tmp_path / "run")]) == 0
+    said = "9 of 11 classes have no training sample: 0, 2, 3, 4, 5, 6, ...; labels count from 0\n"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_a_single_class_is_refused_with_its_cause(output, tmp_path, fails):
+    (tmp_path / "data.csv").write_text("0,1,2\n0,2,3\n0,5,6\n")
+    words = "every label is 0, so there is one class only; is the label in another column?"
+    fails(words, "--data", tmp_path / "data.csv", "--output", output)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--preset", "xor"], "xor"),
+        (["--preset", "mnist-5v8"], "mnist-5v8"),
+        (["--data", "mnist:5,8"], "mnist-5-8"),
+        (["--data", "moons"], "moons"),
+        (["--preset", "xor", "--data", "spirals"], "spirals"),
+    ],
+)
+def test_a_run_is_named_after_its_preset_or_its_data(options, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*options, "--dry-run"]) == 0
+    assert re.search(rf"would write runs/\d{{8}}-\d{{6}}-{name}\n", capsys.readouterr().out)
+
+
+def test_a_run_on_ones_own_file_is_named_after_it(rare, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--data", str(rare.rename(tmp_path / "my data.csv")), "--dry-run"]) == 0
+    assert re.search(r"would write runs/\d+-\d+-my-data\n", capsys.readouterr().out)
+
+
+def test_data_stay_on_the_host_until_they_are_trained_with(monkeypatch, tmp_path, capsys):
+    """A GPU may be too small for all of them: checking must not bring them there."""
+    moved = []
+    monkeypatch.setattr(mx.MLP, "check_features", watch(mx.MLP.check_features, moved))
+    assert main(["--preset", "xor", "--dry-run"]) == 0
+    assert moved == [False] * len(moved)
+    assert moved
+
+
+def watch(check, moved):
+    def watched(self, X, move=True):
+        moved.append(move)
+        return check(self, X, move)
+
+    return watched
+
+
+# The environment.
+
+
+def test_without_standard_error_it_trains(tmp_path):
+    """A service, or a program without a console."""
+    command = f"{sys.executable} -m mlp_xp.train --preset xor --epochs 20 --out closed 2>&-"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert done.stdout.endswith("run folder: closed\n")
+    assert (tmp_path / "closed" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_streams_that_are_gone_do_not_matter(name, stream, tmp_path, monkeypatch):
+    gone = None if stream is None else io.StringIO()
+    if gone is not None:
+        gone.close()
+    monkeypatch.setattr(sys, name, gone)
+    assert main(["--preset", "xor", "--epochs", "20", "--out", str(tmp_path / "run")]) == 0
+    assert main(["--preset", "iris"]) == 2
+    assert getattr(sys, name) is gone
+
+
+@pytest.mark.parametrize("backend", ["Qt4Agg", "module://nowhere"])
+def test_a_backend_that_matplotlib_does_not_know_costs_no_more_than_the_pictures(backend, tmp_path):
+    done = train("--preset", "xor", *TINY, "--out", tmp_path / "run", env={**os.environ, "MPLBACKEND": backend})
+    assert done.returncode == 0
+    assert done.stdout.endswith(f"run folder: {tmp_path / 'run'}\n")
+    assert done.stderr.count("\n") <= 1
+    assert done.stderr.startswith("no pictures: ") == (not (tmp_path / "run" / "plots").exists())
+
+
+def test_the_folder_is_named_even_if_the_pictures_cannot_be_saved(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mlp_xp.plots.save_run_plots", raising(OSError(28, "No space left on device", "plots")))
+    assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.endswith(f"run folder: {tmp_path / 'run'}\n")
+    assert printed.err == "mlp-xp train: plots: No space left on device\n"
+
+
+def test_an_encoding_without_the_letters_of_the_folder(tmp_path):
+    folder = tmp_path / "データ"
+    done = train("--preset", "xor", *TINY, "--out", folder, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\\u30c7\\u30fc\\u30bf\n")
+    assert (folder / "plots").exists()
+
+
+# Whose fault it was.
+
+
+def raising(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "break_it", [lambda: np.zeros(2) + np.zeros(3), lambda: int("x"), lambda: {}["a"], lambda: None.a, lambda: 1 // 0]
+)
+def test_a_bug_of_ours_is_not_dressed_as_the_users_mistake(break_it, capsys):
+    assert exit_code("train", break_it) == 70
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last)")
+    assert error.endswith("mlp-xp train: this is a bug of mlp_xp, not of your input; please report it with the lines above\n")
+
+
+def test_a_traceback_is_shown_if_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("MLP_XP_TRACEBACK", "1")
+    assert main(["--preset", "iris"]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last.startswith("mlp-xp train: unknown preset 'iris'")
+
+
+# What reaches the terminal.
+
+
+@given(st.text())
+def test_printable_text_is_printable_and_says_the_same(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert len(text) > 1000 or shown == "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def test_long_texts_lose_their_middle():
+    assert printable("a" * 900 + "b" * 900, most=500) == "a" * 300 + " ... " + "b" * 200
+
+
+def test_escape_sequences_do_not_reach_the_terminal(tmp_path, capsys):
+    """Of names of files, options in files, settings of a run, and the text in a lock."""
+    red, toml = "\x1b[31mred", tmp_path / "run.toml"
+    for words, arguments in (
+        ("unknown data", ["--data", red]),
+        ("unknown preset", ["--preset", red]),
+        ("unrecognized", [f"--{red}"]),
+        ("unknown device", ["--preset", "xor", "--device", red]),
+        ("no checkpoint", ["--resume", red]),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "\x1b" not in error
+        assert words in error
+    toml.write_text('"\\u001b[31mred" = 1')
+    assert main(["--config", str(toml)]) == 2
+    assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / red)]) == 0
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert f"run folder: {tmp_path}/\\x1b[31mred\n" in printed.out
 
 
 # Going on with a run; what happens when it is stopped is in test_signals.

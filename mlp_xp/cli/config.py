@@ -15,7 +15,8 @@ from typing import Any, get_args, get_type_hints
 from ..checks import check_count
 from ..devices import PRECISIONS
 from ..runs.checkpoint import check_every, check_same
-from ..runs.record import FILE, read
+from ..runs.folder import RunFolder
+from ..runs.record import read
 from .errors import Parser, did_you_mean, printable
 
 __all__ = ["PRESETS", "Config", "flag", "parse"]
@@ -182,9 +183,9 @@ def _as_text(part: Field[Any]) -> str:
 
 def _resumed(folder: str, given: dict[str, Any]) -> Config:
     """Return the configuration of the run in a folder, with the options that were given beside ``--resume``."""
-    path = Path(folder, FILE)
+    path = RunFolder(folder).checkpoint
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {FILE} to resume from; nothing was saved there: start the run anew")
+        raise ValueError(f"{folder} holds no {path.name} to resume from; nothing was saved there: start the run anew")
     saved = read(path).config
     try:
         saved["data"]

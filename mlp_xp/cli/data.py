@@ -44,7 +44,8 @@ class Data:
         if not len(missing):
             return []
         names = ", ".join(self.labels[label] for label in missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
-        return [f"{len(missing)} of {k} classes have no training sample: {names}; labels count from 0"]
+        hint = "; labels count from 0" if missing[0] == 0 else ""
+        return [f"{len(missing)} of {k} classes have no training sample: {names}{hint}"]
 
 
 def load_data(config: Config) -> Data:

@@ -84,8 +84,9 @@ def exit_code(name: str, command: Callable[[], object]) -> int:
 def _run(name: str, command: Callable[[], object]) -> int:
     try:
         try:
-            with warnings.catch_warnings():  # of what overflows, the DivergenceError says more
-                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"mlp_xp\.")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"mlp_xp\.")  # DivergenceError tells
+                warnings.showwarning = lambda message, *place: _say(name, f"warning: {message}")
                 command()
         finally:
             print(end="", flush=True)
@@ -143,6 +144,10 @@ def _complain(name: str, error: object, code: int) -> int:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.filename is not None:
         error = f"{error.filename}: {error.strerror}"
-    with suppress(OSError):  # standard error is full or broken; the exit code still tells
-        print(f"mlp-xp {name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    _say(name, error)
     return code
+
+
+def _say(name: str, message: object) -> None:
+    with suppress(OSError):  # standard error is full or broken; the exit code still tells
+        print(f"mlp-xp {name}: {printable(' '.join(str(message).split()))}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """``python -m mlp_xp.train``: train a network from the command line and leave a run folder.
 
-The folder holds ``config.json``, ``env.json``, ``history.csv``, ``model.safetensors``, ``plots/*.png``, and
-``checkpoint.safetensors``, from which ``--resume`` goes on.
+What is in the folder is up to :class:`mlp_xp.runs.folder.RunFolder`.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import numpy as np
 from ..callbacks import EarlyStopping, Evaluation, History, Progress
 from ..datasets import Dataset
 from ..devices import PRECISIONS
-from ..files.atomic import probe_writable
-from ..fit import fit
+from ..files import probe_writable
+from ..fit import DivergenceError, fit
 from ..loop import State
 from ..mlp import MLP
 from ..model import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..rows.plan import make_plan
 from ..runs.checkpoint import Checkpoint
-from ..runs.record import FILE
-from ..runs.report import environment, result_table, write_json
+from ..runs.folder import RunFolder
+from ..runs.report import environment, result_table
 from .config import PRESETS, Config, parse
 from .data import Data, load_data
 from .errors import exit_code, printable
@@ -61,55 +60,59 @@ def run(config: Config) -> Path | None:
     if config.tol is not None:
         EarlyStopping(config.tol, config.patience)  # refuses what the run would refuse
     _check(model, data.test)
-    folder = _choose_folder(config)
+    path = _choose_path(config)
     if config.dry_run:
-        print(*notes, *_outlook(config, data, model, folder), sep="\n")
+        print(*notes, *_outlook(config, data, model, path), sep="\n")
         return None
     for note in [] if config.quiet else notes:
         print(note)
-    history = _train(config, data, model, optimizer, folder)
-    history.save(folder / "history.csv")
-    model.save(folder / "model.safetensors")
-    if config.tol is not None:
-        print(f"the parameters are those of epoch {1 + int(np.argmin(history.val_loss))}, the best on validation data")
-    for line in result_table(model, history, data.parts(), data.labels).splitlines():
-        print(printable(line))
-    try:
-        _draw(folder / "plots", model, history, data)
-    finally:
-        print(f"run folder: {printable(folder)}")
-    return folder
+    with RunFolder(path) as folder:
+        history = _train(config, data, model, optimizer, folder)
+        folder.finish(model, history)
+        if config.tol is not None:
+            print(f"the parameters are those of epoch {1 + int(np.argmin(history.val_loss))}, the best on validation")
+        for line in result_table(model, history, data.parts(), data.labels).splitlines():
+            print(printable(line))
+        try:
+            _draw(folder, model, history, data)
+        finally:
+            print(f"run folder: {printable(path)}")
+    return path
 
 
-def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder: Path) -> History:
+def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder: RunFolder) -> History:
     kept = asdict(replace(config, resume=None))
     begun = False
 
-    def begin_folder(state: State) -> None:
+    def note(state: State) -> None:
         """After the first epoch, when nothing can be wrong with the input any more."""
         nonlocal begun
         if not begun:
-            write_json(folder / "env.json", environment(model, config.threads, state.plan))
-            write_json(folder / "config.json", {**kept, "labels": data.labels, "samples": len(data.train.X)})
+            found = {"labels": data.labels, "samples": len(data.train.X)}
+            folder.note({**kept, **found}, environment(model, config.threads, state.plan))
             begun = True
 
-    watching = [] if data.validation else [Evaluation("test", *data.test)]
+    measured = [] if data.validation else [Evaluation("test", *data.test)]
     report = Report(config, "validation" if data.validation else "test")
     shown = [] if config.quiet else [report, Progress(config.epochs, disable=True if report.every == 1 else None)]
-    return fit(
-        model,
-        *data.train,
-        epochs=config.epochs,
-        optimizer=optimizer,
-        batch_size=config.batch_size or None,
-        validation=data.validation,
-        callbacks=[*watching, begin_folder, *shown],
-        tol=config.tol,
-        patience=config.patience,
-        threads=config.threads,
-        plan=config.plan,
-        checkpoint=Checkpoint(folder, config.checkpoint_every, resume=config.resume is not None, config=kept),
-    )
+    try:
+        return fit(
+            model,
+            *data.train,
+            epochs=config.epochs,
+            optimizer=optimizer,
+            batch_size=config.batch_size or None,
+            validation=data.validation,
+            callbacks=[*measured, note, *shown],
+            tol=config.tol,
+            patience=config.patience,
+            threads=config.threads,
+            plan=config.plan,
+            checkpoint=Checkpoint(folder, config.checkpoint_every, resume=config.resume is not None, config=kept),
+        )
+    except DivergenceError as error:
+        left = "what was saved before is in" if folder.checkpoint.exists() else "nothing was saved in"
+        raise DivergenceError(f"{error}; {left} {folder}") from None
 
 
 def _check(model: MLP, *parts: Dataset) -> None:
@@ -118,7 +121,7 @@ def _check(model: MLP, *parts: Dataset) -> None:
         model.check_targets(part.y, model.check_features(part.X, move=False).shape[0], move=False)
 
 
-def _outlook(config: Config, data: Data, model: MLP, folder: Path) -> list[str]:
+def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
     """Return what a run would do, having checked what it would check later: the other data and their plan."""
     _check(model, *data.parts().values())
     X = model.check_features(data.train.X, move=False)
@@ -128,34 +131,23 @@ def _outlook(config: Config, data: Data, model: MLP, folder: Path) -> list[str]:
         f"{model}, {model.layout.size:,} parameters",
         f"plan {plan.kind}: {plan.reason}",
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
-        f"would write {printable(folder)}",
+        f"would write {printable(path)}",
     ]
 
 
-def _choose_folder(config: Config) -> Path:
-    """Return the folder of the run, once it is sure that it is free and that there can be files in it.
+def _choose_path(config: Config) -> Path:
+    """Return the path of the run's folder, once it is sure that it is free and that there can be files in it.
 
     A new one is named after the preset, or after the data if they are not the preset's.
     """
     name = config.preset
     if config.data != PRESETS[name].get("data", Config.data):
         name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem) or "data"
-    folder = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
+    path = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
     if config.resume is None:
-        _check_unused(folder)
-    probe_writable(next(path for path in (folder, *folder.parents) if path.exists()))
-    return folder
-
-
-def _check_unused(folder: Path) -> None:
-    """Raise a ValueError if a folder has anything but what a run leaves that was killed before its first save."""
-    if (folder / FILE).exists():
-        raise ValueError(f"{folder} has a run already; go on with it by --resume {folder}, or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is already there and not a folder; choose another --out")
-    names = {path.name for path in folder.glob("*") if not path.match(".mlp_xp-*.tmp")}
-    if names - {".lock", "env.json"} - ({"config.json"} if "env.json" in names else set()):
-        raise ValueError(f"{folder} is already there and not empty; choose another --out, or remove it")
+        RunFolder(path).check_unused()
+    probe_writable(next(parent for parent in (path, *path.parents) if parent.exists()))
+    return path
 
 
 class Report:
@@ -176,12 +168,12 @@ class Report:
         from tqdm import tqdm
 
         score = "R^2" if OUTPUTS[state.model.output].task == "values" else "accuracy"
-        measured = [value for name, value in state.metrics.items() if not name.endswith("loss")]
+        loss, value = state.metrics.values()  # one evaluation measures them, in this order
         cells = {
             "epoch": f"{state.epoch}",
             "training loss": f"{float(state.loss):.4f}",
-            f"{self.watched} loss": f"{next(v for n, v in state.metrics.items() if n.endswith('loss')):.4f}",
-            f"{self.watched} {score}": f"{measured[0]:.4f}",
+            f"{self.watched} loss": f"{loss:.4f}",
+            f"{self.watched} {score}": f"{value:.4f}",
             "seconds": f"{float(state.seconds):.2f}",
         }
         with tqdm.external_write_mode():
@@ -224,10 +216,10 @@ def make_optimizer(config: Config) -> Optimizer:
     return optimizer
 
 
-def _draw(folder: Path, model: MLP, history: History, data: Data) -> None:
+def _draw(folder: RunFolder, model: MLP, history: History, data: Data) -> None:
     try:
         from ..plots import save_run_plots
     except (ImportError, ValueError) as error:  # there is no matplotlib, or MPLBACKEND names what it does not know
         print(f"no pictures: {printable(error)}", file=sys.stderr)
         return
-    save_run_plots(folder, model, history, data.test)
+    save_run_plots(folder.plots_folder(), model, history, data.test)

@@ -18,6 +18,12 @@ from ._style import INK, WRONG, AxesLike, colour, dress, legend, panel, panels
 
 __all__ = ["activation_functions", "curve_panels", "delta_norms", "learning_curves", "loss_surface"]
 
+_TITLES = {
+    "loss": ("Loss", "Mean loss"),
+    "accuracy": ("Accuracy", "Share of samples that are right"),
+    "r2": ("Coefficient of determination", "R²"),
+    "lr": ("Learning rate", ""),
+}
 # of each kind of data: what its columns of a history begin with, when it is measured, the style of its line
 _ROLES = (
     ("", "training", "during the epoch", "-"),
@@ -26,7 +32,7 @@ _ROLES = (
 )
 
 
-def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accuracy") -> NDArray[Any]:
+def learning_curves(history: Any, ax: AxesLike | None = None) -> NDArray[Any]:
     """Draw the loss, epoch by epoch, and the score and the learning rate if there is something to see.
 
     The training loss is the mean over an epoch, while the parameters change; validation and test data are measured
@@ -41,8 +47,6 @@ def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accu
     ax : Axes or sequence of Axes, optional
         One for the loss, one for the score if it was recorded, one for the learning rate if it varies. Fewer Axes get
         the first of these.
-    score : str
-        What the score is: ``"Accuracy"``, or ``"R²"`` for values.
 
     Returns
     -------
@@ -55,9 +59,7 @@ def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accu
         quantities = quantities[: np.size(np.asarray(ax, dtype=object))]
     axes = panels(ax, len(quantities))
     for target, quantity in zip(axes, quantities, strict=True):
-        title, ylabel = {"loss": ("Loss", "Mean loss"), "lr": ("Learning rate", "Learning rate")}.get(
-            quantity, (score, score)
-        )
+        title, ylabel = _TITLES[quantity]
         for i, (name, run) in enumerate(runs.items()):
             _draw_run(target, run, quantity, name, None if len(runs) == 1 else colour(i))
         dress(target, title, "Epoch", ylabel)
@@ -87,14 +89,13 @@ def _draw_run(ax: Axes, run: Any, quantity: str, name: str, shade: str | None) -
 
 
 def curve_panels(*histories: Any) -> list[str]:
-    """Return what there is to draw of runs: ``"loss"``, ``"accuracy"`` if recorded, ``"lr"`` if it varies."""
-    scores = [f"{prefix}accuracy" for prefix, *_ in _ROLES]
-    names = ["loss"]
-    if any(len(getattr(run, column, ())) for run in histories for column in scores):
-        names.append("accuracy")
-    if any(len(set(getattr(run, "lr", ()))) > 1 for run in histories):
-        names.append("lr")
-    return names
+    """Return what there is to draw of runs: what was recorded of any data, and the learning rate if it varies."""
+
+    def recorded(quantity: str) -> bool:
+        return any(len(getattr(run, prefix + quantity, ())) for run in histories for prefix, *_ in _ROLES)
+
+    varies = any(len(set(getattr(run, "lr", ()))) > 1 for run in histories)
+    return ["loss", *filter(recorded, ("accuracy", "r2")), *["lr"] * varies]
 
 
 def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:

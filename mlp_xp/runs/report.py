@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,12 +16,11 @@ from ..callbacks import History, accuracy_by_class
 from ..datasets import Dataset
 from ..devices import Device
 from ..engines.shards import available_cores
-from ..files.atomic import replace_file
 from ..mlp import MLP
 from ..model import OUTPUTS
 from ..rows.plan import Plan
 
-__all__ = ["environment", "epoch_flops", "result_table", "write_json"]
+__all__ = ["environment", "epoch_flops", "result_table"]
 
 WIDTH = 80  # columns of a terminal
 
@@ -113,9 +110,3 @@ def result_table(model: MLP, history: History, parts: Mapping[str, Dataset], lab
     speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s in {model.precision}"
     lines.append(fill(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}", WIDTH))
     return "\n".join(lines)
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write plain data as JSON, the whole file or nothing."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, [memoryview(text.encode())], verify=lambda file: None)
