@@ -7,6 +7,7 @@ import gzip
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import resource
@@ -137,7 +138,9 @@ def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"MLP\(\[.*\), [\d,]+ parameters\nplan \w+: .*\n[\d,]+ training and [\d,]+ test samples\n", printed)
+    assert re.search(
+        r"MLP\(\[.*\), [\d,]+ parameters\nplan \w+: .*\n[\d,]+ training and [\d,]+ test samples\n", printed
+    )
     assert re.search(rf"would write runs/\d+-\d+-{preset}\n", printed)
     assert not list(tmp_path.iterdir())
 
@@ -214,7 +217,9 @@ def test_configuration_files_are_small_enough_to_be_read_at_once(tmp_path, fails
     fails("/dev/zero has more than 16384 bytes", "--config", "/dev/zero")
     file.write_text('{"lr": 0.5}'.ljust(2**20 + 1))
     fails("run.toml has more than 1048576 bytes", "--config", file)
-    file.write_text("\n".join("lr" + ".a" * 64 + f".b{i} = 1" for i in range(120))[: 2**14])  # the worst that is allowed
+    file.write_text(
+        "\n".join("lr" + ".a" * 64 + f".b{i} = 1" for i in range(120))[: 2**14]
+    )  # the worst that is allowed
     began = process_time()
     fails("", "--config", file)
     assert process_time() - began < 0.5
@@ -229,9 +234,15 @@ def test_configuration_files_may_begin_with_a_byte_order_mark(tmp_path):
 def test_a_run_is_repeated_from_its_own_configuration(tmp_path):
     first, again = tmp_path / "first", tmp_path / "again"
     options = ["--data", "moons", "--hidden", "5,4", "--activation", "tanh", "--tol", "0", "--threads", "1"]
-    assert main([*options, "--epochs", "3", "--nesterov", "--optimizer", "sgd", "--momentum", "0.5", "--out", str(first)]) == 0
+    assert (
+        main([*options, "--epochs", "3", "--nesterov", "--optimizer", "sgd", "--momentum", "0.5", "--out", str(first)])
+        == 0
+    )
     assert main(["--config", str(first / "config.json"), "--out", str(again)]) == 0
-    assert mx.MLP.load(first / "model.safetensors").theta.tolist() == mx.MLP.load(again / "model.safetensors").theta.tolist()
+    assert (
+        mx.MLP.load(first / "model.safetensors").theta.tolist()
+        == mx.MLP.load(again / "model.safetensors").theta.tolist()
+    )
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (first, again))
     assert before == {**after, "out": str(first)}
     assert parse(["--config", str(first / "config.json")]).out is None
@@ -395,7 +406,9 @@ def test_divergence_exits_with_1(tmp_path, capsys):
     options = ["--output", "identity", "--optimizer", "sgd", "--lr", "1e30", "--quiet", "--out", str(tmp_path / "run")]
     assert main(["--preset", "xor", *options]) == 1
     error = capsys.readouterr().err
-    assert f"train with a smaller learning rate, or scale the inputs; nothing was saved in {tmp_path / 'run'}\n" in error
+    assert (
+        f"train with a smaller learning rate, or scale the inputs; nothing was saved in {tmp_path / 'run'}\n" in error
+    )
     assert error.count("\n") == 1
 
 
@@ -511,7 +524,9 @@ def test_tol_without_validation_keeps_a_share_of_the_training_data(tmp_path, cap
         printed = capsys.readouterr().out
         said = "--tol watches 10% of the training data, kept for validation: test data choose nothing\n"
         assert printed.startswith(said) == (name == "kept")
-    kept, given, without = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("kept", "given", "without"))
+    kept, given, without = (
+        json.loads((tmp_path / n / "config.json").read_text()) for n in ("kept", "given", "without")
+    )
     assert (kept["samples"], given["samples"], without["samples"]) == (180, 180, 200)
     assert kept["validation"] == 0.1
     models = [mx.MLP.load(tmp_path / name / "model.safetensors").theta.tolist() for name in ("kept", "given")]
@@ -562,6 +577,22 @@ def test_a_rare_class_may_fall_into_any_part(options, rare, tmp_path, capsys):
     assert mx.MLP.load(folder / "model.safetensors").sizes == (2, 3, 3)
     said = "1 of 3 classes have no training sample: 2\n" in capsys.readouterr().out
     assert said == (2 not in load_data(parse(["--data", str(rare), *options])).train.y)
+
+
+@pytest.mark.parametrize(("quiet", "said"), [([], True), (["--quiet"], False), (["--quiet", "--dry-run"], True)])
+def test_what_the_reader_of_a_file_logs_is_said(quiet, said, rare, tmp_path, capsys, monkeypatch):
+    """Which column the labels are in, that whole numbers count as pixels; and the logger is left as it was."""
+    logger = logging.getLogger("mlp_xp.datasets")
+    before = (logger.level, list(logger.handlers))
+
+    def read(path, seed):
+        logger.info("%s: column %d holds the labels", path, 1)
+        return mx.datasets.load(path, seed=seed)
+
+    monkeypatch.setattr("mlp_xp.cli.data.load", read)
+    assert main(["--data", str(rare), *TINY[:4], *quiet, "--out", str(tmp_path / "\x1b[31mrun")]) == 0
+    assert (f"{rare}: column 1 holds the labels" in capsys.readouterr().out) == said
+    assert (logger.level, list(logger.handlers)) == before
 
 
 def test_labels_that_do_not_count_from_zero_are_pointed_out(tmp_path, capsys):
@@ -683,7 +714,9 @@ def test_a_bug_of_ours_is_not_dressed_as_the_users_mistake(break_it, capsys):
     assert exit_code("train", break_it) == 70
     error = capsys.readouterr().err
     assert error.startswith("Traceback (most recent call last)")
-    assert error.endswith("mlp-xp train: this is a bug of mlp_xp, not of your input; please report it with the lines above\n")
+    assert error.endswith(
+        "mlp-xp train: this is a bug of mlp_xp, not of your input; please report it with the lines above\n"
+    )
 
 
 def test_a_traceback_is_shown_if_it_is_asked_for(monkeypatch, capsys):

@@ -273,7 +273,9 @@ def _read(path: str) -> dict[str, Any]:
     known = [part.name for part in fields(Config)]
     if unknown := sorted(set(table) - set(known)):
         hint = did_you_mean(unknown[0], known)
-        raise ValueError(f"{path} sets unknown options {', '.join(unknown)}{hint}; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{path} sets unknown options {', '.join(unknown)}{hint}; known are {', '.join(sorted(known))}"
+        )
     return {name: _convert(name, value) for name, value in table.items()}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,27 +28,20 @@ class Data:
     ----------
     labels : list of str
         The names of the classes 0, 1, ... over all parts.
+    notes : list of str
+        Lines on how the data were read, and on what is probably not as their owner thinks.
     """
 
     train: Dataset
     validation: Dataset | None
     test: Dataset
     labels: list[str]
+    notes: list[str]
 
     def parts(self) -> dict[str, Dataset]:
         """Return the parts that there are, by name."""
         parts = {"training": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
-
-    def notes(self) -> list[str]:
-        """Return a line on what is probably not as their owner thinks: classes that cannot be learned."""
-        k = len(self.labels)
-        missing = np.setdiff1d(np.arange(k), self.train.y)
-        if not len(missing):
-            return []
-        names = ", ".join(self.labels[label] for label in missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
-        hint = "; labels count from 0" if missing[0] == 0 else ""
-        return [f"{len(missing)} of {k} classes have no training sample: {names}{hint}"]
 
 
 def load_data(config: Config) -> Data:
@@ -56,9 +52,31 @@ def load_data(config: Config) -> Data:
     ValueError
         If the data are not known or damaged, have one class only, or the share leaves nothing to train with.
     """
-    train, test, labels = _load(config.data, config.seed)
+    with _log_of("mlp_xp.datasets") as notes:
+        train, test, labels = _load(config.data, config.seed)
     train, validation = split_off(train, config.validation, config.seed)
-    return Data(train, validation, test, labels)
+    missing = np.setdiff1d(np.arange(len(labels)), train.y)
+    if len(missing):
+        names = ", ".join(labels[label] for label in missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
+        hint = "; labels count from 0" if missing[0] == 0 else ""
+        notes.append(f"{len(missing)} of {len(labels)} classes have no training sample: {names}{hint}")
+    return Data(train, validation, test, labels, notes)
+
+
+@contextmanager
+def _log_of(name: str) -> Iterator[list[str]]:
+    """Collect what a logger says, from its ordinary messages on."""
+    notes: list[str] = []
+    logger, handler = logging.getLogger(name), logging.Handler(logging.INFO)
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _load(name: str, seed: int) -> tuple[Dataset, Dataset, list[str]]:

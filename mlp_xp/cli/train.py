@@ -55,7 +55,7 @@ def run(config: Config) -> Path | None:
         config = replace(config, validation=SHARE)
         notes = [f"--tol watches {SHARE:.0%} of the training data, kept for validation: test data choose nothing"]
     data = load_data(config)
-    notes += data.notes()
+    notes += map(printable, data.notes)
     model, optimizer = make_model(config, data), make_optimizer(config)
     if config.tol is not None:
         EarlyStopping(config.tol, config.patience)  # refuses what the run would refuse

@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_info
 
 from ..callbacks import History, accuracy_by_class
 from ..datasets import Dataset
-from ..devices import Device
 from ..engines.shards import available_cores
 from ..mlp import MLP
 from ..model import OUTPUTS
@@ -28,7 +27,7 @@ WIDTH = 80  # columns of a terminal
 def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
     """Return what the result and its speed depend on, as plain data."""
     return {
-        "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *_library(model))},
+        "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *model.device.packages)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -36,16 +35,11 @@ def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
         "threads": available_cores() if threads is None else threads,
         "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
         "device": model.device.name,
-        "gpu": _gpu(model.device),
+        "gpu": model.device.hardware(),
         "dtype": model.dtype,
         "precision": model.precision,
         "plan": {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)},
     }
-
-
-def _library(model: MLP) -> list[str]:
-    packages = {"cuda": ["cupy-cuda12x", "cupy-cuda13x", "nvmath-python"], "strict": ["array-api-strict"], "cpu": []}
-    return packages.get(model.device.library, [model.device.library])
 
 
 def _version(package: str) -> str | None:
@@ -63,13 +57,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _gpu(device: Device) -> str | None:
-    if device.library != "cuda":
-        return None
-    cuda = device.xp.cuda
-    return str(cuda.runtime.getDeviceProperties(cuda.Device().id)["name"].decode())
 
 
 def epoch_flops(sizes: Sequence[int], samples: int) -> int:
