@@ -81,7 +81,7 @@ def test_learning_curves_name_the_data_and_give_each_kind_a_color():
     during, after = "(during the epoch)", "(after the epoch)"
     assert labels(loss) == [f"training {during}", f"validation {after}", "best epoch, 2", f"test {after}"]
     assert labels(score) == [f"validation {after}", f"test {after}"]
-    drawn = {label: line for label, line in zip(labels(loss), loss.lines, strict=True)}
+    drawn = dict(zip(labels(loss), loss.lines, strict=True))
     np.testing.assert_array_equal(drawn[f"validation {after}"].get_ydata(), [3, 1, 2])
     np.testing.assert_array_equal(drawn[f"test {after}"].get_ydata(), [4, 3, 3])
     np.testing.assert_array_equal(drawn["best epoch, 2"].get_xydata(), [[2, 1]])

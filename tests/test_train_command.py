@@ -161,7 +161,7 @@ def test_five_against_eight_falls_as_in_the_lecture(tmp_path, capsys):
     assert main(["--preset", "mnist-5v8", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     lecture = [0.7055, 0.3225, 0.1940, 0.1587, 0.1429, 0.1337]  # at iterations 0, 100, ..., 500
-    costs = columns(tmp_path / "run")["loss"][::100] + [float(re.search(r"training +(\S+)", printed)[1])]
+    costs = [*columns(tmp_path / "run")["loss"][::100], float(re.search(r"training +(\S+)", printed)[1])]
     np.testing.assert_allclose(costs, lecture, rtol=0.05)
     assert re.findall(r"^ +(\d+) ", printed, re.MULTILINE) == ["1", "100", "200", "300", "400", "500"]
     assert float(re.search(r"test +\S+ +(\S+)", printed)[1]) >= 0.956
@@ -534,7 +534,7 @@ def test_tol_without_validation_keeps_a_share_of_the_training_data(tmp_path, cap
     history = columns(tmp_path / "kept")
     best = int(np.argmin(history["val_loss"]))
     assert not any(name.startswith("test") for name in history)
-    train, rest = split_off(mx.datasets.Dataset(*mx.datasets.moons(seed=0)), 0.1, 0)
+    _, rest = split_off(mx.datasets.Dataset(*mx.datasets.moons(seed=0)), 0.1, 0)
     assert mx.MLP.load(tmp_path / "kept" / "model.safetensors").evaluate(*rest)[0] == history["val_loss"][best]
 
 

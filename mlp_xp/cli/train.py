@@ -94,7 +94,7 @@ def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder:
 
     measured = [] if data.validation else [Evaluation("test", *data.test)]
     report = Report(config, "validation" if data.validation else "test")
-    shown = [] if config.quiet else [report, Progress(config.epochs, disable=True if report.every == 1 else None)]
+    shown: list[Any] = [report, Progress(config.epochs, disable=True if report.every == 1 else None)]
     try:
         return fit(
             model,
@@ -103,7 +103,7 @@ def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder:
             optimizer=optimizer,
             batch_size=config.batch_size or None,
             validation=data.validation,
-            callbacks=[*measured, note, *shown],
+            callbacks=[*measured, note, *(shown if not config.quiet else [])],
             tol=config.tol,
             patience=config.patience,
             threads=config.threads,

@@ -75,7 +75,7 @@ def _draw_run(ax: Axes, run: Any, quantity: str, name: str, shade: str | None) -
         values = getattr(run, prefix + quantity, ())
         if not len(values):
             continue
-        look = {"color": shade or colour(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
+        look: dict[str, Any] = {"color": shade or colour(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
         role = "" if quantity == "lr" else role if shade else f"{role} ({when})"
         label = ", ".join(part for part in (name, role) if part)
         ax.plot(run.epoch, values, style, marker="o" if len(values) == 1 else "", label=label, **look)
