@@ -15,9 +15,10 @@ from .convert.torch import Layers, make_sequential, read_sequential
 from .devices import Array, Device, check_precision, get_device
 from .files import tensors as tensor_file
 from .kernels import GenericKernels, kernels_for
-from .model import OUTPUTS, Network, check_activations, check_output, forward, grad_sum
+from .model import Network, check_activations, forward, grad_sum
+from .objective import OUTPUTS, Objective, Targets, check_output
 from .params import Layout, Parameters, check_like, initial_theta
-from .rows.checks import as_features, as_targets
+from .rows.source import Rows, open_rows
 
 __all__ = ["MLP", "Forward", "Gradient"]
 
@@ -110,7 +111,8 @@ class MLP:
         self.device = get_device(device, self.dtype)
         self.precision = check_precision(precision, self.dtype, self.device)
         self.kernels = kernels_for(self.device, self.dtype, self.precision)
-        self.network = Network(("", *self.activation, last.activation), last.loss)
+        self.objective = Objective(last)
+        self.network = Network(("", *self.activation, last.activation), self.objective)
         self.theta = self.device.asarray(theta)
 
     def __repr__(self) -> str:
@@ -145,20 +147,37 @@ class MLP:
 
         Without `move`, what is on the host stays there, for :meth:`Device.asarray` to bring over part by part.
         """
-        X = as_features(X, self.sizes[0], self.device, self.dtype)
-        if self.precision == "fp16x2" and X.dtype != np.uint8:
-            raise ValueError(
-                f"precision 'fp16x2' is exact for uint8 pixels only, got {X.dtype}; pass those, or use 'tf32' or 'fp32'"
-            )
+        rows = self.open(X)
+        X = rows.block(0, rows.shape[0])
         return self.device.asarray(X) if move else X
+
+    def open(self, X: Any) -> Rows:
+        """Check samples (n, n_0) once, and return them as rows; rows that were opened before are returned as they are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If they do not fit the model, see :func:`mlp_xp.rows.source.open_rows`.
+        """
+        rows = open_rows(X, self.sizes[0], self.device, self.dtype)
+        if self.precision == "fp16x2" and not rows.pixels:
+            raise ValueError(
+                f"precision 'fp16x2' is exact for uint8 pixels only, got {rows.dtype}; "
+                "pass those, or use 'tf32' or 'fp32'"
+            )
+        return rows
 
     def check_targets(self, y: Any, n: int, move: bool = True) -> Array:
         """Return the targets of n rows as an array the model computes with, or raise a ValueError.
 
         Without `move` they are on the host.
         """
-        y = as_targets(y, OUTPUTS[self.output].task, n, self.sizes[-1], self.device, self.dtype)
-        return self.device.asarray(y) if move else y
+        targets = self.targets(y, n).y
+        return self.device.asarray(targets) if move else targets
+
+    def targets(self, y: Any, n: int) -> Targets:
+        """Check the targets of n rows once; what was checked before is returned as it is."""
+        return self.objective.targets(y, n, self.sizes[-1], self.device, self.dtype)
 
     def forward(self, X: Any) -> Forward:
         """Return every Z[l] and A[l] (n, n_l) for the rows of `X` (n, n_0), as arrays of the device."""
@@ -253,7 +272,7 @@ class MLP:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
         A = self.outputs(X)
         target = self.check_targets(y, len(A), move=False)
-        losses, _ = getattr(GenericKernels(np, self.dtype), self.network.loss)(A, target)
+        losses, _ = self.objective.losses(GenericKernels(np, self.dtype), A, target)
         predicted = self._read(A)
         target = target.reshape(predicted.shape)
         if OUTPUTS[self.output].task != "values":

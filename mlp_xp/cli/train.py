@@ -22,9 +22,10 @@ from ..files import probe_writable
 from ..fit import DivergenceError, fit
 from ..loop import State
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..rows.plan import make_plan
+from ..rows.source import open_rows
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
 from ..runs.report import environment, result_table
@@ -124,8 +125,8 @@ def _check(model: MLP, *parts: Dataset) -> None:
 def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
     """Return what a run would do, having checked what it would check later: the other data and their plan."""
     _check(model, *data.parts().values())
-    X = model.check_features(data.train.X, move=False)
-    plan = make_plan(X, model, config.plan, config.epochs, config.batch_size or None)
+    rows = open_rows(data.train.X, model.sizes[0], model.device, model.dtype)
+    plan = make_plan(rows, model.device, config.plan, config.epochs, config.batch_size or None)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
         f"{model}, {model.layout.size:,} parameters",

@@ -21,7 +21,7 @@ import numpy as np
 from ..files.atomic import replace_file
 from ..kernels.generic import LEAK
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 
 __all__ = ["save_onnx", "signature", "to_onnx"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels.generic import LEAK
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 
 __all__ = ["Layers", "make_sequential", "read_sequential"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,9 +15,9 @@ from threadpoolctl import threadpool_info
 
 from ..callbacks import History, accuracy_by_class
 from ..datasets import Dataset
-from ..engines.shards import available_cores
+from ..devices.blas_threads import default_threads
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ..rows.plan import Plan
 
 __all__ = ["environment", "epoch_flops", "result_table"]
@@ -31,8 +32,8 @@ def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": available_cores(),
-        "threads": available_cores() if threads is None else threads,
+        "cores": os.cpu_count(),
+        "threads": default_threads() if threads is None else threads,
         "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
         "device": model.device.name,
         "gpu": model.device.hardware(),

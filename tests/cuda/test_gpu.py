@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.devices import PRECISIONS, Device, get_device
+from mlp_xp.devices import PRECISIONS, CupyDevice, get_device
 from mlp_xp.kernels import ACTIVATIONS, GenericKernels, kernels_for
 
 from .comparisons import CASES, Backend, check_case, make_pass
@@ -149,11 +149,11 @@ def test_plans_have_the_losses_of_dense_data(plan: str, precision: str, mnist) -
 
 @pytest.mark.parametrize("batch_size", [None, 500])
 def test_streamed_data_have_the_bits_of_those_on_the_device(batch_size: int | None, mnist, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 8192)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 8192)
     options: dict[str, Any] = {"optimizer": mx.Adam(), "plan": "dense", "batch_size": batch_size}
     want = losses_and_bits(*mnist[0], **options)
     monkeypatch.setattr(
-        "mlp_xp.engines.cuda.epochs._attempts", lambda shard_rows, size, on_host: iter([(True, shard_rows)])
+        "mlp_xp.engines.cuda.memory._attempts", lambda shard_rows, size, on_host: iter([(True, shard_rows)])
     )
     assert losses_and_bits(*mnist[0], **options) == want
 

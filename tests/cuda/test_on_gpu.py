@@ -20,7 +20,7 @@ from bench import compare, gpu_ceilings, gpu_sweep, memory, on_gpu
 from bench.contender import CONTENDERS
 from bench.on_gpu import DENSE, EPOCHS, Part, floor_seconds, parts, run_part, summary, timings
 from bench.problem import Problem
-from mlp_xp.devices import Device
+from mlp_xp.devices import CupyDevice
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.kernels.cuda.cublas import CuBLAS
 
@@ -77,7 +77,7 @@ def small(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Problem:
         monkeypatch.setattr(
             module, "case", lambda name: replace(problem, batch_size=32 if name == "mini-batch" else None)
         )
-    monkeypatch.setattr(Device, "block_rows", 16)
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
     monkeypatch.setattr(gpu_sweep, "EPOCHS", 2)
     for name, value in {"SIZE": 32, "FLOATS": 64, "ROWS": 90, "INPUTS": 12, "UNITS": 4, "LAUNCHES": 3}.items():
         monkeypatch.setattr(gpu_ceilings, name, value)
@@ -225,7 +225,7 @@ def test_sweep_is_of_the_plans_it_names(gpu: Cupy, small: Problem, tmp_path: Pat
         columns.append(run.columns)
     assert columns[0] < columns[1] < columns[2]
     assert columns[3] == columns[1]
-    assert Device.block_rows == 16
+    assert CupyDevice.block_rows == 16
 
 
 @on_linux

@@ -172,7 +172,12 @@ class CudaKernels(CudaProducts):
             The sum of losses; None, and nothing done, where the network is not one of those: then the text has to do.
         """
         W, b, g = params.W, params.b, net.g
-        if len(W) != 3 or net.loss != "softmax_cross_entropy" or g[2] != "identity" or self._real != "float":
+        if (
+            len(W) != 3
+            or net.objective.output.loss != "softmax_cross_entropy"
+            or g[2] != "identity"
+            or self._real != "float"
+        ):
             return None
         (blocks, shared), rows = self._chip(), X.shape[0]
         head = fused_head(W[1].shape[0], W[2].shape[0], shared, self.precision == "fp16x2", rows <= 32 * blocks)
