@@ -28,6 +28,9 @@ from mlp_xp.cli import config as config_module
 from mlp_xp.cli.config import PRESETS, Config, parse
 from mlp_xp.cli.data import load_data, split_off
 from mlp_xp.cli.errors import exit_code, printable
+from mlp_xp.devices import get_device
+from mlp_xp.fit import DivergenceError
+from mlp_xp.rows.checks import as_features
 from mlp_xp.train import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -631,19 +634,28 @@ def test_a_run_on_ones_own_file_is_named_after_it(rare, tmp_path, monkeypatch, c
     assert re.search(r"would write runs/\d+-\d+-my-data\n", capsys.readouterr().out)
 
 
-def test_data_stay_on_the_host_until_they_are_trained_with(monkeypatch, tmp_path, capsys):
-    """A GPU may be too small for all of them: checking must not bring them there."""
-    moved = []
-    monkeypatch.setattr(mx.MLP, "check_features", watch(mx.MLP.check_features, moved))
-    assert main(["--preset", "xor", "--dry-run"]) == 0
-    assert moved == [False] * len(moved)
-    assert moved
+def test_training_data_stay_on_the_host_until_they_are_trained_with(monkeypatch, tmp_path):
+    """A GPU may be too small for all of them: to be checked they must not be brought there, nor checked twice."""
+    moved, opened = [], []
+    strict = type(get_device("strict"))
+    monkeypatch.setattr(strict, "asarray", watch(strict.asarray, moved))
+    monkeypatch.setattr("mlp_xp.rows.source.as_features", watch(as_features, opened))
+    options = ["--data", "moons", "--device", "strict", "--hidden", "3", "--quiet"]
+    assert main([*options, "--dry-run"]) == 0
+    assert [200, 2] not in moved
+    opened.clear()
+    monkeypatch.setattr("mlp_xp.cli.train.fit", raising(DivergenceError("before anything was moved")))
+    assert main([*options, "--out", str(tmp_path / "run")]) == 1
+    assert [200, 2] not in moved
+    assert len(opened) == 1  # the test data; fit opens the training data
 
 
-def watch(check, moved):
-    def watched(self, X, move=True):
-        moved.append(move)
-        return check(self, X, move)
+def watch(function, seen):
+    """Return the function, with the shapes of the first arguments that have one added to what was seen."""
+
+    def watched(*arguments, **options):
+        seen.append(next((list(each.shape) for each in arguments if hasattr(each, "shape")), None))
+        return function(*arguments, **options)
 
     return watched
 

@@ -25,7 +25,6 @@ from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..rows.plan import make_plan
-from ..rows.source import open_rows
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
 from ..runs.report import environment, result_table
@@ -119,14 +118,13 @@ def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder:
 def _check(model: MLP, *parts: Dataset) -> None:
     """Raise a ValueError if the model cannot take the data; they stay where they are, for they may not fit a GPU."""
     for part in parts:
-        model.check_targets(part.y, model.check_features(part.X, move=False).shape[0], move=False)
+        model.targets(part.y, model.open(part.X).shape[0])
 
 
 def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
     """Return what a run would do, having checked what it would check later: the other data and their plan."""
     _check(model, *data.parts().values())
-    rows = open_rows(data.train.X, model.sizes[0], model.device, model.dtype)
-    plan = make_plan(rows, model.device, config.plan, config.epochs, config.batch_size or None)
+    plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
         f"{model}, {model.layout.size:,} parameters",
