@@ -213,7 +213,7 @@ def test_loss_surface_says_what_is_missing(options, message):
 
 
 def region_at(ax, x, y):
-    """Return the number of the class whose colour the picture has at (x, y)."""
+    """Return the number of the class whose color the picture has at (x, y)."""
     across, up = ax.transData.transform((x, y))
     return ax.images[0].get_cursor_data(SimpleNamespace(x=across, y=up))
 

@@ -290,7 +290,8 @@ def test_every_option_survives_its_own_way_through_a_file():
         (["--validation", "1.5"], "--validation takes a share from 0 up to, but not including, 1; got 1.5"),
         (["--validation", "0.9"], "validation 0.9 takes all 4 training samples"),
         (["--plan", "sparse"], "--plan takes one of auto, dense, zero, ragged; got 'sparse'"),
-        (["--plan", "ragged", "--device", "strict"], "plan 'ragged' is there on"),
+        (["--plan", "ragged", "--device", "strict"], "plan 'ragged' is not available on"),
+        (["--plan", "zero", "--device", "jax"], "plan 'zero' is not available on"),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
         (["--seed", "-1"], "seed must be a whole number of at least 0, got -1"),
         (["--report-every", "-1"], "report-every must be"),
@@ -731,6 +732,11 @@ def test_a_bug_of_ours_is_not_dressed_as_the_users_mistake(break_it, capsys):
     )
 
 
+def test_no_thread_is_no_bug_of_ours(capsys):
+    assert exit_code("train", raising(RuntimeError("can't start new thread"))) == 2
+    assert capsys.readouterr().err == "mlp-xp train: can't start new thread; use --threads 1, or end other programs\n"
+
+
 def test_a_traceback_is_shown_if_it_is_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("MLP_XP_TRACEBACK", "1")
     assert main(["--preset", "iris"]) == 2
@@ -839,6 +845,20 @@ def test_other_options_are_refused_with_a_list(options, words, xor_run, capsys):
     assert words in printed.err
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert {path: path.read_bytes() for path in xor_run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("options", "bar"), [([], None), (["--report-every", "1"], True), (["--epochs", "10"], True)])
+def test_a_bar_fills_the_time_between_lines_and_no_more(options, bar, tmp_path, monkeypatch):
+    """If each epoch has a line, a bar would show each of them twice."""
+    disabled = []
+
+    def progress(total, disable):
+        disabled.append(disable)
+        return lambda state: None
+
+    monkeypatch.setattr("mlp_xp.cli.train.Progress", progress)
+    assert main(["--preset", "xor", *options, "--out", str(tmp_path / "run")]) == 0
+    assert disabled == [bar]
 
 
 def test_a_schedule_that_is_spread_over_the_epochs_keeps_them(tmp_path, capsys):

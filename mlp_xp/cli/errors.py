@@ -106,6 +106,8 @@ def _run(name: str, command: Callable[[], object]) -> int:
     except Exception as error:
         if isinstance(error, ValueError) and _is_meant(error):
             return _complain(name, error, 2)
+        if "start new thread" in str(error):  # RuntimeError of the system's, which has no class or number of its own
+            return _complain(name, f"{error}; use --threads 1, or end other programs", 2)
         traceback.print_exc()
         return _complain(name, "this is a bug of mlp_xp, not of your input; please report it with the lines above", 70)
     return 0

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..devices import get_device
 from ..kernels.generic import GenericKernels
-from ._style import INK, WRONG, AxesLike, colour, dress, legend, panel, panels
+from ._style import INK, WRONG, AxesLike, color, dress, legend, panel, panels
 
 __all__ = ["activation_functions", "curve_panels", "delta_norms", "learning_curves", "loss_surface"]
 
@@ -61,7 +61,7 @@ def learning_curves(history: Any, ax: AxesLike | None = None) -> NDArray[Any]:
     for target, quantity in zip(axes, quantities, strict=True):
         title, ylabel = _TITLES[quantity]
         for i, (name, run) in enumerate(runs.items()):
-            _draw_run(target, run, quantity, name, None if len(runs) == 1 else colour(i))
+            _draw_run(target, run, quantity, name, None if len(runs) == 1 else color(i))
         dress(target, title, "Epoch", ylabel)
         target.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(target)
@@ -75,7 +75,7 @@ def _draw_run(ax: Axes, run: Any, quantity: str, name: str, shade: str | None) -
         values = getattr(run, prefix + quantity, ())
         if not len(values):
             continue
-        look: dict[str, Any] = {"color": shade or colour(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
+        look: dict[str, Any] = {"color": shade or color(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
         role = "" if quantity == "lr" else role if shade else f"{role} ({when})"
         label = ", ".join(part for part in (name, role) if part)
         ax.plot(run.epoch, values, style, marker="o" if len(values) == 1 else "", label=label, **look)
@@ -116,7 +116,7 @@ def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
     z = np.concatenate([np.linspace(-4, -0.01, 400), [np.nan], np.linspace(0, 4, 401)])  # NaN: no line up a step
     for i, (name, style) in enumerate({"sigmoid": "-", "tanh": "-", "relu": "-", "leaky_relu": "--"}.items()):
         A = kernels.activate(name, z)
-        look = {"color": colour(i), "linestyle": style, "linewidth": 2.5, "label": name.replace("_relu", " relu")}
+        look = {"color": color(i), "linestyle": style, "linewidth": 2.5, "label": name.replace("_relu", " relu")}
         axes[0].plot(z, A, **look)
         axes[1].plot(z, kernels.activation_gradient(name, np.ones_like(z), A), **look)
     axes[0].set_ylim(-1.25, 2.05)
@@ -216,7 +216,7 @@ def loss_surface(
 
 def _curve(ax: Axes, loss: Callable[..., float], limits: Sequence[tuple[float, float]]) -> None:
     a = np.linspace(*limits[0], 400)
-    ax.plot(a, [float(loss(value)) for value in a], color=colour(0), linewidth=2.5)
+    ax.plot(a, [float(loss(value)) for value in a], color=color(0), linewidth=2.5)
     dress(ax, "Loss", "Parameter", "Loss")
 
 
