@@ -291,7 +291,7 @@ def test_every_option_survives_its_own_way_through_a_file():
         (["--validation", "0.9"], "validation 0.9 takes all 4 training samples"),
         (["--plan", "sparse"], "--plan takes one of auto, dense, zero, ragged; got 'sparse'"),
         (["--plan", "ragged", "--device", "strict"], "plan 'ragged' is not available on"),
-        (["--plan", "zero", "--device", "jax"], "plan 'zero' is not available on"),
+        (["--plan", "zero", "--device", "strict"], "plan 'zero' is not available on"),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
         (["--seed", "-1"], "seed must be a whole number of at least 0, got -1"),
         (["--report-every", "-1"], "report-every must be"),

@@ -127,7 +127,7 @@ def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
 
 
 def delta_norms(norms: Mapping[str, ArrayLike], ax: AxesLike | None = None) -> NDArray[Any]:
-    """Draw the size of delta in each layer while networks train: where it shrinks towards the input, gradients vanish.
+    """Draw the size of delta in each layer while networks train: if it shrinks toward the input, gradients vanish.
 
     Parameters
     ----------

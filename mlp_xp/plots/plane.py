@@ -178,7 +178,7 @@ def _classes(*labels: NDArray[Any]) -> NDArray[Any]:
     if len(classes) > len(PALETTE):
         raise ValueError(
             f"got {len(classes)} different classes, and at most {len(PALETTE)} can be told apart by color; "
-            "where predict returns numbers, pass a function that turns them into classes"
+            "if predict returns numbers, pass a function that turns them into classes"
         )
     return classes
 
@@ -204,7 +204,7 @@ def _grid_lines(box: Box) -> list[Points]:
 
 
 def _output_line(model: Any) -> tuple[NDArray[Any], float]:
-    """Return (w, b) of the line between the classes in the plane of one hidden layer; w = 0 where there is none."""
+    """Return (w, b) of the line between the classes in the plane of one hidden layer; w = 0 if there is none."""
     if len(model.sizes) > 3 or model.sizes[2] > 2:
         return np.zeros(2), 0.0
     W, b = model.weights[1], model.biases[1]
