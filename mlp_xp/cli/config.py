@@ -1,28 +1,37 @@
-"""What a training run is: one record of plain values, from defaults, a preset, a TOML file and the command line."""
+"""What a training run is: one record of plain values, from defaults, a preset, a file and the command line."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import tomllib
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from ..checks import check_count
 from ..devices import PRECISIONS
 from ..runs.checkpoint import check_every, check_same
 from ..runs.record import FILE, read
-from .errors import Parser
+from .errors import Parser, did_you_mean, printable
 
-__all__ = ["PRESETS", "Config", "parse"]
+__all__ = ["PRESETS", "Config", "flag", "parse"]
 
-MAX_BYTES = 1 << 20  # of a configuration file
-FREE = ("device", "epochs", "threads", "checkpoint_every", "report_every", "out", "quiet", "dry_run")  # see parse
+MAX_TOML = 1 << 14  # bytes; with MAX_DOTS, for tomllib takes quadratic time and memory for a.a.a...
+MAX_DOTS = 64  # in a line
+MAX_JSON = 1 << 20  # bytes; config.json lists the names of up to 65,536 classes
+MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
+NOT_OPTIONS = ("labels", "samples")  # what a run's config.json says of its data
 
 
-def _option(default: Any, text: str, choices: Sequence[str] = (), metavar: str | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "choices": choices or None, "metavar": metavar})
+def _option(
+    default: Any, text: str, choices: Sequence[str] = (), metavar: str | None = None, free: bool = False
+) -> Any:
+    """Make a field of Config. With `free`, a run may be resumed with another value: it changes nothing done so far."""
+    return field(default=default, metadata={"help": text, "choices": choices, "metavar": metavar, "free": free})
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,9 @@ class Config:
         "softmax", "output and loss: softmax, sigmoid, identity, softmax_of_sigmoid, sigmoid_mse, perceptron"
     )
     init: str = _option("xavier_normal", "law of the first weights", metavar="LAW")
-    device: str = _option("cpu", "cpu, cuda, cuda:N, torch, torch:DEVICE, jax or strict", metavar="DEVICE")
+    device: str = _option("cpu", "cpu, cuda, cuda:N, torch, torch:DEVICE, jax or strict", metavar="DEVICE", free=True)
     precision: str = _option("fp32", "of products; the last three on cuda only", tuple(PRECISIONS))
-    epochs: int = _option(12, "the most epochs to train for", metavar="N")
+    epochs: int = _option(12, "the most epochs to train for", metavar="N", free=True)
     batch_size: int = _option(128, "samples per update; 0 takes all at once", metavar="N")
     optimizer: str = _option("adam", "how parameters are updated", ("sgd", "adam", "adamw"))
     lr: float = _option(0.003, "learning rate", metavar="ETA")
@@ -50,30 +59,44 @@ class Config:
     weight_decay: float = _option(0.01, "of adamw", metavar="LAMBDA")
     schedule: str = _option("constant", "of the learning rate", ("constant", "step", "exponential", "cosine"))
     warm_up: int = _option(0, "epochs over which the learning rate rises first", metavar="N")
-    tol: float | None = _option(None, "stop when the validation loss has not fallen by more for --patience epochs")
-    patience: int = _option(10, "epochs to wait for --tol", metavar="N")
-    validation: float = _option(0.0, "share of the training data kept for validation", metavar="SHARE")
-    plan: str = _option("auto", "how the data are stored", ("auto", "dense", "zero", "ragged"))
-    threads: int | None = _option(None, "threads on the CPU; all cores if not given", metavar="N")
-    seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
-    report_every: int = _option(0, "epochs between printed lines; 0 prints ten in all", metavar="N")
-    out: str | None = _option(None, "run folder; a new one under runs/ if not given", metavar="DIR")
-    checkpoint_every: str | None = _option(
-        None, "epochs between two saves, as in 5, or seconds, as in 30s; about every 30s if not given", metavar="N"
+    tol: float | None = _option(
+        None, "stop when the validation loss has not fallen by more for --patience epochs", metavar="TOL"
     )
-    resume: str | None = _option(None, "go on with the run in this folder", metavar="RUN")
-    quiet: bool = _option(False, "print the final table only")
-    dry_run: bool = _option(False, "check everything, say what would be done, and stop")
+    patience: int = _option(10, "epochs to wait for --tol", metavar="N")
+    validation: float = _option(
+        0.0, "share of the training data kept for validation; with --tol, 0.1 if not given", metavar="SHARE"
+    )
+    plan: str = _option("auto", "how the data are stored", ("auto", "dense", "zero", "ragged"))
+    threads: int | None = _option(None, "threads on the CPU; all cores if not given", metavar="N", free=True)
+    seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
+    report_every: int = _option(0, "epochs between printed lines; 0 prints ten in all", metavar="N", free=True)
+    out: str | None = _option(None, "run folder; a new one under runs/ if not given", metavar="DIR", free=True)
+    checkpoint_every: str | None = _option(
+        None, "epochs between two saves, as in 5, or seconds, as in 30s; about every 30s if not given",
+        metavar="N", free=True,
+    )  # fmt: skip
+    resume: str | None = _option(None, "go on with the run in this folder", metavar="RUN", free=True)
+    quiet: bool = _option(False, "print the final table only", free=True)
+    dry_run: bool = _option(False, "check everything, say what would be done, and stop", free=True)
 
     def __post_init__(self) -> None:
         for part in fields(self):
             value, choices = getattr(self, part.name), part.metadata["choices"]
             if choices and value not in choices:
-                raise ValueError(f"{part.name} must be one of {', '.join(choices)}, got {value!r}")
+                hint = did_you_mean(str(value), choices)
+                raise ValueError(f"{flag(part.name)} takes one of {', '.join(choices)}; got {value!r}{hint}")
+            if isinstance(value, str) and not _is_unicode(value):
+                raise ValueError(f"{flag(part.name)} {printable(value)} is no UTF-8, so no file can keep it; rename it")
         if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must be a share in [0, 1), got {self.validation!r}")
+            raise ValueError(f"--validation takes a share from 0 up to, but not including, 1; got {self.validation!r}")
         for name in ("batch_size", "warm_up", "report_every"):
-            check_count(name, getattr(self, name), least=0)
+            check_count(flag(name), getattr(self, name), least=0)
+        for name in ("epochs", "patience"):
+            check_count(flag(name), getattr(self, name))
+        if self.threads is not None:
+            check_count("--threads", self.threads)
+        if max(self.hidden, default=0) > MAX_UNITS:
+            raise ValueError(f"--hidden takes at most {MAX_UNITS} units in a layer, got {max(self.hidden)}")
         check_every(self.checkpoint_every)
 
 
@@ -103,25 +126,17 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
 
     The command line goes before the file of ``--config``, the file before the preset, the preset before the defaults.
 
-    With ``--resume`` they all come from the run. Options that are repeated must be those it was started with, but for
-    the ones that do not change what it has done so far: `FREE`.
+    With ``--resume`` they all come from the run. Options that are repeated must be those it was started with, unless
+    they are free: they do not change what the run has done so far.
 
     Raises
     ------
     ValueError
         If an option, a name or a value is not known, or is not that of the run to resume.
     SystemExit
-        After ``--help``.
+        After ``--help`` or ``--version``.
     """
-    parser = Parser(
-        prog="python -m mlp_xp.train",
-        description="Train a multilayer perceptron. Without arguments: ten digits of MNIST on the CPU.",
-        epilog=f"presets: {', '.join(PRESETS)}",
-    )
-    parser.add_argument("--config", metavar="FILE", help="a TOML file of these options, with _ for - in names")
-    for part in fields(Config):
-        _add(parser, part)
-    given = vars(parser.parse_args(arguments))
+    given = vars(_parser().parse_args(arguments))
     path = given.pop("config")
     chosen = {name: _convert(name, value) for name, value in given.items() if value is not None}
     chosen = (_read(path) if path else {}) | chosen
@@ -129,8 +144,40 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         return _resumed(chosen["resume"], chosen)
     preset = chosen.get("preset", "mnist-10")
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
+        hint = did_you_mean(preset, PRESETS)
+        raise ValueError(f"unknown preset {preset!r}{hint}; choose from {', '.join(PRESETS)}")
     return replace(Config(), **{**PRESETS[preset], **chosen})
+
+
+def flag(name: str) -> str:
+    """Return a field's name as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m mlp_xp.train",
+        description="Train a multilayer perceptron. Without arguments: ten digits of MNIST on the CPU.",
+        epilog=f"presets: {', '.join(PRESETS)}",
+    )
+    version = sys.modules[__name__.partition(".")[0]].__version__
+    parser.add_argument("--version", action="version", version=f"mlp_xp {version}")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file of these options, with _ for - in names, or a run's config.json"
+    )
+    for part in fields(Config):
+        text, choices = part.metadata["help"], part.metadata["choices"]
+        if _types()[part.name] is bool:
+            parser.add_argument(flag(part.name), action=argparse.BooleanOptionalAction, help=text)
+            continue
+        default = "" if part.default in (None, MISSING) else f" (default: {_as_text(part)})"
+        metavar = f"{{{','.join(choices)}}}" if choices else part.metadata["metavar"]
+        parser.add_argument(flag(part.name), metavar=metavar, help=text + default)
+    return parser
+
+
+def _as_text(part: Field[Any]) -> str:
+    return ",".join(map(str, part.default)) if isinstance(part.default, tuple) else str(part.default)
 
 
 def _resumed(folder: str, given: dict[str, Any]) -> Config:
@@ -146,66 +193,93 @@ def _resumed(folder: str, given: dict[str, Any]) -> Config:
         problem = f"{path} was not saved by mlp_xp.train ({error!r}); resume it with the program that saved it"
         raise ValueError(problem) from None
     now = replace(then, **given)
-    fixed = [part.name for part in fields(Config) if part.name not in (*FREE, "resume")]
+    fixed = [part.name for part in fields(Config) if not part.metadata["free"]]
     check_same(folder, *({name: getattr(config, name) for name in fixed} for config in (then, now)))
     if "out" in given and Path(given["out"]).resolve() != Path(folder).resolve():
         raise ValueError(f"--resume {folder} goes on in that folder; leave out --out {given['out']}")
     return replace(now, out=then.out)
 
 
-def _add(parser: argparse.ArgumentParser, part: Any) -> None:
-    flag = "--" + part.name.replace("_", "-")
-    default = "" if part.default in (None, False, MISSING) else f" (default: {_as_text(part.default)})"
-    if part.type == "bool":
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=part.metadata["help"])
-    else:
-        parser.add_argument(
-            flag, choices=part.metadata["choices"], metavar=part.metadata["metavar"],
-            help=part.metadata["help"] + default,
-        )  # fmt: skip
-
-
-def _as_text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _types() -> dict[str, Any]:
+    """Return the type of each field, without the None of those that may be left out."""
+    hints = get_type_hints(Config)
+    return {name: next((t for t in get_args(hint) if NoneType in get_args(hint)), hint) for name, hint in hints.items()}
 
 
 def _convert(name: str, value: Any) -> Any:
-    """Turn the text or TOML value of an option into the type of its field."""
-    kind = {part.name: str(part.type) for part in fields(Config)}[name]
-    items = value if isinstance(value, list) else [item.strip() for item in str(value).split(",") if item.strip()]
+    """Turn the text, TOML or JSON value of an option into the type of its field."""
+    convert, described = KINDS[_types()[name]]
     try:
-        if kind.startswith("tuple[int") and not any(isinstance(item, float | bool) for item in items):
-            return tuple(int(item) for item in items)
-        if kind.startswith("tuple[str"):
-            return tuple(str(item) for item in items)
-        if kind.startswith("int") and not isinstance(value, float | bool):
-            return int(value)
-        if kind.startswith("float") and not isinstance(value, bool):
-            return float(value)
-        if kind == "bool" and isinstance(value, bool):
-            return value
-        if kind.startswith("str") and isinstance(value, str | int) and not isinstance(value, bool):
-            return str(value)
-    except (TypeError, ValueError):
+        if isinstance(value, bool) == (convert is _bool):
+            return convert(value)
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"--{name.replace('_', '-')} takes {kind.removesuffix(' | None')}, got {value!r}")
+    raise ValueError(f"{flag(name)} takes {described}; got {value!r}")
+
+
+def _bool(value: bool) -> bool:
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str):  # an int, as in checkpoint_every = 5
+        raise TypeError
+    return str(value)
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [item.strip() for item in str(value).split(",") if item.strip()]
+
+
+KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    bool: (_bool, "true or false"),
+    int: (_whole, "a whole number"),
+    float: (float, "a number, as in 0.01"),
+    str: (_text, "text"),
+    tuple[int, ...]: (lambda value: tuple(map(_whole, _items(value))), "whole numbers with commas, as in 128,64"),
+    tuple[str, ...]: (lambda value: tuple(map(_text, _items(value))), "names with commas, as in relu,tanh"),
+}
+"""For each type of a field, how a value becomes one and how users are told."""
 
 
 def _read(path: str) -> dict[str, Any]:
+    """Return the options that a TOML file or a run's config.json sets."""
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_JSON + 1)
     except OSError as error:
         raise ValueError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise ValueError(
-            f"{path} has more than {MAX_BYTES} bytes, the most allowed; --config takes a few lines of TOML"
-        )
+    is_json = content.lstrip().startswith(b"{")
+    limit = MAX_JSON if is_json else MAX_TOML
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit} bytes, the most allowed; --config takes a few lines of TOML")
+    if not is_json and any(line.count(b".") > MAX_DOTS for line in content.splitlines()):
+        raise ValueError(f"{path} has a line with more than {MAX_DOTS} dots; --config takes lines such as lr = 0.01")
     try:
-        table = tomllib.loads(content.decode())
+        text = content.decode("utf-8-sig")
+        table = json.loads(text) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
-    known = {part.name for part in fields(Config)}
-    if unknown := sorted(set(table) - known):
-        raise ValueError(f"{path} sets unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"{path} is not a {'JSON' if is_json else 'TOML'} file: {error}") from None
+    if is_json:  # a run is repeated in a folder of its own
+        left_out = (*NOT_OPTIONS, "out", "resume")
+        table = {name: value for name, value in table.items() if name not in left_out and value is not None}
+    known = [part.name for part in fields(Config)]
+    if unknown := sorted(set(table) - set(known)):
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"{path} sets unknown options {', '.join(unknown)}{hint}; known are {', '.join(sorted(known))}")
     return {name: _convert(name, value) for name, value in table.items()}
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell a proper text from one with the stand-ins that Python puts for bytes of a name that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,36 +1,87 @@
-"""What the commands share: an error is one line on standard error and an exit code, a run folder means its model."""
+"""What the commands share: how an error becomes one line and an exit code, and what may reach a terminal."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..fit import DivergenceError
 from ..runs.record import FILE
 from ..runs.signals import Interrupted
 
-__all__ = ["Parser", "exit_code", "model_file"]
+__all__ = ["Parser", "did_you_mean", "exit_code", "model_file", "printable"]
+
+MAX_LENGTH = 1000  # characters of a line that quotes what a file or a user said
+PACKAGE = str(Path(__file__).parents[1])
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a ValueError where argparse would print the usage and exit."""
+    """Raises a ValueError where argparse would print the usage and exit; options are never abbreviated."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists the options")
+        """Raise a ValueError, with the option that was probably meant."""
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+        hint = did_you_mean(unknown[1], re.findall(r"--[a-z0-9-]+", self.format_help())) if unknown else ""
+        raise ValueError(f"{message}{hint}; --help lists the options")
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return ``", did you mean X?"`` if one of the names that are known is spelled much like `name`, else ``""``."""
+    close = get_close_matches(name, known, n=1, cutoff=0.7)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def printable(text: object, most: int = MAX_LENGTH) -> str:
+    r"""Return foreign text as one line of about `most` characters at most, which every terminal shows as it is.
+
+    What is not printable, such as an escape sequence that recolors the terminal or renames its window, is escaped as in
+    a Python string. So are letters that standard output cannot encode. The middle of a long text is left out.
+
+    Examples
+    --------
+    >>> print(printable("run\x1b[31m"))
+    run\x1b[31m
+    """
+    line = str(text)
+    if len(line) > most:
+        line = f"{line[: most - 200]} ... {line[-200:]}"
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def exit_code(name: str, command: Callable[[], object]) -> int:
     """Run a command and return its exit code.
 
-    0 where all went well, 1 where the training diverged, 2 where the input was wrong, 130 after Ctrl-C, 143 after
-    SIGTERM, and 141, as from SIGPIPE, where nobody reads the output any more.
+    0 if all went well, 1 if the training diverged, 2 if the input was wrong, 70 for a bug of ours, 130 after Ctrl-C,
+    143 after SIGTERM, and 141, as from SIGPIPE, if nobody reads the output any more. An error is one line on standard
+    error. With the environment variable ``MLP_XP_TRACEBACK`` set, its traceback comes first.
     """
+    with ExitStack() as streams:
+        for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+            if getattr(stream, "closed", True):  # None or closed: a service, a program without a console, 2>&-
+                streams.enter_context(redirect(streams.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        try:
+            return _run(name, command)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+            return 141
+
+
+def _run(name: str, command: Callable[[], object]) -> int:
     try:
         try:
             with warnings.catch_warnings():  # of what overflows, the DivergenceError says more
@@ -39,20 +90,30 @@ def exit_code(name: str, command: Callable[[], object]) -> int:
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
-        return 141
+        raise
     except DivergenceError as error:
         return _complain(name, error, 1)
     except MemoryError as error:
         advice = "use fewer samples, smaller layers or a smaller --batch-size, or a machine with more memory"
         return _complain(name, f"out of memory ({error or 'no size known'}); {advice}", 2)
-    except (ValueError, OSError, ImportError) as error:
+    except (OSError, ImportError) as error:
         return _complain(name, error, 2)
     except Interrupted as error:
         return _complain(name, f"{error}; go on with: {_resume(error.folder)}", 128 + error.signal)
     except KeyboardInterrupt:
         return _complain(name, "interrupted", 130)
+    except Exception as error:
+        if isinstance(error, ValueError) and _is_meant(error):
+            return _complain(name, error, 2)
+        traceback.print_exc()
+        return _complain(name, "this is a bug of mlp_xp, not of your input; please report it with the lines above", 70)
     return 0
+
+
+def _is_meant(error: ValueError) -> bool:
+    """Tell whether a ``raise`` statement of this package made the error; otherwise NumPy or Python stumbled in it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return not place.line or (place.line.startswith("raise ") and place.filename.startswith(PACKAGE))
 
 
 def model_file(source: Path) -> Path:
@@ -78,7 +139,10 @@ def _resume(folder: str) -> str:
 
 
 def _complain(name: str, error: object, code: int) -> int:
+    if os.environ.get("MLP_XP_TRACEBACK") and isinstance(error, BaseException):
+        traceback.print_exception(error)
     if isinstance(error, OSError) and error.filename is not None:
         error = f"{error.filename}: {error.strerror}"
-    print(f"mlp-xp {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    with suppress(OSError):  # standard error is full or broken; the exit code still tells
+        print(f"mlp-xp {name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code

@@ -16,6 +16,7 @@ from .images import digit_predictions, most_confidently_wrong, sample_grid, weig
 from .matrix import confusion_matrix
 from .plane import decision_regions, hidden_space, perceptron_lines
 from .run import save_run_plots
+from .values import predicted_against_true
 
 __all__ = [
     "activation_functions",
@@ -28,6 +29,7 @@ __all__ = [
     "loss_surface",
     "most_confidently_wrong",
     "perceptron_lines",
+    "predicted_against_true",
     "sample_grid",
     "save_run_plots",
     "weight_images",

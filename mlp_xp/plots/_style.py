@@ -69,5 +69,5 @@ def legend(ax: Axes, **options: Any) -> None:
 
 
 def colour(index: int) -> str:
-    """Return the palette's colour number `index`, starting again when they run out."""
+    """Return the palette's color number `index`, starting again when they run out."""
     return PALETTE[index % len(PALETTE)]

@@ -16,39 +16,50 @@ from ..devices import get_device
 from ..kernels.generic import GenericKernels
 from ._style import INK, WRONG, AxesLike, colour, dress, legend, panel, panels
 
-__all__ = ["activation_functions", "delta_norms", "learning_curves", "loss_surface"]
+__all__ = ["activation_functions", "curve_panels", "delta_norms", "learning_curves", "loss_surface"]
+
+# of each kind of data: what its columns of a history begin with, when it is measured, the style of its line
+_ROLES = (
+    ("", "training", "during the epoch", "-"),
+    ("val_", "validation", "after the epoch", "--"),
+    ("test_", "test", "after the epoch", ":"),
+)
 
 
-def learning_curves(history: Any, ax: AxesLike | None = None) -> NDArray[Any]:
-    """Draw the loss, and where it was recorded the score, epoch by epoch.
+def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accuracy") -> NDArray[Any]:
+    """Draw the loss, epoch by epoch, and the score and the learning rate if there is something to see.
 
-    Training is a solid line, validation a dashed one; each run has its own colour.
+    The training loss is the mean over an epoch, while the parameters change; validation and test data are measured
+    after it. The epoch with the least validation loss is marked. Test data choose nothing, so they have no best epoch.
+    Of one run, training, validation and test have a color each; of several runs, each run has its color, and
+    validation is dashed and test dotted.
 
     Parameters
     ----------
     history : History or mapping of str to History
         What `fit` returns, or several of them by name.
     ax : Axes or sequence of Axes, optional
-        One for the loss and one for the score; a single Axes gets the loss alone.
+        One for the loss, one for the score if it was recorded, one for the learning rate if it varies. Fewer Axes get
+        the first of these.
+    score : str
+        What the score is: ``"Accuracy"``, or ``"R²"`` for values.
 
     Returns
     -------
     ndarray of Axes
-        The loss panel, followed by the score panel if there is one.
+        The panels, in this order.
     """
     runs = history if isinstance(history, Mapping) else {"": history}
-    quantities = {"loss": ("Loss", "Mean loss")}
-    if not isinstance(ax, Axes) and any(map(has_scores, runs.values())):
-        quantities["accuracy"] = ("Score", "Accuracy (for regression R²)")
+    quantities = curve_panels(*runs.values())
+    if ax is not None:
+        quantities = quantities[: np.size(np.asarray(ax, dtype=object))]
     axes = panels(ax, len(quantities))
-    for target, (quantity, (title, ylabel)) in zip(axes, quantities.items(), strict=True):
+    for target, quantity in zip(axes, quantities, strict=True):
+        title, ylabel = {"loss": ("Loss", "Mean loss"), "lr": ("Learning rate", "Learning rate")}.get(
+            quantity, (score, score)
+        )
         for i, (name, run) in enumerate(runs.items()):
-            for column, role, style in ((quantity, "training", "-"), (f"val_{quantity}", "validation", "--")):
-                values = getattr(run, column, ())
-                if len(values):
-                    label = f"{name}, {role}" if name else role
-                    marker = "o" if len(values) == 1 else ""
-                    target.plot(run.epoch, values, style, color=colour(i), linewidth=2, marker=marker, label=label)
+            _draw_run(target, run, quantity, name, None if len(runs) == 1 else colour(i))
         dress(target, title, "Epoch", ylabel)
         target.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(target)
@@ -56,9 +67,34 @@ def learning_curves(history: Any, ax: AxesLike | None = None) -> NDArray[Any]:
     return axes
 
 
-def has_scores(history: Any) -> bool:
-    """Tell whether a run recorded its accuracy on the training or the validation data."""
-    return any(len(getattr(history, column, ())) for column in ("accuracy", "val_accuracy"))
+def _draw_run(ax: Axes, run: Any, quantity: str, name: str, shade: str | None) -> None:
+    """Draw one quantity of a run, of all the data that it was recorded for; `shade` is its color among others."""
+    for i, (prefix, role, when, style) in enumerate(_ROLES):
+        values = getattr(run, prefix + quantity, ())
+        if not len(values):
+            continue
+        look = {"color": shade or colour(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
+        role = "" if quantity == "lr" else role if shade else f"{role} ({when})"
+        label = ", ".join(part for part in (name, role) if part)
+        ax.plot(run.epoch, values, style, marker="o" if len(values) == 1 else "", label=label, **look)
+        if prefix == "val_" and quantity == "loss":
+            best = int(np.argmin(values))
+            where = f"best epoch, {run.epoch[best]}"
+            ax.plot(
+                run.epoch[best], values[best], "*", color=look["color"], markersize=14, markeredgecolor="white",
+                label=f"{name}, {where}" if name else where,
+            )  # fmt: skip
+
+
+def curve_panels(*histories: Any) -> list[str]:
+    """Return what there is to draw of runs: ``"loss"``, ``"accuracy"`` if recorded, ``"lr"`` if it varies."""
+    scores = [f"{prefix}accuracy" for prefix, *_ in _ROLES]
+    names = ["loss"]
+    if any(len(getattr(run, column, ())) for run in histories for column in scores):
+        names.append("accuracy")
+    if any(len(set(getattr(run, "lr", ()))) > 1 for run in histories):
+        names.append("lr")
+    return names
 
 
 def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:

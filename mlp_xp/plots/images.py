@@ -57,6 +57,9 @@ def sample_grid(X: ArrayLike, y: ArrayLike, rows: int = 10, columns: int = 10, a
 def weight_images(W: ArrayLike, shape: tuple[int, int] = (28, 28), count: int = 25, ax: Axes | None = None) -> Axes:
     """Draw the weights of the first units of a layer as images: red excites, blue inhibits, white is zero.
 
+    Each image has the number of its unit above it, counted from 0. The images share one scale, which the strongest
+    hundredth of the weights exceeds: a single large weight does not make all else pale.
+
     Parameters
     ----------
     W : array (h, height * width)
@@ -81,12 +84,16 @@ def weight_images(W: ArrayLike, shape: tuple[int, int] = (28, 28), count: int = 
     images = W[:count].reshape(-1, *shape)
     columns = ceil(len(images) ** 0.5)
     ax = panel(ax, (max(5.0, columns + 1.2), ceil(len(images) / columns) + 0.5))
-    reach = np.abs(images).max()
-    picture, _ = _tile(ax, images, columns, cmap="RdBu_r", vmin=-reach, vmax=reach)
-    bar = ax.figure.colorbar(picture, ax=ax, shrink=0.6, panchor=False)
+    reach = np.quantile(np.abs(images), 0.99) or 1.0
+    picture, corners = _tile(ax, images, columns, band=0.25, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    for unit, (left, top) in enumerate(corners):
+        ax.text(left, top - 0.04 * shape[0], str(unit), ha="left", va="bottom", fontsize=9, color=INK)
+    extend = "both" if np.abs(images).max() > reach else "neither"
+    bar = ax.figure.colorbar(picture, ax=ax, shrink=0.6, panchor=False, pad=0.02, extend=extend)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=11, colors=INK, length=0)
-    dress(ax, "Weights of the first hidden units", grid=False)
+    number = f"{len(W)}" if len(images) == len(W) else f"{len(images)} of {len(W)}"
+    dress(ax, f"Weights into hidden units ({number})", grid=False)
     return ax
 
 
@@ -95,6 +102,7 @@ def digit_predictions(
     predictions: ArrayLike,
     probabilities: ArrayLike,
     truth: ArrayLike | None = None,
+    numbers: ArrayLike | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw images with the class predicted for them and its probability; mistakes are framed.
@@ -108,6 +116,8 @@ def digit_predictions(
         The probability of the predicted class, or those of all classes.
     truth : array (n,), optional
         The true classes.
+    numbers : array (n,), optional
+        The row that each image has in its data, to look it up by.
     ax : Axes, optional
 
     Returns
@@ -132,13 +142,14 @@ def digit_predictions(
     ax = panel(ax, (max(5.0, 1.7 * columns), 2.2 * ceil(len(images) / columns) + 0.4))
     _, height, width = images.shape
     _, corners = _tile(ax, images, columns, band=0.4, cmap="gray_r")
-    for (left, top), guess, chance, label in zip(corners, predicted, probability, actual, strict=True):
+    rows = [""] * len(images) if numbers is None else [f"  #{number}" for number in np.asarray(numbers).ravel()]
+    for (left, top), guess, chance, label, row in zip(corners, predicted, probability, actual, rows, strict=True):
         wrong = guess != label
         caption = f"{guess}, not {label}" if wrong else f"{guess}"
         ax.text(
             left + width / 2,
             top - 0.06 * height,
-            f"{caption}\n{chance:.1%}",
+            f"{caption}\n{_percent(chance)}{row}",
             ha="center",
             va="bottom",
             fontsize=12,
@@ -153,7 +164,7 @@ def digit_predictions(
 def most_confidently_wrong(
     X: ArrayLike, y: ArrayLike, proba: ArrayLike, count: int = 12, ax: Axes | None = None
 ) -> Axes:
-    """Draw the misclassified images that the model was surest about, the surest first.
+    """Draw the misclassified images that the model was surest about, the surest first, with their rows in `X`.
 
     Parameters
     ----------
@@ -181,13 +192,22 @@ def most_confidently_wrong(
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
     if len(worst):
-        ax = digit_predictions(X[worst], predicted[worst], confidence[worst], y[worst], ax=ax)
+        ax = digit_predictions(X[worst], predicted[worst], confidence[worst], y[worst], worst, ax=ax)
     else:
         ax = panel(ax, (4.0, 1.5))
         ax.set_axis_off()
         ax.text(0.5, 0.5, f"None of {len(X):,} samples is wrong", ha="center", va="center", fontsize=13, color=INK)
     dress(ax, "Most confidently wrong", grid=False)
     return ax
+
+
+def _percent(share: float) -> str:
+    """Return a share as in "75.0%", with as many digits as tell it from 100%, up to four."""
+    for digits in range(1, 5):
+        text = f"{share:.{digits}%}"
+        if share >= 1 or not text.startswith("100"):
+            return text
+    return ">99.9999%"
 
 
 def _square_images(X: ArrayLike) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from matplotlib.figure import Figure
 from ..files.atomic import replace_file
 from ..mlp import MLP
 from ..model import OUTPUTS
-from ._style import layout
-from .curves import has_scores, learning_curves
+from ._style import PALETTE, layout
+from .curves import curve_panels, learning_curves
 from .images import most_confidently_wrong, sample_grid, weight_images
 from .matrix import confusion_matrix, matrix_size
+from .plane import decision_regions
+from .values import predicted_against_true
 
 __all__ = ["save_run_plots"]
 
@@ -28,9 +31,10 @@ SMALLEST_SIDE = 8  # a row of fewer than 8x8 numbers is a table whose width happ
 def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, test: tuple[Any, Any]) -> None:
     """Write the pictures of a training run as PNG files, each whole or not at all.
 
-    ``learning_curves.png`` always; ``confusion_matrix.png`` for a classifier; ``first_layer_weights.png`` where the
-    inputs are square images; ``samples.png`` and ``most_confidently_wrong.png`` where both are so. No pyplot figure is
-    made: any thread may call this.
+    ``learning_curves.png`` always; ``confusion_matrix.png`` for a classifier, with ``decision_regions.png`` if it has
+    two inputs; ``predicted_against_true.png`` for values; ``first_layer_weights.png`` if the inputs are square images;
+    ``samples.png`` and ``most_confidently_wrong.png`` for a classifier of such images. No pyplot figure is made: any
+    thread may call this.
 
     Parameters
     ----------
@@ -50,20 +54,26 @@ def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, tes
         draw(*data, ax=figure.subplots(1, panels))
         _save(figure, folder / f"{name}.png")
 
-    panels = 2 if has_scores(history) else 1
-    write("learning_curves", (6 * panels, 4.4), learning_curves, history, panels=panels)
+    output, k, d = OUTPUTS[model.output], model.sizes[-1], model.sizes[0]
+    panels = len(curve_panels(history))
+    curves = partial(learning_curves, score="R²" if output.task == "values" else "Accuracy")
+    write("learning_curves", (6 * panels, 4.4), curves, history, panels=panels)
 
-    side = isqrt(model.sizes[0])
-    images = side >= SMALLEST_SIDE and side * side == model.sizes[0]
+    side = isqrt(d)
+    images = side >= SMALLEST_SIDE and side * side == d
     if images:
-        write("first_layer_weights", (6.2, 5.5), weight_images, model.weights[0], (side, side))
+        write("first_layer_weights", (5.5, 6.2), weight_images, model.weights[0], (side, side))
 
-    output, k = OUTPUTS[model.output], model.sizes[-1]
-    if output.task == "classes" or (output.task == "labels" and k == 1):
-        X, y = np.asarray(test[0]), np.asarray(test[1])
+    X, y = np.asarray(test[0]), np.asarray(test[1])
+    if output.task == "values":
+        write("predicted_against_true", (5.4, 5.0), predicted_against_true, y, model.predict(X))
+    elif output.task == "classes" or k == 1:
         y = y.argmax(axis=1) if y.ndim == 2 and k > 1 else y.ravel()
         names = range(max(k, 2))
         write("confusion_matrix", matrix_size(len(names)), confusion_matrix, y, model.predict(X), names)
+        if d == 2 and len(names) <= len(PALETTE):
+            seen = X / 255 if X.dtype == np.uint8 else X  # as the model sees them, for the plane between them
+            write("decision_regions", (6.4, 5.0), decision_regions, model, seen, y)
         if images:
             write("samples", (6.6, 6.6), sample_grid, X, y)
         if images and output.probability:
