@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
 from .idx import read_idx_pair
-from .records import Dataset
+from .limits import Limits
+from .records import Dataset, make_datasets
 
 # Of the unpacked files: packing them again changes the .gz files and not these.
 SHA256 = {
@@ -61,7 +63,7 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
     if digits is None:
         return train, test
     chosen = list(digits) if isinstance(digits, Iterable) else [digits]
-    known = [digit for digit in chosen if isinstance(digit, int | np.integer) and 0 <= digit <= 9]
+    known = [digit for digit in chosen if type(digit) is not bool and isinstance(digit, Integral) and 0 <= digit <= 9]
     if len(chosen) < 2 or len(set(known)) < len(chosen):
         raise ValueError(
             f"digits is {digits!r}; expected at least two different whole numbers from 0 to 9, such as (5, 8)"
@@ -71,8 +73,9 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
 
 @functools.cache
 def _published() -> tuple[Dataset, Dataset]:
-    folder = Path(__file__).parent / "mnist"
-    return _read_only(read_idx_pair(folder, "train", SHA256)), _read_only(read_idx_pair(folder, "t10k", SHA256))
+    folder, limits = Path(__file__).parent / "mnist", Limits()
+    train, test = make_datasets([read_idx_pair(folder, part, limits, SHA256) for part in ("train", "t10k")])
+    return _read_only(train), _read_only(test)
 
 
 def _only(data: Dataset, digits: list[int]) -> Dataset:
