@@ -27,9 +27,9 @@ def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Datas
 
     Without a test part, the rows are shuffled by `seed` and the last sixth becomes the test data.
 
-    Images are flattened. Both parts get the same type, decided once from all samples: ``uint8``, which counts as pixels,
-    and floats stay as they are (a ``.csv`` is read as ``float32``). Other whole numbers are pixels, ``uint8``, if they
-    lie between 0 and 255 and some exceed 127, and the logger ``mlp_xp.datasets`` says so. Otherwise they become
+    Images are flattened. Both parts get the same type, decided once from all samples: ``uint8``, which counts as
+    pixels, and floats stay as they are (a ``.csv`` is read as ``float32``). Other whole numbers are pixels, ``uint8``,
+    if they lie between 0 and 255 and some exceed 127, and the logger ``mlp_xp.datasets`` says so. Otherwise they become
     ``float32``.
 
     A source may take 4 GiB, and half of the available memory.

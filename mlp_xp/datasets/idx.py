@@ -37,9 +37,9 @@ class Stream(Protocol):
 def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> NDArray[Any]:
     """Read an IDX file, plain or packed with gzip, as an array of the shape its header gives.
 
-    The header is checked before anything is allocated, and memory grows only with the bytes that are there. The content,
-    not the name, tells whether the file is packed. Members of gzip that follow one another are read as one stream, as
-    `gzip` itself does.
+    The header is checked before anything is allocated, and memory grows only with the bytes that are there. The
+    content, not the name, tells whether the file is packed. Members of gzip that follow one another are read as one
+    stream, as `gzip` itself does.
 
     Parameters
     ----------

@@ -78,9 +78,8 @@ def available_memory() -> int:
     known = [1 << 62]
     with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            known.append(1024 * int(next(line for line in file if line.startswith("MemAvailable:")).split()[1]))
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        known.append(1024 * int(next(line for line in file if line.startswith("MemAvailable:")).split()[1]))
     with suppress(OSError, ValueError):  # a container's share; "max" is no number
         known.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return min(known)

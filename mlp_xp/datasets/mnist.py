@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
     train, test = _published()
     if digits is None:
         return train, test
-    chosen = list(digits) if isinstance(digits, Iterable) else [digits]
+    chosen: list[Any] = list(digits) if isinstance(digits, Iterable) else [digits]
     known = [digit for digit in chosen if type(digit) is not bool and isinstance(digit, Integral) and 0 <= digit <= 9]
     if len(chosen) < 2 or len(set(known)) < len(chosen):
         raise ValueError(

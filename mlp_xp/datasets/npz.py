@@ -80,7 +80,7 @@ class _Brief:
 
 def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
     brief = _Brief(file)
-    archive = zipfile.ZipFile(brief)  # type: ignore[arg-type]  # it takes whatever can read, seek and tell
+    archive = zipfile.ZipFile(brief)
     brief.most = MAX_FILE
     return archive
 

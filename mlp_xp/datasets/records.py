@@ -84,9 +84,9 @@ def scale(parts: Sequence[Part], pixels: bool | None = None) -> list[NDArray[Any
     parts
         What :func:`check_part` returned.
     pixels
-        True: the numbers are pixels, whole and from 0 to 255, and become ``uint8``, which counts as x / 255. False: they
-        count as they are, as floats. None: decide. ``uint8`` is pixels. Other whole numbers are pixels if they lie
-        between 0 and 255 and some exceed 127, in whichever part; the log tells. All else counts as it is.
+        True: the numbers are pixels, whole and from 0 to 255, and become ``uint8``, which counts as x / 255. False:
+        they count as they are, as floats. None: decide. ``uint8`` is pixels. Other whole numbers are pixels if they
+        lie between 0 and 255 and some exceed 127, in whichever part; the log tells. All else counts as it is.
 
     Raises
     ------

@@ -168,9 +168,9 @@ def _parse(path: Path, block: list[Line], width: int, label: int | None) -> NDAr
     reason = "not a table of numbers"
     try:
         rows = np.loadtxt([text for _, text in block], delimiter=",", comments=None, ndmin=2)
-        if rows.shape == (len(block), width) and _are_finite(rows):
-            if label is None or _are_labels(rows[:, label]):
-                return rows
+        fits = rows.shape == (len(block), width) and _are_finite(rows)
+        if fits and (label is None or _are_labels(rows[:, label])):
+            return rows
     except ValueError as error:
         reason = str(error)
     for number, text in block:

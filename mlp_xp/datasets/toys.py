@@ -5,12 +5,13 @@ Legend: ``n`` rows, 2 columns. ``X`` is float32 (n, 2), ``y`` is uint8 (n,).
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_seed
+from ..checks import check_count, check_seed
 from .records import Dataset
 
 
@@ -106,9 +107,8 @@ def moons(n: int = 200, noise: float = 0.1, seed: int = 0) -> Dataset:
     return _noisy(x, y, moon, noise, seed)
 
 
-def _check(n: int, noise: float, at_least: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < at_least:
-        raise ValueError(f"n is {n!r}; expected a whole number of points, at least {at_least}")
+def _check(n: int, noise: Any, at_least: int) -> None:
+    check_count("n", n, at_least)
     if isinstance(noise, bool) or not isinstance(noise, Real) or not 0 <= noise < np.inf:
         raise ValueError(f"noise is {noise!r}; expected a standard deviation, 0 or more")
 
