@@ -833,9 +833,12 @@ def many_members(count: int) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in (("x", np.zeros((3, 2))), ("y", np.arange(3))):
             archive.writestr(f"{name}.npy", npy(array))
-        for i in range(count):
-            archive.writestr(f"{i}", b"")
-    return buffer.getvalue()
+        archive.writestr("more", b"")
+    content = buffer.getvalue()
+    directory, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    entry = content[content.rindex(b"PK\1\2") : end]
+    size = end - directory + len(entry) * (count - 3)
+    return content[:end] + entry * (count - 3) + overwrite(content[end:], 12, size)
 
 
 def named_gzip(name: bytes) -> bytes:

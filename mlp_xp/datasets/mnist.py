@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,8 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
     if digits is None:
         return train, test
     chosen: list[Any] = list(digits) if isinstance(digits, Iterable) else [digits]
-    known = [digit for digit in chosen if type(digit) is not bool and isinstance(digit, Integral) and 0 <= digit <= 9]
+    whole = [digit for digit in chosen if isinstance(digit, int | np.integer) and not isinstance(digit, bool)]
+    known = [digit for digit in whole if 0 <= digit <= 9]
     if len(chosen) < 2 or len(set(known)) < len(chosen):
         raise ValueError(
             f"digits is {digits!r}; expected at least two different whole numbers from 0 to 9, such as (5, 8)"

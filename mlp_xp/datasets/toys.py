@@ -5,7 +5,6 @@ Legend: ``n`` rows, 2 columns. ``X`` is float32 (n, 2), ``y`` is uint8 (n,).
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -109,7 +108,11 @@ def moons(n: int = 200, noise: float = 0.1, seed: int = 0) -> Dataset:
 
 def _check(n: int, noise: Any, at_least: int) -> None:
     check_count("n", n, at_least)
-    if isinstance(noise, bool) or not isinstance(noise, Real) or not 0 <= noise < np.inf:
+    if (
+        isinstance(noise, bool)
+        or not isinstance(noise, int | float | np.integer | np.floating)
+        or not 0 <= noise < np.inf
+    ):
         raise ValueError(f"noise is {noise!r}; expected a standard deviation, 0 or more")
 
 
