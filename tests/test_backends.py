@@ -34,10 +34,10 @@ def strictest(request):
     array_api_strict.reset_array_api_strict_flags()
 
 
-@pytest.fixture(params=["cpu", "torch", "jax", "strict"])
+@pytest.fixture(
+    params=["cpu", *(pytest.param(name, marks=pytest.mark.needs(name)) for name in ("torch", "jax")), "strict"]
+)
 def device(request):
-    if request.param in ("torch", "jax"):
-        pytest.importorskip(request.param)
     return request.param
 
 
@@ -137,8 +137,10 @@ def test_arrays_of_the_device_are_taken_as_they_are(device, data):
     assert_array_equal(model.device.to_host(X_there), X)
 
 
+@pytest.mark.needs("torch", "jax")
 def test_arrays_of_another_library_are_refused():
-    torch = pytest.importorskip("torch")
+    import torch
+
     for device in ("cpu", "strict", "jax"):
         with pytest.raises(TypeError, match=rf"torch\.Tensor on device .*cpu.*'{device}'"):
             mx.MLP([2, 2], device=device).predict(torch.zeros(3, 2))
@@ -204,7 +206,7 @@ def test_cuda_takes_the_gpu_that_was_asked_for(monkeypatch):
     assert cupy.cuda.current == [0, 1]
 
 
+@pytest.mark.needs("torch")
 def test_no_such_torch_device():
-    pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"device 'torch:warp' cannot be used here .*use 'torch' for the CPU"):
         get_device("torch:warp")

@@ -86,7 +86,10 @@ def test_every_page_is_in_the_navigation():
     assert named == set(PAGES)
 
 
-@pytest.mark.parametrize("page", PYTHON)
+NEEDS = {"guides/torch_jax.md": ("torch", "jax", "onnx")}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.needs(*NEEDS.get(page, ()))) for page in PYTHON])
 def test_python_runs_as_it_stands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = {"02_backpropagation_by_hand"}
+NEEDS = {"07_backends_and_speed": ("torch", "jax")}
 LARGEST = 600_000  # bytes
 URL = re.compile(r"https?://\S+")
 PLACE = re.compile(
@@ -140,7 +141,14 @@ def test_asserts_the_numbers_that_matter(path):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.needs(*NEEDS.get(path.stem, ())), *([] if path.stem in QUICK else [pytest.mark.slow])],
+        )
+        for path in NOTEBOOKS
+    ],
 )
 def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))

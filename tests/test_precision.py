@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.checks import check_precision
 from mlp_xp.cli.config import parse
-from mlp_xp.devices import PRECISIONS, Device
+from mlp_xp.devices import PRECISIONS, Device, check_precision
 from mlp_xp.kernels.cuda import operations as cuda
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.train import main

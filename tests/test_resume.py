@@ -125,7 +125,9 @@ def test_stopped_after_any_update_and_also_twice(data, tmp_path):
     assert_same_run(tmp_path / "straight", tmp_path / "twice")
 
 
-@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+@pytest.mark.parametrize(
+    "device", ["cpu", "strict", *(pytest.param(name, marks=pytest.mark.needs(name)) for name in ("torch", "jax"))]
+)
 def test_epochs_go_on_from_a_snapshot_on_every_device(device, data):
     model, settings = network(device=device), {"optimizer": mx.Adam(0.05), "batch_size": 8, "epochs": 3}
     straight = [state.snapshot() for state in mx.epochs(network(device=device), *data, **settings)]
@@ -201,7 +203,9 @@ def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
         assert_array_equal(model.theta, straight.theta)
 
 
-@pytest.mark.parametrize("devices", [("cpu", "torch"), ("strict", "cpu")])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(("cpu", "torch"), marks=pytest.mark.needs("torch")), ("strict", "cpu")]
+)
 def test_saved_on_one_device_resumed_on_another(devices, data, tmp_path):
     settings = {"optimizer": mx.Adam(0.05), "batch_size": 8}
     straight = network()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 
@@ -11,7 +10,7 @@ from mlp_xp.kernels.cuda.sources import FusedHead
 
 from .kernel_build import Compiled, gpu_compile
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the CUDA compiler is tested on Linux")
+pytestmark = pytest.mark.needs("nvrtc")
 
 ACTIVATIONS = ["sigmoid", "tanh", "relu", "leaky_relu", "identity"]
 
