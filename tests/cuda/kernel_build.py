@@ -150,6 +150,14 @@ class Compiled(NamedTuple):
 
 
 @cache
+def compiler_version() -> tuple[int, int]:
+    """Return the release of NVRTC, such as (13, 5)."""
+    nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
+    _, major, minor = nvrtc.nvrtcVersion()
+    return major, minor
+
+
+@cache
 def gpu_compile(name: str, architecture: int, **macros: str | int) -> Compiled:
     """Compile ``name.cu`` for the GPUs of one compute capability, such as 90 for 9.0, down to machine code.
 
