@@ -113,32 +113,32 @@ def open_files():
 
 
 def process():
-    """Return what a test must leave as it was, by name."""
+    """Return what a test must leave as it was, by name; tqdm's one monitor stays."""
     environment = dict(os.environ)
     environment.pop("PYTEST_CURRENT_TEST", None)
     return {
         "threads of BLAS": POOLS.threads(),
         "open files": open_files(),
-        "threads": {
-            thread.name: thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"
-        },  # one, for ever
+        "threads": {thread.name: thread for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"},
         "signal handlers": {
             number.name: signal.getsignal(number) for number in SIGNALS if isinstance(number, signal.Signals)
         },
         "environment": environment,
         "working directory": {"": os.getcwd()},
-        "warning filters": dict(enumerate(map(str, warnings.filters))),
+        # comparable if nothing was imported: libraries add filters then, which pytest takes off again
+        "warning filters": {len(sys.modules): list(map(str, warnings.filters))},
         "floating-point errors": np.geterr(),
     }
 
 
 def changes(before, after):
-    """Return what differs, a line for each; a library may be loaded, and what was open or running may end."""
+    """Return what differs, a line for each; what was open or running may end, and a library may be loaded."""
     lines = []
     for name, now in after.items():
-        then = before[name]
-        keys = now.keys() & then.keys() if name == "threads of BLAS" else now.keys()
-        if name not in ("threads of BLAS", "open files", "threads"):
+        then, keys = before[name], now.keys()
+        if name in ("threads of BLAS", "warning filters"):
+            keys &= then.keys()
+        elif name not in ("open files", "threads"):
             keys |= then.keys()
         lines += [
             f"{name}: {key} {then.get(key)} -> {now.get(key)}"

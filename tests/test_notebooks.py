@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import re
 import tempfile
@@ -156,7 +157,8 @@ def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # else JAX warns where it finds a GPU that it was not built for
     notebook = read(path)
     stored = [kinds(cell) for cell in code_cells(notebook)]
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    asyncio.run(client.async_execute())  # unlike client.execute(), this closes its event loop
     fresh = [kinds(cell) for cell in code_cells(notebook)]
     assert not any("stderr" in kind for kind in fresh), words(notebook)
     assert fresh == stored, "run the notebook again, and keep its outputs"
