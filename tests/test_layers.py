@@ -19,7 +19,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"files", "datasets"},
     {"devices"},
     {"kernels", "params"},
-    {"model"},
+    {"model", "metrics"},
     {"objective", "optim"},
     {"rows", "mlp", "convert"},
     {"engines"},

@@ -9,12 +9,12 @@ import pytest
 
 import mlp_xp as mx
 from mlp_xp.cli.config import parse
-from mlp_xp.devices import PRECISIONS, Device, check_precision
+from mlp_xp.devices import PRECISIONS, CupyDevice, check_precision
 from mlp_xp.kernels.cuda import operations as cuda
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.train import main
 
-GPU = Device("cuda", np)
+GPU = CupyDevice("cuda", np)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "fp32"), ("float64", "fp64")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 
 __all__ = ["Progress"]
 

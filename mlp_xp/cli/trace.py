@@ -17,7 +17,8 @@ from typing import cast
 from ..checks import check_choice, check_count, check_sizes
 from ..kernels import Kernels
 from ..kernels.symbolic import PRODUCTS, ShapeKernels, Step, Symbol
-from ..model import OUTPUTS, Network, check_activations, check_output, grad_sum
+from ..model import Network, check_activations, grad_sum
+from ..objective import OUTPUTS, Objective, check_output
 from ..params import Parameters
 from .errors import Parser, exit_code
 
@@ -70,7 +71,7 @@ def trace(
     last = check_output(output, sizes[-1])
     item_size = ITEM_SIZES[check_choice("precision", precision, ITEM_SIZES)]
     kernels = ShapeKernels(check_choice("form", form, FORMS), item_size)
-    network = Network(("", *g, last.activation), last.loss)
+    network = Network(("", *g, last.activation), Objective(last))
     X, Y = Symbol("X", (n, sizes[0])), Symbol("Y", (n, sizes[-1]))
     grad_sum(network, cast(Kernels, kernels), _symbols("W", "b", sizes), X, Y, into=_symbols("dW", "db", sizes))
     return kernels.steps

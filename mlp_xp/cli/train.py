@@ -20,7 +20,7 @@ from ..files.atomic import probe_writable
 from ..fit import fit
 from ..loop import State
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..runs.checkpoint import Checkpoint
 from ..runs.record import FILE, read

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..files.atomic import replace_file
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ._style import layout
 from .curves import has_scores, learning_curves
 from .images import most_confidently_wrong, sample_grid, weight_images

@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_info
 from ..callbacks import History, accuracy_by_class
 from ..datasets import Dataset
 from ..devices import Device
-from ..engines.shards import available_cores
+from ..devices.blas_threads import default_threads as available_cores
 from ..files.atomic import replace_file
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ..rows.plan import Plan
 
 __all__ = ["environment", "epoch_flops", "result_table", "write_json"]
