@@ -14,6 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import mlp_xp as mx
 from mlp_xp.devices import get_device
 
+from .libraries import each_device
+
 OPTIMIZERS = {
     "sgd": mx.SGD(lr=0.1, l2=0.01),
     "momentum": mx.SGD(lr=0.1, momentum=0.9),
@@ -34,9 +36,7 @@ def strictest(request):
     array_api_strict.reset_array_api_strict_flags()
 
 
-@pytest.fixture(
-    params=["cpu", *(pytest.param(name, marks=pytest.mark.needs(name)) for name in ("torch", "jax")), "strict"]
-)
+@pytest.fixture(params=each_device("cpu", "torch", "jax", "strict"))
 def device(request):
     return request.param
 

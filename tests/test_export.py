@@ -15,7 +15,7 @@ import mlp_xp.convert.onnx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.export import main, save_onnx, to_onnx
 
-from .later import Later
+from .libraries import Later
 
 pytestmark = pytest.mark.needs("onnx", "onnxruntime")
 onnx, reference, ort = Later("onnx"), Later("onnx.reference"), Later("onnxruntime")

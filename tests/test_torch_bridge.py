@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 
-from .later import Later
+from .libraries import Later
 
 pytestmark = pytest.mark.needs("torch")
 torch, nn = Later("torch"), Later("torch.nn")

@@ -1,9 +1,11 @@
-"""Libraries that are imported when a test first uses them, so that collecting the tests takes seconds."""
+"""Optional libraries in tests: imported when first used, so that collecting takes seconds, and done without."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+import pytest
 
 
 class Later:
@@ -16,3 +18,8 @@ class Later:
         if attribute.startswith("_"):  # pytest looks for marks and wrappers on all that a module has
             raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)
+
+
+def each_device(*names: str) -> list[Any]:
+    """Return devices as parameters of a test, each with the library that it needs."""
+    return [pytest.param(name, marks=pytest.mark.needs(name)) if name in ("torch", "jax") else name for name in names]
