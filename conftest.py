@@ -86,6 +86,11 @@ def pytest_runtest_setup(item):
 SIGNALS = sorted(signal.valid_signals())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)  # Windows has neither
 PATIENCE = 2  # seconds for a thread that is ending
+FOREIGN = {
+    "PYTEST_CURRENT_TEST",
+    "TF_CPP_MIN_LOG_LEVEL",
+    "TPU_SKIP_MDS_QUERY",
+}  # set by pytest, and when JAX is imported
 
 
 class Pools:
@@ -114,8 +119,6 @@ def open_files():
 
 def process():
     """Return what a test must leave as it was, by name; tqdm's one monitor stays."""
-    environment = dict(os.environ)
-    environment.pop("PYTEST_CURRENT_TEST", None)
     return {
         "threads of BLAS": POOLS.threads(),
         "open files": open_files(),
@@ -123,7 +126,7 @@ def process():
         "signal handlers": {
             number.name: signal.getsignal(number) for number in SIGNALS if isinstance(number, signal.Signals)
         },
-        "environment": environment,
+        "environment": {name: value for name, value in os.environ.items() if name not in FOREIGN},
         "working directory": {"": os.getcwd()},
         # comparable if nothing was imported: libraries add filters then, which pytest takes off again
         "warning filters": {len(sys.modules): list(map(str, warnings.filters))},
