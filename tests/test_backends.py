@@ -14,6 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import mlp_xp as mx
 from mlp_xp.devices import DEVICES, NumpyDevice, get_device
 
+from .libraries import each_device
+
 OPTIMIZERS = {
     "sgd": mx.SGD(lr=0.1, l2=0.01),
     "momentum": mx.SGD(lr=0.1, momentum=0.9),
@@ -54,11 +56,9 @@ def strictest(request):
     array_api_strict.reset_array_api_strict_flags()
 
 
-@pytest.fixture(params=["cpu", "readonly", "torch", "jax", "strict", "strictest"])
+@pytest.fixture(params=[*each_device("cpu", "torch", "jax", "strict"), "readonly", "strictest"])
 def device(request, monkeypatch):
     """Return a device string: of a library, of NumPy with read-only arrays, or of the standard and nothing more."""
-    if request.param in ("torch", "jax"):
-        pytest.importorskip(request.param)
     monkeypatch.setitem(DEVICES, "readonly", ReadOnly)
     if request.param == "strictest":
         set_strictest(VERSIONS[0])
@@ -162,8 +162,10 @@ def test_arrays_of_the_device_are_taken_as_they_are(device, data):
     assert_array_equal(model.device.to_host(X_there), X)
 
 
+@pytest.mark.needs("torch", "jax")
 def test_arrays_of_another_library_are_refused():
-    torch = pytest.importorskip("torch")
+    import torch
+
     for device in ("cpu", "strict", "jax"):
         with pytest.raises(
             TypeError, match=rf"torch\.Tensor on device 'cpu' of its library, .* on device '{device}'; pass"
@@ -233,8 +235,8 @@ def test_cuda_takes_the_gpu_that_was_asked_for(monkeypatch):
     assert cupy.cuda.current == []  # the caller's device is left as it was
 
 
+@pytest.mark.needs("torch")
 def test_no_such_torch_device():
-    pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"device 'torch:warp' cannot be used here .*use 'torch' for the CPU"):
         get_device("torch:warp")
 

@@ -24,6 +24,8 @@ from mlp_xp.devices import blas_threads, get_device, numpy_
 from mlp_xp.devices.blas_threads import blas_libraries, default_threads, one_blas_thread
 from mlp_xp.kernels.cpu import blas
 
+from .libraries import each_device
+
 FOLDER = Path(mx.__file__).parent
 STILL_COMPARES = {  # empty this as they change
     "engines/shards.py",
@@ -48,10 +50,8 @@ def two_threads():
         library.set(threads)
 
 
-@pytest.fixture(params=["cpu", "torch", "jax", "strict"])
+@pytest.fixture(params=each_device("cpu", "torch", "jax", "strict"))
 def device(request):
-    if request.param in ("torch", "jax"):
-        pytest.importorskip(request.param)
     return get_device(request.param)
 
 
@@ -128,8 +128,8 @@ def test_map_keeps_the_order(device):
     assert device.map(str, []) == []
 
 
+@pytest.mark.needs("jax")
 def test_float64_on_jax_also_with_a_device_that_was_made_for_float32():
-    pytest.importorskip("jax")
     code = "from mlp_xp import MLP; from mlp_xp.devices import get_device\nimport copy, pickle\n"
     code += (
         "m = MLP([2, 2], dtype='float64', device=get_device('jax'))\nprint(m.theta.dtype, m.outputs([[1, 2]]).dtype)"

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from threadpoolctl import threadpool_limits
 
 import mlp_xp as mx
 from mlp_xp.kernels import GenericKernels, Kernels
@@ -24,6 +25,13 @@ from mlp_xp.rows.source import InMemory
 
 SHAPES = [(1, 1, 2), (1, 5, 3), (7, 1, 2), (5, 3, 4), (63, 17, 129), (1024, 300, 196)]
 KERNELS = [("numpy", None), ("numpy, 1 thread", 1), ("numpy, 3 threads", 3)]
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread():
+    """What the kernels leave to their callers."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 def pair(product_threads):

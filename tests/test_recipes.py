@@ -20,6 +20,8 @@ from mlp_xp.objective import OUTPUTS, Output
 from mlp_xp.optim import Optimizer
 from mlp_xp.trace import main as trace
 
+from .libraries import each_device
+
 SOFTSIGN = Activation(
     "softsign",
     value=lambda xp, Z: Z / (1 + xp.abs(Z)),
@@ -98,10 +100,8 @@ def test_every_engine_of_the_cpu_trains_it(engine, toy, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [None, 40])
-@pytest.mark.parametrize("device", ["torch", "jax", "strict"])
+@pytest.mark.parametrize("device", each_device("torch", "jax", "strict"))
 def test_every_library_trains_it(device, batch_size, toy, rng):
-    if device != "strict":
-        pytest.importorskip(device)
     model, X, y = toy(rng, rows=200)
     there = mx.MLP(**model.config, device=device)
     arguments = {"batch_size": batch_size, "optimizer": mx.Adam(lr=0.01)}
@@ -142,10 +142,11 @@ def test_a_plot_shows_the_activation(toys):
     assert_allclose(derivatives.lines[-1].get_ydata(), (1 + abs(z)) ** -2.0)
 
 
+@pytest.mark.needs("onnx", "onnxruntime")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_onnx_computes_it(dtype, toy, rng):
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
+    import onnxruntime as runtime
+
     from mlp_xp.export import to_onnx
 
     model, X, _ = toy(rng, rows=20)
@@ -156,22 +157,23 @@ def test_onnx_computes_it(dtype, toy, rng):
     assert_allclose(got, want, rtol=1e-5 if dtype == "float32" else 1e-12)
 
 
+@pytest.mark.needs("torch")
 def test_torch_computes_it(toy, rng):
-    torch = pytest.importorskip("torch")
+    import torch
+
     model, X, _ = toy(rng, rows=20)
     module = model.to_torch()
     assert_allclose(module(torch.tensor(X)).detach().numpy(), model.outputs(X), rtol=1e-12)
     assert mx.MLP.from_torch(module, model.output).config == model.config | {"seed": 0}
 
 
+@pytest.mark.needs("torch", "onnx")
 def test_what_another_format_cannot_express_is_said_in_one_sentence(monkeypatch):
     bent = Activation("bent", SOFTSIGN.value, SOFTSIGN.gradient, "bent")  # neither ONNX nor PyTorch has it
     monkeypatch.setitem(ACTIVATIONS, "bent", bent)
     model = mx.MLP([3, 2, 2], "bent")
-    pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"^activation 'bent' has no module in torch.nn; .*'sigmoid', 'tanh', 'relu'"):
         model.to_torch()
-    pytest.importorskip("onnx")
     from mlp_xp.export import to_onnx
 
     with pytest.raises(ValueError, match=r"^activation 'bent' has no form in ONNX; .*'sigmoid', 'tanh', 'relu'"):

@@ -19,6 +19,8 @@ from mlp_xp.files.tensors import load, save
 from mlp_xp.runs.folder import RunFolder
 from mlp_xp.runs.record import FILE, read, write
 
+from .libraries import each_device
+
 OPTIMIZERS = {
     "sgd": lambda lr: mx.SGD(lr, l2=0.01),
     "momentum": lambda lr: mx.SGD(lr, momentum=0.9, lr_bias=0.2),
@@ -126,7 +128,7 @@ def test_stopped_after_any_update_and_also_twice(data, tmp_path):
     assert_same_run(tmp_path / "straight", tmp_path / "twice")
 
 
-@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+@pytest.mark.parametrize("device", each_device("cpu", "strict", "torch", "jax"))
 def test_epochs_go_on_from_a_snapshot_on_every_device(device, data):
     model, settings = network(device=device), {"optimizer": mx.Adam(0.05), "batch_size": 8, "epochs": 3}
     straight = [state.snapshot() for state in mx.epochs(network(device=device), *data, **settings)]
@@ -202,7 +204,9 @@ def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
         assert_array_equal(model.theta, straight.theta)
 
 
-@pytest.mark.parametrize("devices", [("cpu", "torch"), ("strict", "cpu")])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(("cpu", "torch"), marks=pytest.mark.needs("torch")), ("strict", "cpu")]
+)
 def test_saved_on_one_device_resumed_on_another(devices, data, tmp_path):
     settings = {"optimizer": mx.Adam(0.05), "batch_size": 8}
     straight = network()

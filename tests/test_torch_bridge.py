@@ -12,8 +12,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 
-torch = pytest.importorskip("torch")
-nn = torch.nn
+from .libraries import Later
+
+pytestmark = pytest.mark.needs("torch")
+torch, nn = Later("torch"), Later("torch.nn")
 
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 
@@ -125,58 +127,67 @@ def linear_with(**values):
     return linear
 
 
-ENDS = nn.Linear(3, 2), nn.Softmax(dim=1)
-
-
 @pytest.mark.parametrize(
     ("module", "output", "words"),
     [
         (
-            nn.Sequential(*ENDS),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)),
             "softmax",
             r"has a Softmax after 1 Linear; allowed are .* ReLU, LeakyReLU",
         ),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), "softmax", "has a Flatten after 0 Linear;"),
-        (nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), "softmax", "has a Tanh after 0 Linear;"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.ReLU()), "softmax", "has a ReLU after 1 Linear and a Tanh;"),
-        (nn.ModuleList([nn.Linear(3, 2)]), "softmax", "has a ModuleList after 0 Linear;"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "softmax", "has a ParametrizedLinear after"),
-        ("model.pt", "softmax", "has a str after 0 Linear; allowed are"),
-        (nn.Sequential(), "softmax", "parameters are missing: there is no Linear; give"),
-        (nn.Linear(3, 2, bias=False), "softmax", r"bias=False\) has no bias.*torch.zeros_like"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), "softmax", "has a Flatten after 0 Linear;"),
+        (lambda: nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), "softmax", "has a Tanh after 0 Linear;"),
         (
-            nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.2), nn.Linear(2, 2)),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.ReLU()),
+            "softmax",
+            "has a ReLU after 1 Linear and a Tanh;",
+        ),
+        (lambda: nn.ModuleList([nn.Linear(3, 2)]), "softmax", "has a ModuleList after 0 Linear;"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "softmax", "has a ParametrizedLinear after"),
+        (lambda: "model.pt", "softmax", "has a str after 0 Linear; allowed are"),
+        (lambda: nn.Sequential(), "softmax", "parameters are missing: there is no Linear; give"),
+        (lambda: nn.Linear(3, 2, bias=False), "softmax", r"bias=False\) has no bias.*torch.zeros_like"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.2), nn.Linear(2, 2)),
             "softmax",
             r"LeakyReLU\(negative_slope=0.01\)",
         ),
-        (nn.Linear(3, 2).half(), "softmax", r"are torch.float16; give .* after \.float\(\)"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()), "softmax", "are torch.float32 and torch.float64"),
+        (lambda: nn.Linear(3, 2).half(), "softmax", r"are torch.float16; give .* after \.float\(\)"),
         (
-            nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()),
+            "softmax",
+            "are torch.float32 and torch.float64",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)),
             "softmax",
             r"\(2, 4\)\], got \[\(4, 3\), \(2, 5\)",
         ),
-        (linear_with(weight=np.nan), "softmax", "weights must be finite"),
-        (linear_with(bias=np.inf), "softmax", "biases must be finite"),
-        (nn.Linear(3, 1), "softmax", "needs at least 2 output units"),
-        (nn.Linear(3, 2), "softmin", "unknown output 'softmin'"),
+        (lambda: linear_with(weight=np.nan), "softmax", "weights must be finite"),
+        (lambda: linear_with(bias=np.inf), "softmax", "biases must be finite"),
+        (lambda: nn.Linear(3, 1), "softmax", "needs at least 2 output units"),
+        (lambda: nn.Linear(3, 2), "softmin", "unknown output 'softmin'"),
         (
-            nn.Linear(3, 2),
+            lambda: nn.Linear(3, 2),
             "sigmoid_mse",
             "ends in 'identity', and .* 'softmax' or 'sigmoid' or",
         ),
         (
-            nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()),
             "sigmoid",
             "output 'softmax_of_sigmoid' or 'sigmoid_mse', or",
         ),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "identity", r"\(its loss does the rest\); change the module's end"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()),
+            "identity",
+            r"\(its loss does the rest\); change the module's end",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refusals(module, output, words):
     with pytest.raises(ValueError, match=words):
-        mx.MLP.from_torch(module, output)
+        mx.MLP.from_torch(module(), output)
 
 
 def tied(part):
@@ -186,22 +197,25 @@ def tied(part):
     return nn.Sequential(first, nn.ReLU(), second)
 
 
-SQUARE = nn.Linear(3, 3)
+def twice(join):
+    """Return one layer at two places."""
+    linear = nn.Linear(3, 3)
+    return join(linear)
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Sequential(SQUARE, nn.ReLU(), SQUARE),
-        nn.Sequential(SQUARE, nn.Sequential(SQUARE)),
-        tied("weight"),
-        tied("bias"),
+        lambda: twice(lambda linear: nn.Sequential(linear, nn.ReLU(), linear)),
+        lambda: twice(lambda linear: nn.Sequential(linear, nn.Sequential(linear))),
+        lambda: tied("weight"),
+        lambda: tied("bias"),
     ],
     ids=["one layer twice", "inside another", "one weight", "one bias"],
 )
 def test_layers_that_share_a_parameter_are_refused(module):
     with pytest.raises(ValueError, match=r"two layers .* share a parameter.*copy.deepcopy\(linear\)"):
-        mx.MLP.from_torch(module)
+        mx.MLP.from_torch(module())
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from mlp_xp.runs.report import environment
 from ..test_recipes import follow_recipes
 from .fake_cupy import GPU
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
+pytestmark = pytest.mark.needs("g++")
 
 N, EPOCHS = 100, 4
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}

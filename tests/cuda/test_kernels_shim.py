@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from mlp_xp.params import Layout, Parameters, initial_theta
 
 from .kernel_build import CpuModule, cpu_module
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
+pytestmark = pytest.mark.needs("g++")
 
 Array = np.ndarray[Any, Any]
 

@@ -16,7 +16,7 @@ from mlp_xp.kernels.cuda import products as cuda_products
 
 from .fake_cupy import GPU
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
+pytestmark = pytest.mark.needs("g++")
 
 
 @pytest.fixture
