@@ -12,7 +12,7 @@ import numpy as np
 from .checks import check_count
 from .devices import Array
 from .devices.blas_threads import default_threads
-from .engines import Done, Engine, Training, make_engine
+from .engines import Done, Engine, Setup, make_engine
 from .mlp import MLP
 from .optim import SGD, Optimizer, OptimizerState
 from .rows.plan import Plan, make_plan
@@ -102,7 +102,7 @@ class State:
     def loss(self) -> Array:
         """Mean training loss () that the epoch's gradients were computed at, on the device."""
         mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
-        return mean if hasattr(mean, "ndim") else self.model.device.asarray(np.asarray(mean, self.model.dtype))[()]
+        return self.model.device.asarray(mean, self.model.dtype)[()]
 
     @property
     def gradient(self) -> Array | None:
@@ -216,7 +216,7 @@ def epochs(
         if plan == "auto" and model.device.epochs_to_repay_plan is not None:
             plan = start.plan
     chosen = make_plan(rows, model.device, plan, epochs, batch_size)
-    engine = make_engine(Training(model, objective, optimizer, rows, targets, batch_size, chosen, count))
+    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count))
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())

@@ -16,6 +16,7 @@ from .checks import check_choice
 from .devices import Array, Device
 from .kernels import Kernels
 from .rows.checks import as_targets
+from .rows.source import Digest
 
 __all__ = ["OUTPUTS", "Objective", "Output", "Targets", "check_output"]
 
@@ -60,6 +61,11 @@ class Targets:
 
     y: np.ndarray[Any, Any]
 
+    def fingerprint(self, digest: Digest) -> str:
+        """Add all targets to a digest, and return dtype and shape in words."""
+        digest.update(np.ascontiguousarray(self.y, dtype=self.y.dtype.newbyteorder("<")).data)
+        return f"{self.y.dtype} {self.y.shape}"
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -88,8 +94,7 @@ class Objective:
 
     def losses(self, k: Kernels, A: Array, y: Array) -> tuple[Array, Array]:
         """(n, n_L) and targets -> each row's loss (n,), and its derivative dA (n, n_L)."""
-        losses: tuple[Array, Array] = getattr(k, self.output.loss)(A, y)
-        return losses
+        return k.loss(self.output.loss, A, y)
 
     def penalty(self, theta: Array, is_bias: Array) -> tuple[Array, Array]:
         """Return the penalty () on parameters (P,), and its gradient (P,); `is_bias` (P,) is 1 at biases, else 0."""

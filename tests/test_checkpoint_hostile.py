@@ -74,6 +74,7 @@ def assert_refused(path: Path, words: str) -> None:
         tracemalloc.stop()
 
 
+UNFIT = "header and its data do not fit together"
 MANY = "".join(f',"{i:x}":0' for i in range(22_000))
 LIES = {
     "shape product wraps to 4 in 64 bits": (tensor(shape="[4194305,4194305,211106198978564]"), "'a' has shape"),
@@ -84,17 +85,17 @@ LIES = {
     "shape is a number": (tensor(shape="4"), "'a' has shape 4"),
     "nine dimensions": (tensor(shape="[4,1,1,1,1,1,1,1,1]"), "'a' has shape"),
     "huge dimension": (tensor(shape=f"[{'9' * 4000}]"), "'a' has shape"),
-    "size is not shape times dtype": (tensor(dtype='"F32"'), "'a' has data_offsets [0, 4], and must have [0, 16]"),
-    "offsets beyond the file": (tensor(shape="[8]", offsets="[0,8]"), "take 8 bytes, and 4 follow"),
-    "offsets short of the file": (tensor(shape="[3]", offsets="[0,3]"), "take 3 bytes, and 4 follow"),
-    "data without tensors": ("", "take 0 bytes, and 4 follow"),
-    "hole before the first": (tensor(shape="[3]", offsets="[1,4]"), "must have [0, 3]"),
-    "overlap": (tensor() + tensor("b"), "'b' has data_offsets [0, 4], and must have [4, 8]"),
-    "negative offset": (tensor(offsets="[-4,0]"), "must have [0, 4]"),
-    "reversed offsets": (tensor(offsets="[4,0]"), "must have [0, 4]"),
-    "boolean offset": (tensor(offsets="[false,4]"), "must have [0, 4]"),
-    "huge offset": (tensor(offsets=f"[0,{'9' * 4000}]"), "must have [0, 4]"),
-    "three offsets": (tensor(offsets="[0,4,8]"), "must have [0, 4]"),
+    "size is not shape times dtype": (tensor(dtype='"F32"'), UNFIT),
+    "offsets beyond the file": (tensor(shape="[8]", offsets="[0,8]"), UNFIT),
+    "offsets short of the file": (tensor(shape="[3]", offsets="[0,3]"), UNFIT),
+    "data without tensors": ("", UNFIT),
+    "hole before the first": (tensor(shape="[3]", offsets="[1,4]"), UNFIT),
+    "overlap": (tensor() + tensor("b"), UNFIT),
+    "negative offset": (tensor(offsets="[-4,0]"), UNFIT),
+    "reversed offsets": (tensor(offsets="[4,0]"), UNFIT),
+    "boolean offset": (tensor(offsets="[false,4]"), UNFIT),
+    "huge offset": (tensor(offsets=f"[0,{'9' * 4000}]"), UNFIT),
+    "three offsets": (tensor(offsets="[0,4,8]"), UNFIT),
     "dtype unknown": (tensor(dtype='"F8_E4M3"'), "dtype 'F8_E4M3'; allowed are F64"),
     "dtype is a list": (tensor(dtype="[]"), "dtype []"),
     "entry with a fourth field": (tensor(more=',"code":"x"'), "must have dtype, shape, data_offsets"),
@@ -174,14 +175,17 @@ def test_lie_at_the_beginning(path: Path, content: bytes, words: str) -> None:
 def test_a_file_of_a_terabyte_costs_nothing(path: Path) -> None:
     path.write_bytes(forge())
     os.truncate(path, 2**40)
-    assert_refused(path, "1099511627")
+    assert_refused(path, UNFIT)
     path.unlink()
 
 
 def test_not_a_file(tmp_path: Path) -> None:
-    assert_refused(tmp_path, "folder or a device")
+    with pytest.raises(IsADirectoryError, match="a folder, where a file is needed"):
+        load(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert_refused(tmp_path / "pipe", "folder or a device")
+    for path in tmp_path / "pipe", Path(os.devnull):
+        with pytest.raises(OSError, match=f"a FIFO or a device.*{path.name}"):
+            load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "missing")
 
@@ -235,7 +239,7 @@ def test_truncation_at_every_offset(path: Path) -> None:
 
 def test_something_appended(path: Path) -> None:
     path.write_bytes(GOLDEN + b"\0")
-    assert_refused(path, "tensors take")
+    assert_refused(path, UNFIT)
 
 
 def test_every_bit_of_the_header_and_500_of_the_data(path: Path) -> None:

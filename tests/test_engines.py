@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_info
 
 import mlp_xp as mx
-from mlp_xp.engines import Training, make_engine
+from mlp_xp.engines import Setup, make_engine
 from mlp_xp.engines.host import HostEngine
 from mlp_xp.engines.threads import Pace, ThreadEngine
 from mlp_xp.kernels.cpu import blas
@@ -27,6 +27,8 @@ from mlp_xp.params import Parameters
 from mlp_xp.rows.batches import FullBatch, RaggedMiniBatches, Shard, shards_by_need, shuffled_rows
 from mlp_xp.rows.plan import make_plan
 from mlp_xp.rows.source import InMemory
+
+from .libraries import each_device
 
 KINDS = ("dense", "zero", "ragged")
 
@@ -38,11 +40,11 @@ def sparse_rows(rng, n, d, dtype=np.float64):
     return (255 * X).astype(np.uint8) if dtype == np.uint8 else X.astype(dtype)
 
 
-def training(model, X, y, kind="dense", threads=2, batch_size=None, optimizer=None):
+def setup(model, X, y, kind="dense", threads=2, batch_size=None, optimizer=None):
     rows = model.open(X)
     plan = make_plan(rows, model.device, kind, batch_size=batch_size)
     targets = model.targets(y, rows.shape[0])
-    return Training(model, model.objective, optimizer or mx.SGD(), rows, targets, batch_size, plan, threads)
+    return Setup(model, model.objective, optimizer or mx.SGD(), rows, targets, batch_size, plan, threads)
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,7 +57,7 @@ def test_any_partition_of_rows_gives_the_same_sums(cuts, seed):
     shards = [Shard(X[i:j], y[i:j]) for i, j in pairwise(edges)]
     loss, gradient = model.loss_and_gradient(X, y)
     for kind in (HostEngine, ThreadEngine):
-        with cut_as(kind, shards)(training(model, X, y)) as engine:
+        with cut_as(kind, shards)(setup(model, X, y)) as engine:
             total = engine.grad_sum(model.theta)
         assert total.rows == 40
         assert_allclose(total.loss / 40, loss, rtol=1e-12)
@@ -64,7 +66,7 @@ def test_any_partition_of_rows_gives_the_same_sums(cuts, seed):
 
 def cut_as(kind, shards):
     """Return an engine of a kind that cuts the rows as these shards."""
-    return type("Cut", (kind,), {"_make_batches": lambda self, training: FullBatch(shards)})
+    return type("Cut", (kind,), {"_make_batches": lambda self, setup: FullBatch(shards)})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,7 +77,7 @@ def test_every_plan_gives_the_same_gradient(kind, dtype, batch_size, rng):
     model = mx.MLP([30, 7, 3], dtype="float64")
     wanted, gradient = model.loss_and_gradient(X, y)
     for engine in (make_engine, HostEngine):  # the plain engine takes no plan but the dense one
-        with engine(training(model, X, y, kind if engine is make_engine else "dense", batch_size=batch_size)) as own:
+        with engine(setup(model, X, y, kind if engine is make_engine else "dense", batch_size=batch_size)) as own:
             loss, n, grad = own.grad_sum(model.theta)
         assert n == 2500
         assert_allclose(loss / n, wanted, rtol=1e-12)
@@ -314,9 +316,8 @@ class Sign(Optimizer):
 
 
 @pytest.mark.parametrize("batch_size", [None, 32])
-@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "strict"])
+@pytest.mark.parametrize("device", each_device("cpu", "torch", "jax", "strict"))
 def test_an_optimizer_of_your_own_trains_on_every_engine(device, batch_size, rng):
-    pytest.importorskip("numpy" if device in ("cpu", "strict") else device)
     X, y = rng.standard_normal((100, 4)), rng.integers(0, 2, 100)
     model = mx.MLP([4, 5, 2], "tanh", dtype="float64", device=device)
     theta, twin, wanted = model.theta, mx.MLP([4, 5, 2], "tanh", dtype="float64"), Sign(lr=0.1, l2=0.01, lr_bias=0.05)

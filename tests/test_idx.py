@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mlp_xp.datasets import read_idx
+from mlp_xp.datasets import limits, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -47,6 +47,12 @@ def cheaply(seconds: float = 0.5, memory: int = 8 << 20) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("idx") / "some-idx"
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages name the limit, which must not depend on the machine."""
+    monkeypatch.setattr(limits, "available_memory", lambda: 1 << 40)
 
 
 GOOD = idx(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
@@ -111,7 +117,8 @@ LIES = {
     "no data": (GOOD[:16], "announces 24 bytes of data, but the file ends after 0"),
     "data one short": (GOOD[:-1], "announces 24 bytes of data, but the file ends after 23"),
     "trailing byte": (GOOD + b"\0", "announces 24 bytes of data, but more follow"),
-    "packed: 4 GiB that are not there": (gzip.compress(header(0x08, 2**16, 2**16)), "ends after 0"),
+    "packed: 4 GiB that are not there": (gzip.compress(header(0x08, 2**16, 2**16)), "packed bytes announce 4294967296"),
+    "packed: 4 MiB that are not there": (gzip.compress(header(0x08, 2**11, 2**11)), "ends after 0"),
     "packed: data one short": (gzip.compress(GOOD[:-1]), "ends after 23"),
     "packed: trailing byte": (gzip.compress(GOOD + b"\0"), "more follow"),
     "packed: second member": (gzip.compress(GOOD) + gzip.compress(b"more"), "more follow"),
@@ -119,7 +126,7 @@ LIES = {
     "packed: header cut": (gzip.compress(GOOD)[:6], "damaged gzip data"),
     "packed: cut": (gzip.compress(GOOD)[:-12], "damaged gzip data"),
     "packed: no trailer": (gzip.compress(GOOD)[:-8], "damaged gzip data"),
-    "packed: CRC": (gzip.compress(GOOD)[:-8] + b"\0\0\0\0" + gzip.compress(GOOD)[-4:], "CRC"),
+    "packed: CRC": (gzip.compress(GOOD)[:-8] + b"\0\0\0\0" + gzip.compress(GOOD)[-4:], "incorrect data check"),
     "packed: length": (gzip.compress(GOOD)[:-4] + b"\0\0\0\0", "damaged gzip data"),
     "packed: not deflate": (gzip.compress(GOOD)[:10] + b"\xff" * 30, "damaged gzip data"),
     "packed twice": (gzip.compress(gzip.compress(GOOD)), "not an IDX file"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import mlp_xp as mx
-from mlp_xp.engines import Training, make_engine
+from mlp_xp.engines import Setup, make_engine
 from mlp_xp.rows.background import usual_values
 from mlp_xp.rows.plan import PLANS, make_plan
 from mlp_xp.rows.source import InMemory
@@ -26,8 +26,8 @@ def gradient(X, y, plan, dtype, weights):
     model.weights = weights
     rows = model.open(X)
     chosen = make_plan(rows, model.device, plan)
-    training = Training(model, model.objective, mx.SGD(), rows, model.targets(y, len(X)), None, chosen, 1)
-    with make_engine(training) as engine:
+    setup = Setup(model, model.objective, mx.SGD(), rows, model.targets(y, len(X)), None, chosen, 1)
+    with make_engine(setup) as engine:
         return np.asarray(engine.grad_sum(model.theta).grad, np.float64) / len(X)
 
 

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from .idx import read_idx, read_idx_pair
-from .records import Dataset
+from .limits import Limits
+from .records import Dataset, make_datasets
 
 MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -86,7 +87,9 @@ def fashion_mnist(
 
 
 def _read(folder: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
-    return read_idx_pair(folder, "train", SHA256), read_idx_pair(folder, "t10k", SHA256)
+    limits = Limits()
+    train, test = make_datasets([read_idx_pair(folder, part, limits, SHA256) for part in ("train", "t10k")])
+    return train, test
 
 
 def _import_pooch() -> Any:

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from .idx import KINDS, find_idx, read_idx_pair
+from .limits import Limits
 from .npz import read_npz
-from .records import Dataset, split
+from .records import Dataset, Part, check_part, make_datasets, split
 from .tables import read_csv
 
 
@@ -21,21 +22,25 @@ def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Datas
     - an ``.npz`` with the members ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or ``X`` and ``y``
       (capitals do not matter). Only plain numeric arrays are read, never a pickle;
     - a ``.csv`` of numbers, with or without a header line. The label is in the column that the header calls label,
-      target, class or y (the first of these that there is), without a header in the first column.
+      target, class or y (the first of these that it has), without names in the first column. A header of the column
+      numbers 0, 1, 2, ..., which pandas writes, is left out.
 
-    Where there is no test part, the rows are shuffled by `seed` and the last sixth becomes the test data.
+    Without a test part, the rows are shuffled by `seed` and the last sixth becomes the test data.
 
-    Images are flattened. Samples of type ``uint8`` or float keep their type (a ``.csv`` is read as ``float32``);
-    whole numbers from 0 to 255 of which some exceed 127 are taken as pixels, ``uint8``; other whole numbers become
+    Images are flattened. Both parts get the same type, decided once from all samples: ``uint8``, which counts as
+    pixels, and floats stay as they are (a ``.csv`` is read as ``float32``). Other whole numbers are pixels, ``uint8``,
+    if they lie between 0 and 255 and some exceed 127, and the logger ``mlp_xp.datasets`` says so. Otherwise they become
     ``float32``.
+
+    A source may take 4 GiB, and half of the available memory.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`, or a file is missing from the folder.
     ValueError
-        If `path` is of another kind, or what it holds is damaged, contradicts itself, has no rows, samples that are
-        not finite or labels that are not whole numbers from 0 to 65535.
+        If `path` is of another kind, or what it holds is damaged, too large, contradicts itself, has no rows, samples
+        that are not finite or labels that are not whole numbers from 0 to 65535.
 
     Examples
     --------
@@ -48,18 +53,10 @@ def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Datas
     ((3, 2), (1, 2))
     """
     path = Path(path)
-    if path.is_dir():
-        train, test = _load_folder(path)
-    elif not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    elif path.suffix.lower() == ".npz":
-        train, test = read_npz(path)
-    elif path.suffix.lower() == ".csv":
-        train, test = read_csv(path), None
-    else:
-        raise ValueError(f"{path}: data come as a folder of IDX files, an .npz or a .csv; this is none of them")
-    if test is None:
-        return split(train, seed)
+    parts = _read(path, Limits())
+    if len(parts) == 1:
+        parts = split(check_part(parts[0]), seed)
+    train, test = make_datasets(parts)
     if train.X.shape[1] != test.X.shape[1]:
         raise ValueError(
             f"{path}: the training data have {train.X.shape[1]} columns and the test data {test.X.shape[1]}"
@@ -67,7 +64,14 @@ def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Datas
     return train, test
 
 
-def _load_folder(folder: Path) -> tuple[Dataset, Dataset | None]:
-    train = read_idx_pair(folder, "train")
-    has_test = any(find_idx(folder, "t10k", kind) for kind in KINDS)
-    return train, read_idx_pair(folder, "t10k") if has_test else None
+def _read(path: Path, limits: Limits) -> list[Part]:
+    if path.is_dir():
+        has_test = any(find_idx(path, "t10k", kind) for kind in KINDS)
+        return [read_idx_pair(path, part, limits) for part in ("train", "t10k")[: 1 + has_test]]
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, limits)
+    if path.suffix.lower() == ".csv":
+        return [read_csv(path, limits)]
+    raise ValueError(f"{path}: data come as a folder of IDX files, an .npz or a .csv; this is none of them")

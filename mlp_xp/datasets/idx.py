@@ -7,33 +7,39 @@ An IDX file is a header and the numbers in C order, all big-endian::
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
 import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Dataset, make_dataset
+from ..files import open_regular
+from .limits import CHUNK, MAX_FILE, Limits
+from .packed import GzipStream
+from .records import Part
 
-MAX_BYTES = 4 << 30
 MAX_DIMENSIONS = 32
-CHUNK = 1 << 20
 KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+class Stream(Protocol):
+    """Bytes that come one after another."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return `size` bytes, or fewer at the end."""
 
 
 def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> NDArray[Any]:
     """Read an IDX file, plain or packed with gzip, as an array of the shape its header gives.
 
-    The header is checked before anything is allocated, and memory grows only with the bytes that are there. Whether
-    the file is packed is seen from its content, not from its name. Members of gzip that follow one another are read
-    as one stream, as `gzip` itself does.
+    The header is checked before anything is allocated, and memory grows only with the bytes that are there. The
+    content, not the name, tells whether the file is packed. Members of gzip that follow one another are read as one
+    stream, as `gzip` itself does.
 
     Parameters
     ----------
@@ -49,8 +55,9 @@ def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> NDAr
     Raises
     ------
     ValueError
-        If the file is not IDX, its header names an unknown type, no dimension, more than 32, a size of 0 or more than
-        4 GiB, it holds fewer or more bytes than the header says, the gzip data are damaged, or the hash differs.
+        If the file is not IDX, its header names an unknown type, no dimension, more than 32, a size of 0, more than
+        4 GiB or more than half of the available memory, it holds fewer or more bytes than the header says, the gzip
+        data are damaged or packed over 200 times, or the hash differs.
 
     Examples
     --------
@@ -65,13 +72,18 @@ def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> NDAr
     array([[0, 1, 2],
            [3, 4, 5]], dtype=uint8)
     """
+    return read_array(path, Limits(), samples=False, sha256=sha256)
+
+
+def read_array(path: str | os.PathLike[str], limits: Limits, samples: bool, sha256: str | None = None) -> NDArray[Any]:
+    """Read an IDX file as :func:`read_idx` does, within the limits of a source that has other files, too."""
     try:
-        with open(path, "rb") as file:
-            packed = file.peek(2)[:2] == b"\x1f\x8b"
-            stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
+        with open_regular(path, MAX_FILE) as file:
+            packed = os.fstat(file.fileno()).st_size if file.peek(2)[:2] == b"\x1f\x8b" else None
+            stream: Stream = file if packed is None else GzipStream(file)
             header, dtype, shape = _read_header(stream)
-            data = read_exactly(stream, math.prod(shape) * dtype.itemsize)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            data = read_exactly(stream, limits.admit(shape, dtype, samples, packed))
+    except (EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip data ({error}); fetch the file again") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -80,13 +92,11 @@ def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> NDAr
         digest.update(data)
         if digest.hexdigest() != sha256:
             raise ValueError(f"{path}: the SHA-256 of the unpacked file is {digest.hexdigest()}, expected {sha256}")
-    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    return as_array(data, dtype).reshape(shape)
 
 
-def read_exactly(stream: IO[bytes], size: int) -> bytearray:
+def read_exactly(stream: Stream, size: int) -> bytearray:
     """Read the last `size` bytes of `stream`; fewer or more are a `ValueError`, and more than one more is not read."""
-    if size > MAX_BYTES:
-        raise ValueError(f"the header announces {size} bytes of data; the limit is {MAX_BYTES}")
     data = bytearray()
     while chunk := stream.read(min(CHUNK, size + 1 - len(data))):
         data += chunk
@@ -97,7 +107,15 @@ def read_exactly(stream: IO[bytes], size: int) -> bytearray:
     return data
 
 
-def read_idx_pair(folder: str | os.PathLike[str], part: str, sha256: Mapping[str, str] | None = None) -> Dataset:
+def as_array(data: bytearray, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the numbers in `data` (n,) in native byte order, swapped in place."""
+    array = np.frombuffer(data, dtype)
+    return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+
+
+def read_idx_pair(
+    folder: str | os.PathLike[str], part: str, limits: Limits, sha256: Mapping[str, str] | None = None
+) -> Part:
     """Read the images and labels of `part`, "train" or "t10k", from the files in `folder` that are named as MNIST's.
 
     `sha256` gives the hash that each file must have, by its name without ``.gz``.
@@ -107,8 +125,9 @@ def read_idx_pair(folder: str | os.PathLike[str], part: str, sha256: Mapping[str
         path = find_idx(folder, part, kind)
         if path is None:
             raise FileNotFoundError(f"{folder}: no file {part}-{kind} or {part}-{kind}.gz in this folder")
-        arrays.append(read_idx(path, sha256=sha256[f"{part}-{kind}"] if sha256 else None))
-    return make_dataset(arrays[0], arrays[1], f"{folder} ({part})")
+        pinned = sha256[f"{part}-{kind}"] if sha256 else None
+        arrays.append(read_array(path, limits, samples=kind == KINDS[0], sha256=pinned))
+    return Part(arrays[0], arrays[1], f"{folder} ({part})")
 
 
 def find_idx(folder: str | os.PathLike[str], part: str, kind: str) -> Path | None:
@@ -118,7 +137,7 @@ def find_idx(folder: str | os.PathLike[str], part: str, kind: str) -> Path | Non
     return next((path for path in paths if path.is_file()), None)
 
 
-def _read_header(stream: IO[bytes]) -> tuple[bytes, np.dtype[Any], tuple[int, ...]]:
+def _read_header(stream: Stream) -> tuple[bytes, np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise ValueError(f"not an IDX file: it starts with {magic!r}, expected two zero bytes and two more")

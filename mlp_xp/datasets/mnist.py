@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .idx import read_idx_pair
-from .records import Dataset
+from .limits import Limits
+from .records import Dataset, make_datasets
 
 # Of the unpacked files: packing them again changes the .gz files and not these.
 SHA256 = {
@@ -60,8 +62,9 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
     train, test = _published()
     if digits is None:
         return train, test
-    chosen = list(digits) if isinstance(digits, Iterable) else [digits]
-    known = [digit for digit in chosen if isinstance(digit, int | np.integer) and 0 <= digit <= 9]
+    chosen: list[Any] = list(digits) if isinstance(digits, Iterable) else [digits]
+    whole = [digit for digit in chosen if isinstance(digit, int | np.integer) and not isinstance(digit, bool)]
+    known = [digit for digit in whole if 0 <= digit <= 9]
     if len(chosen) < 2 or len(set(known)) < len(chosen):
         raise ValueError(
             f"digits is {digits!r}; expected at least two different whole numbers from 0 to 9, such as (5, 8)"
@@ -71,8 +74,9 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
 
 @functools.cache
 def _published() -> tuple[Dataset, Dataset]:
-    folder = Path(__file__).parent / "mnist"
-    return _read_only(read_idx_pair(folder, "train", SHA256)), _read_only(read_idx_pair(folder, "t10k", SHA256))
+    folder, limits = Path(__file__).parent / "mnist", Limits()
+    train, test = make_datasets([read_idx_pair(folder, part, limits, SHA256) for part in ("train", "t10k")])
+    return _read_only(train), _read_only(test)
 
 
 def _only(data: Dataset, digits: list[int]) -> Dataset:

@@ -12,16 +12,19 @@ import re
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .idx import read_exactly
-from .records import Dataset, make_dataset
+from ..files import open_regular
+from .idx import as_array, read_exactly
+from .limits import MAX_FILE, Limits
+from .records import Part
 
 TRAIN, TEST, UNSPLIT = ("x_train", "y_train"), ("x_test", "y_test"), ("x", "y")
 LAYOUTS = ((TRAIN, TEST), (TRAIN,), (UNSPLIT,))
+MAX_DIRECTORY = 1 << 18  # bytes; room for some 4,000 members
 
 MAGIC = b"\x93NUMPY\x01\x00"
 HEADER = re.compile(
@@ -31,31 +34,66 @@ HEADER = re.compile(
 )
 
 
-def read_npz(path: Path) -> tuple[Dataset, Dataset | None]:
+def read_npz(path: Path, limits: Limits) -> list[Part]:
     """Read the members x_train, y_train, x_test, y_test, or x_train, y_train, or x, y (capitals do not matter).
 
     Returns
     -------
-    The training data, or all data, and the test data where there are any.
+    The training data, or all data, and then the test data if there are any.
 
     Raises
     ------
     ValueError
-        If the file is damaged, members are missing, or one is not a plain numeric array.
+        If the file is damaged, members are missing or there twice, one is not a plain numeric array, or the limits are
+        exceeded.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, MAX_FILE) as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                members = {name.lower().removesuffix(".npy"): name for name in archive.namelist()}
+            with _open_zip(file) as archive:
+                members = _find(archive)
                 pairs = _choose(set(members))
-                arrays = [(_read_array(archive, members[X]), _read_array(archive, members[y])) for X, y in pairs]
+                arrays = [
+                    [_read_array(archive, members[name], limits, samples=name == pair[0]) for name in pair]
+                    for pair in pairs
+                ]
         # OSError: an offset before the file; RuntimeError: encryption.
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise ValueError(f"{path}: damaged .npz ({str(error) or 'it ends too early'})") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    data = [make_dataset(X, y, f"{path} ({pair[0]}, {pair[1]})") for (X, y), pair in zip(arrays, pairs, strict=True)]
-    return data[0], data[1] if len(data) == 2 else None
+    return [Part(X, y, f"{path} ({', '.join(pair)})") for (X, y), pair in zip(arrays, pairs, strict=True)]
+
+
+class _Brief:
+    """A file that refuses to read much at once, for zipfile, which reads the whole directory of an archive."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.most = MAX_DIRECTORY
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = MAX_DIRECTORY) -> bytes:
+        if size > self.most:
+            raise ValueError(f"a directory of {size} bytes; {self.most} are the most allowed, so save fewer members")
+        return self.file.read(size)
+
+
+def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    brief = _Brief(file)
+    archive = zipfile.ZipFile(brief)
+    brief.most = MAX_FILE
+    return archive
+
+
+def _find(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Return the names of the members by what they name: "x_train" for "X_train.npy"."""
+    found: dict[str, str] = {}
+    for member in archive.namelist():
+        name = member.lower().removesuffix(".npy")
+        if name in found and name in {*TRAIN, *TEST, *UNSPLIT}:
+            raise ValueError(f"{found[name]!r} and {member!r} both name {name}; keep one of them")
+        found[name] = member
+    return found
 
 
 def _choose(members: set[str]) -> tuple[tuple[str, str], ...]:
@@ -69,7 +107,7 @@ def _choose(members: set[str]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _read_array(archive: zipfile.ZipFile, name: str, limits: Limits, samples: bool) -> NDArray[Any]:
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is packed by method {info.compress_type}; NumPy stores or deflates")
@@ -83,12 +121,11 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
             )
         dtype = np.dtype(match["dtype"].decode())
         shape = tuple(int(size) for size in match["shape"].split(b", "))
-        size = math.prod(shape) * dtype.itemsize
         held = info.file_size - len(MAGIC) - 2 - len(header)
+        size = math.prod(shape) * dtype.itemsize
         if size != held:
             raise ValueError(
                 f"{name} announces {size} bytes of data (shape {shape}, {dtype}), but the zip holds {held}"
             )
-        data = read_exactly(stream, size)
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if match["fortran"] == b"True" else "C")
-    return array.astype(dtype.newbyteorder("="), copy=False)
+        data = read_exactly(stream, limits.admit(shape, dtype, samples, info.compress_size))
+    return as_array(data, dtype).reshape(shape, order="F" if match["fortran"] == b"True" else "C")

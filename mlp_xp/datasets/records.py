@@ -1,16 +1,25 @@
-"""The record every data set comes in, and the checks it has passed.
+"""The record every data set comes in, the checks it has passed, and the one decision about its scale.
 
 Legend: ``n`` rows (samples), ``d`` columns (inputs).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_seed
+
 MAX_LABEL = 65_535
+BLOCK = 1 << 20  # numbers that are checked at a time, so that a check takes no memory to speak of
+
+Test = Callable[[NDArray[Any]], NDArray[np.bool_]]
+
+_log = logging.getLogger("mlp_xp.datasets")
 
 
 class Dataset(NamedTuple):
@@ -20,12 +29,29 @@ class Dataset(NamedTuple):
     y: NDArray[Any]
 
 
-def make_dataset(X: NDArray[Any], y: NDArray[Any], source: str) -> Dataset:
-    """Check samples (n, ...) and labels (n,) or (n, 1) that were read from `source`, and make them a `Dataset`.
+class Part(NamedTuple):
+    """What a file holds, as it holds it: samples (n, ...), labels (n,) or (n, 1) if there are any, and where from."""
 
-    ``X`` becomes (n, d): bytes stay ``uint8`` and floats stay floats. Other whole numbers become ``uint8`` where they
-    are pixels, that is, between 0 and 255 with some above 127, else ``float32``. ``y`` becomes (n,), ``uint8`` where
-    the labels fit, else ``int64``.
+    X: NDArray[Any]
+    y: NDArray[Any] | None
+    source: str
+
+
+def make_datasets(parts: Sequence[Part]) -> list[Dataset]:
+    """Check the labeled parts of one source and make each a `Dataset`, all of one dtype.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of samples and labels differ or are 0, a sample is not finite, a label is not a whole number from
+        0 to 65535, or the parts contradict each other about their scale.
+    """
+    parts = [check_part(part) for part in parts]
+    return [Dataset(X, part.y) for X, part in zip(scale(parts), parts, strict=True) if part.y is not None]
+
+
+def check_part(part: Part) -> Part:
+    """Return a part with samples (n, d) and labels (n,), ``uint8`` if they fit, else ``int64``; samples stay raw.
 
     Raises
     ------
@@ -33,51 +59,111 @@ def make_dataset(X: NDArray[Any], y: NDArray[Any], source: str) -> Dataset:
         If the numbers of samples and labels differ or are 0, a sample is not finite, or a label is not a whole number
         from 0 to 65535.
     """
+    X, y, source = part
     if X.ndim == 0 or X.size == 0:
         raise ValueError(f"{source}: samples of shape {X.shape}; at least one row and one column are needed")
+    X = X.reshape(len(X), -1)
+    if X.dtype.kind == "f":
+        _check_numbers(X, np.isfinite, "samples must be finite, so remove or fill such values", source)
+    if y is None:
+        return Part(X, None, source)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
         raise ValueError(f"{source}: labels of shape {y.shape}; expected one label a row, (n,) or (n, 1)")
     if len(X) != len(y):
         raise ValueError(f"{source}: {len(X)} samples but {len(y)} labels; they must agree")
-    return Dataset(_features(X.reshape(len(X), -1), source), _labels(y, source))
+    return Part(X, _check_labels(y, source), source)
 
 
-def split(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Shuffle the n rows by `seed` and part them: the last sixth, and at least one row, is for testing."""
-    n = len(data.y)
+def scale(parts: Sequence[Part], pixels: bool | None = None) -> list[NDArray[Any]]:
+    """Return the samples (n, d) of the parts of one source in one dtype: one decision about their scale.
+
+    Parameters
+    ----------
+    parts
+        What :func:`check_part` returned.
+    pixels
+        True: the numbers are pixels, whole and from 0 to 255, and become ``uint8``, which counts as x / 255. False:
+        they count as they are, as floats. None: decide. ``uint8`` is pixels. Other whole numbers are pixels if they
+        lie between 0 and 255 and some exceed 127, in whichever part; the log tells. All else counts as it is.
+
+    Raises
+    ------
+    ValueError
+        If a sample is no pixel and all must be, or ``uint8`` comes with samples that are no pixels.
+    """
+    if pixels is None:
+        pixels = _are_pixels(parts)
+    dtype = np.dtype(np.uint8 if pixels else np.float32)
+    if not pixels and any(part.X.dtype == np.float64 for part in parts):
+        dtype = np.dtype(np.float64)
+    for X, _, source in parts:
+        if pixels and X.dtype != np.uint8:
+            advice = "the model was trained on pixels, so samples must be whole numbers from 0 to 255"
+            _check_numbers(X, lambda x: (x >= 0) & (x <= 255) & (x == np.trunc(x)), advice, source)
+    return [part.X.astype(dtype, copy=False) for part in parts]
+
+
+def split(part: Part, seed: int) -> list[Part]:
+    """Shuffle the n rows by `seed` and split them: the last sixth, and at least one row, is for testing."""
+    X, y, source = part
+    n = len(X)
     if n < 2:
-        raise ValueError(f"{n} row cannot be parted into training and test data; at least 2 are needed")
-    order = np.random.default_rng(seed).permutation(n)
+        raise ValueError(f"{source}: {n} row cannot be split into training and test data; at least 2 are needed")
+    order = np.random.default_rng(check_seed(seed)).permutation(n)
     cut = n - max(1, n // 6)
-    return Dataset(data.X[order[:cut]], data.y[order[:cut]]), Dataset(data.X[order[cut:]], data.y[order[cut:]])
+    return [Part(X[rows], None if y is None else y[rows], source) for rows in (order[:cut], order[cut:])]
 
 
-def _features(X: NDArray[Any], source: str) -> NDArray[Any]:
-    if X.dtype == np.uint8:
-        return X
-    if X.dtype.kind == "f":
-        if not np.isfinite(X).all():
-            row, column = np.argwhere(~np.isfinite(X))[0]
-            raise ValueError(
-                f"{source}: row {row}, column {column} of the samples (counted from 0) is {X[row, column]}; "
-                "samples must be finite, so remove or fill such values"
-            )
-        return X if X.dtype in (np.float32, np.float64) else X.astype(np.float32)
-    if X.min() >= 0 and 127 < X.max() <= 255:
-        return X.astype(np.uint8)
-    return X.astype(np.float32)
-
-
-def _labels(y: NDArray[Any], source: str) -> NDArray[Any]:
-    if y.dtype.kind == "f":
-        y = y.astype(np.float64)  # in float16 the largest label is infinity
-    fits = (y >= 0) & (y <= MAX_LABEL) & (y == np.trunc(y))
-    if not fits.all():
-        row = int(np.argmin(fits))
+def _are_pixels(parts: Sequence[Part]) -> bool:
+    source = " and ".join(dict.fromkeys(part.source for part in parts))
+    are_bytes = [part.X.dtype == np.uint8 for part in parts]
+    if all(are_bytes):
+        if max(part.X.max() for part in parts) == 1:
+            _log.warning("%s: uint8 counts as pixels, x / 255, but none exceeds 1; use another type for 0/1", source)
+        return True
+    whole = all(part.X.dtype.kind != "f" for part in parts)
+    low, high = (min(part.X.min() for part in parts), max(part.X.max() for part in parts)) if whole else (0, 0)
+    pixels = whole and low >= 0 and (high > 127 or any(are_bytes)) and high <= 255
+    if any(are_bytes) and not pixels:
+        types = " and ".join(str(part.X.dtype) for part in parts)
         raise ValueError(
-            f"{source}: the label of row {row} (counted from 0) is {y[row]}; "
+            f"{source}: samples of type {types}; uint8 counts as pixels, x / 255, and the others are no "
+            "whole numbers from 0 to 255; save all parts in one type"
+        )
+    if pixels:
+        _log.info("%s: whole numbers from %d to %d are taken for pixels, x / 255", source, low, high)
+    return pixels
+
+
+def _check_numbers(X: NDArray[Any], right: Test, advice: str, source: str) -> None:
+    place = _first_fault(X, right)
+    if place:
+        row, column = place
+        raise ValueError(
+            f"{source}: row {row}, column {column} of the samples (counted from 0) is {X[place]}; {advice}"
+        )
+
+
+def _check_labels(y: NDArray[Any], source: str) -> NDArray[Any]:
+    if y.dtype == np.float16:
+        y = y.astype(np.float64)  # in float16 the largest label is infinity
+    place = _first_fault(y, lambda label: (label >= 0) & (label <= MAX_LABEL) & (label == np.trunc(label)))
+    if place:
+        raise ValueError(
+            f"{source}: the label of row {place[0]} (counted from 0) is {y[place]}; "
             f"labels are whole numbers from 0 to {MAX_LABEL}, the number of the class"
         )
     return y.astype(np.uint8 if y.max() < 256 else np.int64)
+
+
+def _first_fault(values: NDArray[Any], right: Test) -> tuple[int, ...] | None:
+    """Return the index of the first of the values (n, ...) that is not right, looking at some rows at a time."""
+    rows = max(1, BLOCK * len(values) // values.size)
+    for start in range(0, len(values), rows):
+        fits = right(values[start : start + rows])
+        if not fits.all():
+            row, *rest = np.unravel_index(int(fits.argmin()), fits.shape)
+            return (start + int(row), *map(int, rest))
+    return None

@@ -5,9 +5,12 @@ Legend: ``n`` rows, 2 columns. ``X`` is float32 (n, 2), ``y`` is uint8 (n,).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_count, check_seed
 from .records import Dataset
 
 
@@ -46,7 +49,8 @@ def spirals(n: int = 300, classes: int = 2, noise: float = 0.02, seed: int = 0) 
     Raises
     ------
     ValueError
-        If `n` is below `classes`, `classes` is neither 2 nor 3, or `noise` is negative or not finite.
+        If `n` is below `classes`, `classes` is neither 2 nor 3, `noise` is negative or not finite, or `seed` is not a
+        whole number of at least 0.
 
     Examples
     --------
@@ -56,7 +60,7 @@ def spirals(n: int = 300, classes: int = 2, noise: float = 0.02, seed: int = 0) 
     >>> np.hypot(X[:, 0], X[:, 1])
     array([0.5, 0.5, 0.5, 1. , 1. , 1. ], dtype=float32)
     """
-    if classes not in (2, 3):
+    if isinstance(classes, bool) or classes not in (2, 3):
         raise ValueError(f"classes is {classes!r}; spirals have 2 or 3 arms")
     _check(n, noise, at_least=classes)
     place, arm = np.divmod(np.arange(n), classes)
@@ -80,7 +84,7 @@ def moons(n: int = 200, noise: float = 0.1, seed: int = 0) -> Dataset:
     Raises
     ------
     ValueError
-        If `n` is below 2, or `noise` is negative or not finite.
+        If `n` is below 2, `noise` is negative or not finite, or `seed` is not a whole number of at least 0.
 
     Examples
     --------
@@ -102,14 +106,17 @@ def moons(n: int = 200, noise: float = 0.1, seed: int = 0) -> Dataset:
     return _noisy(x, y, moon, noise, seed)
 
 
-def _check(n: int, noise: float, at_least: int) -> None:
-    if not isinstance(n, int | np.integer) or n < at_least:
-        raise ValueError(f"n is {n!r}; expected a whole number of points, at least {at_least}")
-    if not 0 <= noise < np.inf:
+def _check(n: int, noise: Any, at_least: int) -> None:
+    check_count("n", n, at_least)
+    if (
+        isinstance(noise, bool)
+        or not isinstance(noise, int | float | np.integer | np.floating)
+        or not 0 <= noise < np.inf
+    ):
         raise ValueError(f"noise is {noise!r}; expected a standard deviation, 0 or more")
 
 
 def _noisy(x: NDArray[np.float64], y: NDArray[np.float64], label: NDArray[np.int_], noise: float, seed: int) -> Dataset:
     X = np.stack([x, y], axis=1)
-    X += noise * np.random.default_rng(seed).standard_normal(X.shape)
+    X += float(noise) * np.random.default_rng(check_seed(seed)).standard_normal(X.shape)
     return Dataset(X.astype(np.float32), label.astype(np.uint8))

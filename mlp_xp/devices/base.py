@@ -13,12 +13,14 @@ import numpy as np
 
 from ..checks import check_choice
 
-__all__ = ["PRECISIONS", "Array", "Device", "check_precision"]
+__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision"]
 
 Array = Any  # an array of any conforming library; the standard has no common type to name
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
+LEAST_ROWS = 256
+"""Rows that are worth a device's time."""
 PRECISIONS = {"fp32": "float32", "fp64": "float64", "tf32": "float32", "bf16": "float32", "fp16x2": "float32"}
 """How products are computed, and the dtype of everything else. Sums always have all digits of that dtype.
 
@@ -99,7 +101,7 @@ class Device:
         return self.name.partition(":")[0]
 
     def __reduce__(self) -> Any:
-        """A module cannot be pickled, so a device travels as its name and is opened again where it arrives."""
+        # a module cannot be pickled, so a device travels as its name and is opened again where it arrives
         return type(self).open, (self.name,)
 
     def __copy__(self) -> Self:
@@ -122,6 +124,37 @@ class Device:
         """Return the function's results in the order of the items. Where that is faster, threads compute them."""
         return [function(item) for item in items]
 
+    def by_rows(self, function: Callable[[slice], object], n: int) -> None:
+        """Call the function for shards that make up `n` rows, and for smaller ones if the memory is too short for one.
+
+        Raises
+        ------
+        MemoryError
+            If there is not even room for a shard of a few hundred rows.
+        """
+
+        def call(rows: slice) -> None:
+            try:
+                function(rows)
+                return
+            except MemoryError:
+                if rows.stop - rows.start <= LEAST_ROWS:
+                    raise
+            # outside of the except clause, whose traceback keeps the arrays that took the memory
+            middle = (rows.start + rows.stop) // 2
+            call(slice(rows.start, middle))
+            call(slice(middle, rows.stop))
+
+        step = self._step(n)
+        if n <= step:
+            call(slice(0, n))
+            return
+        self.map(call, [slice(i, min(i + step, n)) for i in range(0, n, step)])
+
+    def _step(self, n: int) -> int:
+        """Return how many of n rows to work on at a time. It must not depend on the number of threads."""
+        return self.shard_rows
+
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         """Return `x` as an array of this device. Copy only what comes from the host, and only if necessary.
 
@@ -139,9 +172,9 @@ class Device:
         if compat.is_array_api_obj(x) and not compat.is_numpy_array(x):
             if compat.array_namespace(x) is not self.xp or not self._is_here(x):
                 raise TypeError(
-                    f"got a {type(x).__module__}.{type(x).__qualname__} on its library's device "
-                    f"'{compat.device(x)}', but the model is on {self.name!r}, which computes with {self.title}; "
-                    "pass a NumPy array or move it there yourself"
+                    f"got a {type(x).__module__}.{type(x).__qualname__} on device '{compat.device(x)}' of its library, "
+                    f"but the model computes with {self.title}, on device {self.name!r}; pass a NumPy array, or move "
+                    "it there yourself"
                 )
             x = self._plain(x)
             return x if dtype is None else self.xp.astype(x, getattr(self.xp, dtype), copy=False)

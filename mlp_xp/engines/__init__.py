@@ -5,32 +5,32 @@ from __future__ import annotations
 from functools import singledispatch
 
 from ..devices import CupyDevice, Device, NumpyDevice
-from .base import Done, Engine, Training
+from .base import Done, Engine, Setup
 
-__all__ = ["Done", "Engine", "Training", "make_engine"]
+__all__ = ["Done", "Engine", "Setup", "make_engine"]
 
 
-def make_engine(training: Training) -> Engine:
+def make_engine(setup: Setup) -> Engine:
     """Return the fastest engine for the model's device."""
-    return _engine_on(training.model.device, training)
+    return _engine_on(setup.model.device, setup)
 
 
 @singledispatch
-def _engine_on(device: Device, training: Training) -> Engine:
+def _engine_on(device: Device, setup: Setup) -> Engine:
     from .host import HostEngine
 
-    return HostEngine(training)
+    return HostEngine(setup)
 
 
 @_engine_on.register
-def _(device: NumpyDevice, training: Training) -> Engine:
+def _(device: NumpyDevice, setup: Setup) -> Engine:
     from .threads import ThreadEngine
 
-    return ThreadEngine(training)
+    return ThreadEngine(setup)
 
 
 @_engine_on.register
-def _(device: CupyDevice, training: Training) -> Engine:
+def _(device: CupyDevice, setup: Setup) -> Engine:
     from .cuda.memory import make_cuda_engine
 
-    return make_cuda_engine(training)
+    return make_cuda_engine(setup)

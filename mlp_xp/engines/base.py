@@ -14,11 +14,11 @@ from ..params import GradSum
 from ..rows.plan import Plan
 from ..rows.source import Rows
 
-__all__ = ["Done", "Engine", "Training"]
+__all__ = ["Done", "Engine", "Setup"]
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class Setup:
     """What is to be trained on what, checked.
 
     Attributes

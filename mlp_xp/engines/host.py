@@ -18,7 +18,7 @@ from ..model import Network, grad_sum
 from ..optim import OptimizerState
 from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
-from .base import Done, Training
+from .base import Done, Setup
 from .reduce import InOrder, groups_of
 
 __all__ = ["HostEngine"]
@@ -29,34 +29,34 @@ class HostEngine:
 
     Parameters
     ----------
-    training : Training
+    setup : Setup
     """
 
     stride = 1
     kernels: Kernels
 
-    def __init__(self, training: Training) -> None:
-        self.model, self.optimizer, self.objective = training.model, training.optimizer, training.objective
-        self.device, self.layout, self.plan = self.model.device, self.model.layout, training.plan
-        self.network = Network(self.model.network.g, training.objective)
-        self.batches = self._make_batches(training)
+    def __init__(self, setup: Setup) -> None:
+        self.model, self.optimizer, self.objective = setup.model, setup.optimizer, setup.objective
+        self.device, self.layout, self.plan = self.model.device, self.model.layout, setup.plan
+        self.network = Network(self.model.network.g, setup.objective)
+        self.batches = self._make_batches(setup)
         self.updates = self.batches.updates
         self.groups = groups_of(len(self.batches.shards)) if isinstance(self.batches, FullBatch) else 1
-        self.kernels = self._make_kernels(training)
+        self.kernels = self._make_kernels(setup)
         self.reducer = InOrder()
         self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
         self._state = self.optimizer.init(self.model.theta)
         self._held = ExitStack()  # the device, from the beginning of an epoch to its end
         self._gradient: Array | None = None
 
-    def _make_batches(self, training: Training) -> Batches:
-        rows = training.rows.to(self.device)
-        y = self.device.asarray(training.targets.y)
-        if training.batch_size is None:
+    def _make_batches(self, setup: Setup) -> Batches:
+        rows = setup.rows.to(self.device)
+        y = self.device.asarray(setup.targets.y)
+        if setup.batch_size is None:
             return FullBatch(shards_as_stored(rows, y, self.device.shard_rows))
-        return MiniBatches(rows, y, self.device, self.model.seed, training.batch_size)
+        return MiniBatches(rows, y, self.device, self.model.seed, setup.batch_size)
 
-    def _make_kernels(self, training: Training) -> Kernels:
+    def _make_kernels(self, setup: Setup) -> Kernels:
         return self.model.kernels
 
     # The interface of engines.

@@ -18,7 +18,7 @@ from ..model import backward, forward
 from ..params import GradSum, Parameters
 from ..rows.background import add_background, remove_background
 from ..rows.batches import Batches, FullBatch, RaggedMiniBatches, Shard, shards_by_need
-from .base import Training
+from .base import Setup
 from .host import HostEngine
 
 __all__ = ["ThreadEngine"]
@@ -36,31 +36,31 @@ class ThreadEngine(HostEngine):
 
     Parameters
     ----------
-    training : Training
+    setup : Setup
     """
 
     kernels: NumpyKernels
 
-    def __init__(self, training: Training) -> None:
-        super().__init__(training)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
-        workers = min(training.threads, self.groups)
+        workers = min(setup.threads, self.groups)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mlp_xp") if workers > 1 else None
         self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
         self._views_of: tuple[Any, Parameters] = (None, Parameters([], []))
         columns, background = self.plan.columns, self.plan.background
         self._background = None if columns is None or background is None else background[columns]
 
-    def _make_batches(self, training: Training) -> Batches:
-        plan, y = training.plan, training.targets.y
+    def _make_batches(self, setup: Setup) -> Batches:
+        plan, y = setup.plan, setup.targets.y
         if plan.columns is None:
-            return super()._make_batches(training)
-        if training.batch_size is None:
-            return FullBatch(shards_by_need(training.rows, y, plan, self.device.shard_rows))
-        return RaggedMiniBatches(training.rows, y, plan, self.model.seed, training.batch_size)
+            return super()._make_batches(setup)
+        if setup.batch_size is None:
+            return FullBatch(shards_by_need(setup.rows, y, plan, self.device.shard_rows))
+        return RaggedMiniBatches(setup.rows, y, plan, self.model.seed, setup.batch_size)
 
-    def _make_kernels(self, training: Training) -> NumpyKernels:
-        self._pace = Pace(training.threads)
+    def _make_kernels(self, setup: Setup) -> NumpyKernels:
+        self._pace = Pace(setup.threads)
         return NumpyKernels(self.model.dtype, self._pace.threads if self.groups == 1 else None)
 
     def __exit__(self, *error: Any) -> None:

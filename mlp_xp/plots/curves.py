@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ..devices import get_device
-from ..kernels.generic import GenericKernels
+from ..kernels import ACTIVATIONS
 from ._style import INK, WRONG, AxesLike, color, dress, legend, panel, panels
 
 __all__ = ["activation_functions", "curve_panels", "delta_norms", "learning_curves", "loss_surface"]
@@ -99,7 +99,7 @@ def curve_panels(*histories: Any) -> list[str]:
 
 
 def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
-    """Draw the hidden activations and their derivatives, as the library computes them.
+    """Draw the activations and their derivatives, as the library computes them.
 
     Parameters
     ----------
@@ -112,13 +112,13 @@ def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
         Both panels.
     """
     axes = panels(ax, 2)
-    kernels = GenericKernels(get_device("cpu").xp, "float64")
+    xp = get_device("cpu").xp
     z = np.concatenate([np.linspace(-4, -0.01, 400), [np.nan], np.linspace(0, 4, 401)])  # NaN: no line up a step
-    for i, (name, style) in enumerate({"sigmoid": "-", "tanh": "-", "relu": "-", "leaky_relu": "--"}.items()):
-        A = kernels.activate(name, z)
-        look = {"color": color(i), "linestyle": style, "linewidth": 2.5, "label": name.replace("_relu", " relu")}
+    for i, g in enumerate(g for g in ACTIVATIONS.values() if g.line):
+        A = g.value(xp, z)
+        look = {"color": color(i), "linestyle": g.line, "linewidth": 2.5, "label": g.name.replace("_", " ")}
         axes[0].plot(z, A, **look)
-        axes[1].plot(z, kernels.activation_gradient(name, np.ones_like(z), A), **look)
+        axes[1].plot(z, g.gradient(xp, np.ones_like(z), A), **look)
     axes[0].set_ylim(-1.25, 2.05)
     dress(axes[0], "Activation functions", "z", "g(z)")
     dress(axes[1], "Their derivatives", "z", "g′(z)")

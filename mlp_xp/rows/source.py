@@ -95,8 +95,13 @@ class InMemory:
         return f"{host.dtype} {self.shape}"
 
 
-def open_rows(X: Any, width: int, device: Device, dtype: str) -> Rows:
+def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | None = None) -> Rows:
     """Check samples (n, width) and return them as rows; rows that were opened before are returned as they are.
+
+    Parameters
+    ----------
+    X, width, device, dtype, pixels
+        As for :func:`mlp_xp.rows.checks.as_features`.
 
     Raises
     ------
@@ -109,5 +114,5 @@ def open_rows(X: Any, width: int, device: Device, dtype: str) -> Rows:
         if X.shape[1] != width:
             raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
         return X
-    X = as_features(X, width, device, dtype)
+    X = as_features(X, width, device, dtype, pixels)
     return InMemory(X, None if type(X) is np.ndarray else device)

@@ -1,10 +1,9 @@
-"""Training on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
+"""Setup on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
 
 from __future__ import annotations
 
 import logging
 import re
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 import mlp_xp as mx
 from mlp_xp.devices import CupyDevice
-from mlp_xp.engines import Training
+from mlp_xp.engines import Setup
 from mlp_xp.engines.cuda.engine import CudaEngine
 from mlp_xp.engines.cuda.memory import make_cuda_engine
 from mlp_xp.kernels.cuda import products as cuda_products
@@ -23,9 +22,10 @@ from mlp_xp.rows.batches import shuffled_rows
 from mlp_xp.rows.plan import make_plan
 from mlp_xp.runs.report import environment
 
+from ..test_recipes import follow_recipes
 from .fake_cupy import GPU
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
+pytestmark = pytest.mark.needs("g++")
 
 N, EPOCHS = 100, 4
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -444,7 +444,7 @@ def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, sma
 
 def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, monkeypatch) -> None:
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
-    monkeypatch.setattr("mlp_xp.mlp._LEAST_ROWS", 8)
+    monkeypatch.setattr("mlp_xp.devices.base.LEAST_ROWS", 8)
     X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
     model = mx.MLP([300, 12, 3], seed=1, device=CupyDevice("cuda", late_gpu))
     need = memory_of(late_gpu, lambda: model.outputs(X)) - late_gpu.used
@@ -459,10 +459,10 @@ def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng
     run, model = Run(late_gpu, rng, targets, here=True), mx.MLP([20, 12, 3], device=CupyDevice("cuda", late_gpu))
     rows, y = model.open(late_gpu.asarray(run.X)), model.targets(run.y, N)
     plan = make_plan(rows, model.device, "dense")
-    training = Training(model, model.objective, mx.SGD(), rows, y, None, plan, 1)
-    need = memory_of(late_gpu, lambda: make_cuda_engine(training))
+    setup = Setup(model, model.objective, mx.SGD(), rows, y, None, plan, 1)
+    need = memory_of(late_gpu, lambda: make_cuda_engine(setup))
     late_gpu.limit = need - 500
-    engine = make_cuda_engine(training)
+    engine = make_cuda_engine(setup)
     assert type(engine._rows).__name__ == "WholeBatch"
     assert len(list(engine._rows.samples())) > 2
 
@@ -500,6 +500,28 @@ def test_what_is_assigned_between_epochs_is_taken_up(gpu: GPU, rng, targets) -> 
         run.check()
         for model in (run.got, run.want):
             model.weights = [0.9 * W for W in model.weights]
+
+
+@pytest.mark.parametrize("batch_size", [None, 40])
+@pytest.mark.parametrize("shard_rows", [32, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("names", [{"activation": "softsign"}, {"output": "absolute"}], ids=["activation", "loss"])
+def test_functions_without_a_kernel_train_by_their_formula(
+    names: dict[str, str], dtype: str, shard_rows: int, batch_size: int | None, gpu: GPU, rng, targets, monkeypatch,
+    caplog,
+) -> None:  # fmt: skip
+    """The stand-in captures kernels only, and these are operations of the library: the graphs give up, and say so."""
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
+    follow_recipes(monkeypatch)
+    run = Run(gpu, rng, targets, dtype=dtype, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, l2=0.01), **names)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(EPOCHS):
+            run.train()
+            run.check()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no CUDA graphs, so every step is launched by the host")
+    X = run.X[:50]
+    np.testing.assert_allclose(run.got.outputs(X), run.want.outputs(X), rtol=0, atol=10 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("missing", ["nvmath", "capture"])

@@ -28,7 +28,7 @@ from .fake_cupy import GPU, Array
 
 CEILINGS = {"gemm_flops": {"fp32": 5e13, "tf32": 4e14, "fp16": 8e14, "fp64": 5e13}, "bytes_per_second": 4e12}
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for a GPU is made for Linux")
+on_linux = pytest.mark.needs("g++")
 
 
 class Cupy(GPU):
@@ -40,10 +40,6 @@ class Cupy(GPU):
         super().__init__()
         self.cuda.runtime.getDeviceCount = lambda: 1
         self.cuda.is_available = lambda: True
-        self.device.use = lambda: None
-
-    def _call(self, name: str, *args: Any, device: Any = None, **kwargs: Any) -> Array:
-        return super()._call(name, *args, **kwargs)
 
     def copyto(self, target: Array, source: Array) -> None:
         target[...] = source
@@ -241,7 +237,7 @@ def test_sweep_says_what_went_wrong(gpu: Cupy, small: Problem, tmp_path: Path, m
 def test_sweep_needs_a_gpu(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", None)
     assert gpu_sweep.main(["--out", str(tmp_path)]) == 2
-    assert "there are no plans to time here: device 'cuda' needs cupy" in capsys.readouterr().err
+    assert "there are no plans to time here: device 'cuda' needs CuPy" in capsys.readouterr().err
 
 
 @on_linux
@@ -249,7 +245,7 @@ def test_ceilings_on_the_stand_in(gpu: Cupy, small: Problem, tmp_path: Path) -> 
     assert gpu_ceilings.main(["--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "ceilings.json").read_text())
     assert found["gemm_flops"].keys() == gpu_ceilings.PRODUCTS.keys()
-    assert found["layer_seconds"]["fp16"].keys() > {"forward", "weight gradient", "weight gradient in 30 parts"}
+    assert found["layer_seconds"]["fp16"].keys() == {"forward", "weight gradient"}
     assert min(*found["gemm_flops"].values(), found["bytes_per_second"], found["launch_in_a_graph_seconds"]) > 0
     assert gpu.log.count("graph") == 1 + 1 + 10  # when it was captured, to warm up, and timed
 

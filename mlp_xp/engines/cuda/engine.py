@@ -23,7 +23,7 @@ from ...optim import OptimizerState
 from ...params import GradSum
 from ...rows.batches import shuffled_rows
 from ...rows.plan import Plan
-from ..base import Done, Training
+from ..base import Done, Setup
 from ..host import HostEngine
 from .clock import Clock
 from .gather import Shard
@@ -41,7 +41,7 @@ class CudaEngine:
 
     Parameters
     ----------
-    training : Training
+    setup : Setup
     shard_rows : int
         Rows to work on at a time.
     streamed : bool
@@ -50,37 +50,37 @@ class CudaEngine:
 
     stride = _MOST_STEPS
 
-    def __init__(self, training: Training, shard_rows: int, streamed: bool) -> None:
-        self.model, self.device, self.plan = training.model, training.model.device, training.plan
-        self._training, self._xp = training, self.device.xp
-        self._network = Network(self.model.network.g, training.objective)
-        n = training.rows.shape[0]
-        self._size = size = training.batch_size or n
+    def __init__(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
+        self.model, self.device, self.plan = setup.model, setup.model.device, setup.plan
+        self._setup, self._xp = setup, self.device.xp
+        self._network = Network(self.model.network.g, setup.objective)
+        n = setup.rows.shape[0]
+        self._size = size = setup.batch_size or n
         self._sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.updates = len(self._sizes)
         self._held, self._done = False, Done()
-        self._make_room(training, shard_rows, streamed)
+        self._make_room(setup, shard_rows, streamed)
         self._clock = Clock(self._xp)
         self._known, self._count = self.model.theta, 0
 
-    def _make_room(self, training: Training, shard_rows: int, streamed: bool) -> None:
-        model, xp, n = self.model, self._xp, training.rows.shape[0]
+    def _make_room(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
+        model, xp, n = self.model, self._xp, setup.rows.shape[0]
         rows = min(self._size, shard_rows)
         k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-self._size // rows), rows)
-        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(2, dtype=k.dtype)
+        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
         if streamed:
             self.plan = Plan(
                 "dense", "the data come from the host: the device has no room for them", self.model.sizes[0]
             )
-            self._rows: WholeBatch | MiniBatch | Streamed = Streamed(k, training, self._sizes, shard_rows)
-        elif self._size == n and training.batch_size is None:
-            self._rows = WholeBatch(k, training, shard_rows)
+            self._rows: WholeBatch | MiniBatch | Streamed = Streamed(k, setup, self._sizes, shard_rows)
+        elif self._size == n and setup.batch_size is None:
+            self._rows = WholeBatch(k, setup, shard_rows)
         else:
-            self._rows = MiniBatch(k, training, self._sizes, shard_rows, self._step)
+            self._rows = MiniBatch(k, setup, self._sizes, shard_rows, self._step)
         self._theta = self.plan.inward(model.theta, model)
         self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
         self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
-        self._update = make_update(k, training, self._theta, self._step)
+        self._update = make_update(k, setup, self._theta, self._step)
         self._outward = self.plan.outward(self.device.asarray(np.arange(model.layout.size, dtype=np.int32)), model)
         self._tables: dict[int, Ranges] = {}
         self._graphs = Graphs(xp, self._rows.captures and self._update.captures)
@@ -102,7 +102,7 @@ class CudaEngine:
     # The interface of engines.
 
     def grad_sum(self, theta: Array) -> GradSum:
-        return HostEngine(self._training).grad_sum(theta)
+        return HostEngine(self._setup).grad_sum(theta)
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         with self.device.active():
@@ -111,11 +111,11 @@ class CudaEngine:
                 self._theta[...] = self.plan.inward(theta, self.model)
             if done.updates and done is not self._done:  # from a snapshot
                 self._step.set(np.asarray([self._count, done.updates], np.int32))
-                self._sums.set(np.asarray([float(done.loss_sum), 0], self._kernels.dtype))
+                self._sums.set(np.asarray([float(done.loss_sum)], np.float64))
             self._done = done
             self._update.begin(epoch, lr)
-            n = self._training.rows.shape[0]
-            order = None if self._training.batch_size is None else shuffled_rows(self.model.seed, epoch, n)
+            n = self._setup.rows.shape[0]
+            order = None if self._setup.batch_size is None else shuffled_rows(self.model.seed, epoch, n)
             self._rows.begin(order, done.updates)
 
     def advance(self, most: int) -> Done:
@@ -127,7 +127,7 @@ class CudaEngine:
                 piece = self._sizes[updates : min(end, updates + _MOST_STEPS)]
                 self._graphs.run(piece, partial(self._run, piece))
                 updates, self._count = updates + len(piece), self._count + len(piece)
-            rows = min(self._training.rows.shape[0], updates * self._size)
+            rows = min(self._setup.rows.shape[0], updates * self._size)
             self._done = Done(updates, rows, self._sums[0].copy(), self._clock.stop())
             return self._done
 
@@ -176,11 +176,11 @@ class CudaEngine:
         self._gradient(self._rows.shards(rows))
         ranges = self._ranges(rows)
         parameters, real = np.int32(self._theta.size), k.dtype
-        if l2 := self._training.objective.l2:
+        if l2 := self._setup.objective.l2:
             grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
-            pairs = k.take_totals(grid)
+            penalty = k.take_totals(grid)
             kernel = Kernel("optimizers", "squared_weights")
-            k.launch(kernel, grid, self._theta, ranges.table, pairs, parameters, real(rows * l2 / 2))
+            k.launch(kernel, grid, self._theta, ranges.table, penalty, parameters, real(rows * l2 / 2))
         self._update(ranges)
         tick = Kernel("optimizers", "tick")
         k.launch(tick, 1, self._step, k.totals, np.int32(k.used), self._sums, np.int32(self.updates))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from ..base import Training
+from ..base import Setup
 from .engine import CudaEngine
 
 __all__ = ["make_cuda_engine"]
@@ -17,7 +17,7 @@ _LEAST_ROWS = 256  # of a shard; with fewer a GPU is no faster than a CPU
 _ENOUGH_ROWS = 8192  # of a shard: rather than use fewer, data are left on the host
 
 
-def make_cuda_engine(training: Training) -> CudaEngine:
+def make_cuda_engine(setup: Setup) -> CudaEngine:
     """Return an engine for a GPU.
 
     If the memory does not suffice for shards of the usual size, they get smaller, and then data that came from the host
@@ -28,13 +28,13 @@ def make_cuda_engine(training: Training) -> CudaEngine:
     MemoryError
         If there is too little for anything.
     """
-    device, reason = training.model.device, ""
-    size, on_host = training.batch_size or training.rows.shape[0], training.rows.home is None
+    device, reason = setup.model.device, ""
+    size, on_host = setup.batch_size or setup.rows.shape[0], setup.rows.home is None
     with device.active():
         for streamed, shard_rows in _attempts(device.shard_rows, size, on_host):
             what = f"shards of {shard_rows} rows, with the data on the {'host' if streamed else 'device'}"
             try:
-                engine = CudaEngine(training, shard_rows, streamed).take_memory()
+                engine = CudaEngine(setup, shard_rows, streamed).take_memory()
             except Exception as error:
                 if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SHORTAGE):
                     raise
@@ -47,7 +47,7 @@ def make_cuda_engine(training: Training) -> CudaEngine:
             device.xp.get_default_memory_pool().free_all_blocks()
     raise MemoryError(
         f"device {device.name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "
-        f"{training.model.layout.size} parameters: {reason} Use smaller layers, or device 'cpu'"
+        f"{setup.model.layout.size} parameters: {reason} Use smaller layers, or device 'cpu'"
     )
 
 

@@ -20,7 +20,7 @@ from ...devices import Array, Device
 from ...kernels.cuda.operations import CudaKernels
 from ...kernels.staircase import Blocks
 from ...rows.source import Rows
-from ..base import Training
+from ..base import Setup
 from .gather import Picked, Room, Shard, cut, entry, gather
 
 __all__ = ["MiniBatch", "WholeBatch"]
@@ -35,17 +35,17 @@ class WholeBatch:
     Parameters
     ----------
     kernels : CudaKernels
-    training : Training
+    setup : Setup
     shard_rows : int
     """
 
     captures = True
 
-    def __init__(self, kernels: CudaKernels, training: Training, shard_rows: int) -> None:
-        self._kernels, self._device, self._plan = kernels, training.model.device, training.plan
+    def __init__(self, kernels: CudaKernels, setup: Setup, shard_rows: int) -> None:
+        self._kernels, self._device, self._plan = kernels, setup.model.device, setup.plan
         self._entry = entry(kernels)
         self._room: list[Array] = []
-        rows, y, extents = training.rows, training.targets.y, training.plan.extents
+        rows, y, extents = setup.rows, setup.targets.y, setup.plan.extents
         order = np.arange(rows.shape[0]) if extents is None else np.argsort(-extents, kind="stable")
         self._stored = []
         for i in range(0, len(order), shard_rows):
@@ -96,7 +96,7 @@ class MiniBatch:
 
     Parameters
     ----------
-    kernels, training
+    kernels, setup
         As for :class:`WholeBatch`; of the plan only the columns that no row needs are left out.
     sizes : sequence of int
         Rows of each update of an epoch.
@@ -107,15 +107,13 @@ class MiniBatch:
 
     captures = True
 
-    def __init__(
-        self, kernels: CudaKernels, training: Training, sizes: Sequence[int], shard_rows: int, step: Array
-    ) -> None:
+    def __init__(self, kernels: CudaKernels, setup: Setup, sizes: Sequence[int], shard_rows: int, step: Array) -> None:
         self._kernels, self._sizes, self._shard_rows, self._step = kernels, sizes, shard_rows, step
-        rows, y, device = training.rows, training.targets.y, training.model.device
-        if training.plan.columns is None:
+        rows, y, device = setup.rows, setup.targets.y, setup.model.device
+        if setup.plan.columns is None:
             X = device.asarray(rows.block(0, rows.shape[0]))
         else:
-            columns, extents = training.plan.order
+            columns, extents = setup.plan.order
             X = _take(rows, np.arange(rows.shape[0]), columns[: _width(extents, rows.shape[1])], device)
         self._X, self._y = _on_boundary(X), device.asarray(y)
         self._order = kernels.xp.zeros(X.shape[0], dtype=kernels.xp.int32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...kernels.cuda.operations import CudaKernels
 from ...rows.source import Rows
-from ..base import Training
+from ..base import Setup
 from .gather import Picked, Room, Shard, cut, gather
 
 __all__ = ["Streamed"]
@@ -24,7 +24,7 @@ class Streamed:
 
     Parameters
     ----------
-    kernels, training
+    kernels, setup
         As for :class:`WholeBatch`, the rows on the host.
     sizes, shard_rows
         As for :class:`MiniBatch`.
@@ -32,8 +32,8 @@ class Streamed:
 
     captures = False
 
-    def __init__(self, kernels: CudaKernels, training: Training, sizes: Sequence[int], shard_rows: int) -> None:
-        self._kernels, self._rows, self._y = kernels, training.rows, training.targets.y
+    def __init__(self, kernels: CudaKernels, setup: Setup, sizes: Sequence[int], shard_rows: int) -> None:
+        self._kernels, self._rows, self._y = kernels, setup.rows, setup.targets.y
         self._sizes, self._shard_rows = sizes, shard_rows
         self._copies = kernels.xp.cuda.Stream(non_blocking=True)
         n, d = self._rows.shape

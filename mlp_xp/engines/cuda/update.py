@@ -10,7 +10,7 @@ from ...devices import Array
 from ...kernels.cuda.operations import CudaKernels
 from ...kernels.cuda.sources import THREADS, Kernel, grid_for
 from ...optim import SGD, Adam, OptimizerState
-from ..base import Training
+from ..base import Setup
 
 __all__ = ["FusedUpdate", "Ranges", "RuleUpdate", "make_update"]
 
@@ -42,7 +42,7 @@ class FusedUpdate:
     Parameters
     ----------
     kernels : CudaKernels
-    training : Training
+    setup : Setup
     theta : array (P,)
         The parameters, updated in place.
     step : array of int32
@@ -58,8 +58,8 @@ class FusedUpdate:
 
     captures = True
 
-    def __init__(self, kernels: CudaKernels, training: Training, theta: Array, step: Array) -> None:
-        self.kernels, self.optimizer, self.l2 = kernels, training.optimizer, training.objective.l2
+    def __init__(self, kernels: CudaKernels, setup: Setup, theta: Array, step: Array) -> None:
+        self.kernels, self.optimizer, self.l2 = kernels, setup.optimizer, setup.objective.l2
         self.theta, self.step = theta, step
         xp = kernels.xp
         self.state: OptimizerState = self.optimizer.init(theta)
@@ -107,15 +107,15 @@ class RuleUpdate(FusedUpdate):
 
     Parameters
     ----------
-    kernels, training, theta, step
+    kernels, setup, theta, step
         As for :class:`FusedUpdate`.
     """
 
     captures = False
 
-    def __init__(self, kernels: CudaKernels, training: Training, theta: Array, step: Array) -> None:
-        super().__init__(kernels, training, theta, step)
-        model = training.model
+    def __init__(self, kernels: CudaKernels, setup: Setup, theta: Array, step: Array) -> None:
+        super().__init__(kernels, setup, theta, step)
+        model = setup.model
         self._is_bias = model.device.asarray(model.layout.is_bias().astype(model.dtype))
 
     def begin(self, epoch: int, lr: float) -> None:
@@ -135,7 +135,7 @@ class RuleUpdate(FusedUpdate):
             self.theta[...] = theta
 
 
-def make_update(kernels: CudaKernels, training: Training, theta: Array, step: Array) -> FusedUpdate:
+def make_update(kernels: CudaKernels, setup: Setup, theta: Array, step: Array) -> FusedUpdate:
     """Return the update of an optimizer: fused, if its rule is one that the kernels know."""
-    known = type(training.optimizer).update in (SGD.update, Adam.update)
-    return (FusedUpdate if known else RuleUpdate)(kernels, training, theta, step)
+    known = type(setup.optimizer).update in (SGD.update, Adam.update)
+    return (FusedUpdate if known else RuleUpdate)(kernels, setup, theta, step)
