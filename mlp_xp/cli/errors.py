@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..fit import DivergenceError
-from ..runs.record import FILE
+from ..runs.folder import RunFolder
 from ..runs.signals import Interrupted
 
 __all__ = ["Parser", "did_you_mean", "exit_code", "model_file", "printable"]
@@ -127,14 +127,14 @@ def model_file(source: Path) -> Path:
     ValueError
         If the run is not finished.
     """
+    run = RunFolder(source)
     if not source.is_dir():
         return source
-    path = source / "model.safetensors"
-    if not path.exists() and (source / FILE).exists():
+    if not run.model.exists() and run.checkpoint.exists():
         raise ValueError(
-            f"{source}: this run is not finished, there is no {path.name} yet; go on with: {_resume(str(source))}"
+            f"{source}: this run is not finished, there is no {run.model.name} yet; go on with: {_resume(str(source))}"
         )
-    return path
+    return source / run.model.name
 
 
 def _resume(folder: str) -> str:
