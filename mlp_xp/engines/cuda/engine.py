@@ -33,8 +33,6 @@ from .update import Ranges, make_update
 
 __all__ = ["CudaEngine"]
 
-_MOST_STEPS = 512  # of a graph: with more, the time to start one is negligible already, and its memory is not
-
 
 class CudaEngine:
     """Epochs of training on a GPU, in which the host has no part once they are captured.
@@ -48,7 +46,7 @@ class CudaEngine:
         Whether the data stay on the host, where they have to be then, and visit the device in every epoch.
     """
 
-    stride = _MOST_STEPS
+    stride = 512  # steps of a graph: with more, the time to start one is negligible already, and its memory is not
 
     def __init__(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
         self.model, self.device, self.plan = setup.model, setup.model.device, setup.plan
@@ -124,7 +122,7 @@ class CudaEngine:
             updates = self._done.updates
             end = min(self.updates, updates + most)
             while updates < end:
-                piece = self._sizes[updates : min(end, updates + _MOST_STEPS)]
+                piece = self._sizes[updates : min(end, updates + self.stride)]
                 self._graphs.run(piece, partial(self._run, piece))
                 updates, self._count = updates + len(piece), self._count + len(piece)
             rows = min(self._setup.rows.shape[0], updates * self._size)
