@@ -31,6 +31,7 @@ from mlp_xp.cli.errors import exit_code, printable
 from mlp_xp.devices import get_device
 from mlp_xp.fit import DivergenceError
 from mlp_xp.rows.checks import as_features
+from mlp_xp.runs.report import result_table
 from mlp_xp.train import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,15 +137,28 @@ def test_every_place_says_the_same_of_the_same_data(options, tmp_path, capsys):
     assert all(len(line) <= 80 for line in printed if not line.startswith("run folder"))
 
 
+@pytest.mark.parametrize("k", range(2, 40, 3))
+def test_accuracies_by_class_wrap_between_classes(k):
+    X, labels = np.zeros((k, 1)), [f"class{label}" for label in range(k)]
+    model, data = mx.MLP([1, k]), mx.datasets.Dataset(X, np.arange(k))
+    history = mx.fit(model, *data, epochs=1)
+    lines = result_table(model, history, {"training": data, "test": data}, labels).splitlines()[3:]
+    lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("1 epochs"))]
+    assert all(re.fullmatch(r"(by class|        )    (class\d+ [\d.]+%  )*class\d+ [\d.]+%", line) for line in lines)
+    assert " ".join(lines).count("class") == k + 1
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(
-        r"MLP\(\[.*\), [\d,]+ parameters\nplan \w+: .*\n[\d,]+ training and [\d,]+ test samples\n", printed
-    )
-    assert re.search(rf"would write runs/\d+-\d+-{preset}\n", printed)
+    model, plan, samples, folder = printed.splitlines()
+    assert re.fullmatch(r"MLP\(\[.*\): [\d,]+ parameters", model)
+    assert re.fullmatch(r"plan \w+: .*", plan)
+    assert re.fullmatch(r"[\d,]+ training and [\d,]+ test samples", samples)
+    assert re.fullmatch(rf"would write runs/\d+-\d+-{preset}", folder)
     assert not list(tmp_path.iterdir())
 
 

@@ -127,7 +127,7 @@ def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
     plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
-        f"{model}, {model.layout.size:,} parameters",
+        f"{model}",
         f"plan {plan.kind}: {plan.reason}",
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
