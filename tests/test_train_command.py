@@ -597,7 +597,7 @@ def test_a_rare_class_may_fall_into_any_part(options, rare, tmp_path, capsys):
     assert said == (2 not in load_data(parse(["--data", str(rare), *options])).train.y)
 
 
-@pytest.mark.parametrize(("quiet", "said"), [([], True), (["--quiet"], False), (["--quiet", "--dry-run"], True)])
+@pytest.mark.parametrize(("quiet", "said"), [([], True), (["--quiet"], False), (["--dry-run"], True)])
 def test_what_the_reader_of_a_file_logs_is_said(quiet, said, rare, tmp_path, capsys, monkeypatch):
     """Which column the labels are in, that whole numbers count as pixels; and the logger is left as it was."""
     logger = logging.getLogger("mlp_xp.datasets")
@@ -656,9 +656,6 @@ def test_training_data_stay_on_the_host_until_they_are_trained_with(monkeypatch,
     monkeypatch.setattr(strict, "asarray", watch(strict.asarray, moved))
     monkeypatch.setattr("mlp_xp.rows.source.as_features", watch(as_features, opened))
     options = ["--data", "moons", "--device", "strict", "--hidden", "3", "--quiet"]
-    assert main([*options, "--dry-run"]) == 0
-    assert [200, 2] not in moved
-    opened.clear()
     monkeypatch.setattr("mlp_xp.cli.train.fit", raising(DivergenceError("before anything was moved")))
     assert main([*options, "--out", str(tmp_path / "run")]) == 1
     assert [200, 2] not in moved
@@ -929,6 +926,29 @@ def test_checkpoint_every_from_a_file(tmp_path):
     for text, value in (("5", "5"), ('"20s"', "20s")):
         file.write_text(f"checkpoint_every = {text}\n")
         assert parse(["--config", str(file)]).checkpoint_every == value
+
+
+def test_a_dry_run_of_a_resume_refuses_what_the_resume_would(tmp_path, capsys):
+    file, folder = tmp_path / "data.csv", tmp_path / "run"
+    file.write_text("a,b,label\n" + "1,2,0\n3,4,1\n" * 9)
+    assert main(["--data", str(file), *TINY[:2], "--epochs", "3", "--quiet", "--out", str(folder)]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for content, epochs, words in (
+        ("a,b,label\n" + "1,2,0\n3,4,1\n" * 9, "2", "epochs must be at least 3, where this run is already, got 2"),
+        (
+            "a,b,label\n" + "1,2,0\n3,5,1\n" * 9,
+            "9",
+            "other settings than it was started with (data: float32",
+        ),
+    ):
+        file.write_text(content)
+        for dry in ([], ["--dry-run"]):
+            assert main(["--resume", str(folder), "--epochs", epochs, *dry]) == 2
+            printed = capsys.readouterr()
+            assert words in printed.err
+            assert printed.out == ""
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_dry_run_of_a_resume_writes_nothing(xor_run, capsys):
