@@ -104,19 +104,15 @@ def fit(
     with ExitStack() as closing:
         watch = closing.enter_context(_Watch(model))
         closing.enter_context(keeper)
-        for callback in run:
-            if hasattr(callback, "begin"):
-                callback.begin(model)
-            if hasattr(callback, "close"):
-                closing.callback(callback.close)
-        check_measures(run)
+        _begin(run, model, closing)
         stateful = [callback for callback in run[:-1] if is_stateful(callback)]
         checked = None if measured is None else measured.data
         training = Training(model, optimizer, (rows, targets), checked, batch_size, plan, history, stateful)
         start = keeper.attach(training)
+        epochs = training.last(start, epochs)
         states = loop.epochs(
-            model, rows, targets, optimizer=optimizer, batch_size=batch_size, threads=threads, plan=plan,
-            epochs=training.last(start, epochs), start=start, pause=keeper.is_due,
+            model, rows, targets, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
+            start=start, pause=keeper.is_due,
         )  # fmt: skip
         keeper.begin(start)
         closing.callback(states.close)
@@ -132,6 +128,16 @@ def fit(
             if final:
                 break
     return history
+
+
+def _begin(run: Sequence[Any], model: MLP, closing: ExitStack) -> None:
+    """Let callbacks forget the run before; each one that has begun is closed at the end."""
+    for callback in run:
+        if hasattr(callback, "begin"):
+            callback.begin(model)
+        if hasattr(callback, "close"):
+            closing.callback(callback.close)
+    check_measures(run)
 
 
 class _Watch:

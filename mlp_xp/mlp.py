@@ -146,15 +146,6 @@ class MLP:
         b = check_like("biases", values, self.biases)
         self.theta = self.layout.join(Parameters([None, *self.weights], [None, *b]))
 
-    def check_features(self, X: Any, move: bool = True) -> Array:
-        """Return `X` (n, n_0) as an array that the model computes with, or raise a ValueError.
-
-        Without `move`, what is on the host stays there, for :meth:`Device.asarray` to bring over part by part.
-        """
-        rows = self.open(X)
-        X = rows.block(0, rows.shape[0])
-        return self.device.asarray(X) if move else X
-
     def open(self, X: Any) -> Rows:
         """Check samples (n, n_0) once, and return them as rows; rows that were opened before are returned as they are.
 
@@ -172,24 +163,20 @@ class MLP:
             )
         return rows
 
-    def check_targets(self, y: Any, n: int, move: bool = True) -> Array:
-        """Return the targets of n rows as an array that the model computes with, or raise a ValueError.
-
-        Without `move` they are on the host.
-        """
-        targets = self.targets(y, n).y
-        return self.device.asarray(targets) if move else targets
-
     def targets(self, y: Any, n: int) -> Targets:
         """Check the targets of n rows once; what was checked before is returned as it is."""
         return self.objective.targets(y, n, self.sizes[-1], self.device, self.dtype)
+
+    def _array(self, rows: Rows) -> Array:
+        """Return all rows as one array of the device."""
+        return rows.to(self.device).block(0, rows.shape[0])
 
     def forward(self, X: Any) -> Forward:
         """Return every Z[l] and A[l] (n, n_l) for the rows of `X` (n, n_0), as arrays of the device."""
         k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
             params = self.layout.split(self.theta, self.device.xp)
-            A = forward(self.network, k, params, self.check_features(X))
+            A = forward(self.network, k, params, self._array(self.open(X)))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
 
@@ -214,8 +201,9 @@ class MLP:
             If a shape, a label or a value does not fit.
         """
         with self.device.active():
-            X, xp = self.check_features(X), self.device.xp
-            y, n = self.check_targets(y, X.shape[0]), X.shape[0]
+            rows, xp = self.open(X), self.device.xp
+            n = rows.shape[0]
+            X, y = self._array(rows), self.device.asarray(self.targets(y, n).y)
             zero = self.layout.split(self.device.zeros((self.layout.size,), self.dtype), xp)
             params = self.layout.split(self.theta, xp)
             loss, dZ = grad_sum(self.network, GenericKernels(xp, self.dtype), params, X, y, into=zero)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -369,5 +371,32 @@ def test_anything_else_about_pixels_is_refused(pixels, tmp_path):
     mx.MLP([3, 2]).save(tmp_path / "model.safetensors")
     arrays, metadata = tensors.load(tmp_path / "model.safetensors")
     tensors.save(tmp_path / "model.safetensors", arrays, {**metadata, "pixels": pixels})
-    with pytest.raises(ValueError, match=r"does not describe a model: pixels is .*, and must be true, false or absent"):
+    with pytest.raises(ValueError, match=r"not loaded: pixels is .*, and must be true, false or absent"):
         mx.MLP.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": [1, 1]}, r"sizes \[1, 1\] and dtype 'float32', but has weights \[\(16384, 16384\)\] of float32"),
+        ({"dtype": "float64"}, "dtype 'float64', but has weights"),
+        ({"sizes": [16384, 4, 16384]}, "does not describe a model"),
+        ({"sizes": 7}, "does not describe a model"),
+    ],
+)
+def test_a_file_that_contradicts_itself_costs_its_header(change, message, tmp_path):
+    """It is sparse: a few bytes on the disk that claim a gigabyte."""
+    model = {"sizes": [16384, 16384], "activation": [], "output": "softmax", "init": "zeros", "dtype": "float32"}
+    own = {"format": "1", "sha256": "0" * 64, "mlp_xp": json.dumps({"kind": "model", "model": {**model, **change}})}
+    weight = {"dtype": "F32", "shape": [16384, 16384], "data_offsets": [0, 2**30]}
+    bias = {"dtype": "F32", "shape": [16384], "data_offsets": [2**30, 2**30 + 2**16]}
+    header = {"__metadata__": own, "layers.0.weight": weight, "layers.0.bias": bias}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + 2**30 + 2**16)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        mx.MLP.load(tmp_path / "model.safetensors")
+    assert time.process_time() - start < 0.2

@@ -46,9 +46,9 @@ def test_what_a_device_does_not_have_is_refused(precision: str, dtype: str, devi
 def test_halves_are_for_bytes() -> None:
     model = mx.MLP([2, 2])
     model.precision = "fp16x2"
-    assert model.check_features(np.full((3, 2), 9, np.uint8)).dtype == np.uint8
+    assert model.open(np.full((3, 2), 9, np.uint8)).dtype == np.uint8
     with pytest.raises(ValueError, match="exact for uint8 pixels only, got float32; pass those, or use 'tf32'"):
-        model.check_features(np.ones((3, 2)))
+        model.open(np.ones((3, 2)))
 
 
 def test_fewer_digits_need_nvmath(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def real_pass(sizes, n, activation, output, targets):
     X, y = np.random.default_rng(0).random((n, sizes[0])), targets(output, n, sizes[-1])
     recording, params = Recording(GenericKernels(np, "float64")), model.layout.split(model.theta)
     into = model.layout.split(np.zeros(model.layout.size))
-    y = model.check_targets(y, n)
+    y = model.targets(y, n).y
     grad_sum(model.network, recording, params, X, y, into)
     return params, recording.results
 

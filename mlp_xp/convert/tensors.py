@@ -48,30 +48,34 @@ def write_model(
 
 
 def read_model(path: str | PathLike[str]) -> StoredModel:
-    """Read a model, and check that its configuration is that of its tensors before anybody allocates by it.
+    """Read a model whose configuration is that of its tensors, which is known before they are read.
 
     Raises
     ------
     CheckpointError
         If the file is damaged, holds no model, or contradicts itself.
     """
-    tensors, metadata = tensor_file.load(path)
-    config, pixels = metadata.get("model"), metadata.get("pixels")
-    if not isinstance(config, dict):
-        raise tensor_file.CheckpointError(f"{path} holds no model configuration; it was not written by MLP.save")
     try:
-        if not isinstance(pixels, bool | None):
-            raise ValueError(f"pixels is {brief(pixels)}, and must be true, false or absent")
-        return StoredModel(config, pixels, *_arrays(tensors, config))
-    except (TypeError, KeyError, ValueError) as error:
+        tensors, metadata = tensor_file.load(path, expect=_check)
+    except (TypeError, KeyError) as error:
         raise tensor_file.CheckpointError(f"{path} does not describe a model: {error}") from None
-
-
-def _arrays(tensors: Mapping[str, _Array], config: Mapping[str, Any]) -> tuple[list[_Array], list[_Array]]:
-    layers = range(len(config["sizes"]) - 1)
+    layers = range(len(metadata["model"]["sizes"]) - 1)
     W, b = ([tensors[f"layers.{i}.{kind}"] for i in layers] for kind in ("weight", "bias"))
-    shapes, dtypes = [array.shape for array in W], {array.dtype.name for array in (*W, *b)}
-    if shapes != [(n, m) for m, n in pairwise(config["sizes"])] or dtypes != {config["dtype"]}:
+    return StoredModel(metadata["model"], metadata.get("pixels"), W, b)
+
+
+def _check(contents: tensor_file.Contents) -> None:
+    """Raise a CheckpointError if a header is not that of a model, or its tensors differ from its configuration."""
+    config, pixels = contents.metadata.get("model"), contents.metadata.get("pixels")
+    if not isinstance(config, dict):
+        raise tensor_file.CheckpointError("it holds no model configuration, so MLP.save did not write it")
+    if not isinstance(pixels, bool | None):
+        raise tensor_file.CheckpointError(f"pixels is {brief(pixels)}, and must be true, false or absent")
+    layers = range(len(config["sizes"]) - 1)
+    names = [f"layers.{i}.{kind}" for kind in ("weight", "bias") for i in layers]
+    shapes, dtypes = [contents.shapes[name] for name in names], {contents.dtypes[name].name for name in names}
+    wanted = [*((n, m) for m, n in pairwise(config["sizes"])), *((n,) for n in config["sizes"][1:])]
+    if shapes != wanted or dtypes != {config["dtype"]}:
         said = f"sizes {brief(config['sizes'])} and dtype {brief(config['dtype'])}"
-        raise ValueError(f"{said}, but weights {brief(shapes)} of {' and '.join(sorted(dtypes))}")
-    return W, b
+        found = f"weights {brief(shapes[: len(layers)])} of {' and '.join(sorted(dtypes))}"
+        raise tensor_file.CheckpointError(f"it says {said}, but has {found}")

@@ -138,5 +138,5 @@ def make_pass(
     model = mx.MLP(sizes, activation, output)
     theta = model.theta + 0.1 * rng.standard_normal(model.layout.size)
     X = rng.integers(0, 256, (rows, sizes[0])).astype(np.uint8)
-    y = model.check_targets(targets(output, rows, sizes[-1]), rows)
+    y = model.targets(targets(output, rows, sizes[-1]), rows).y
     return Pass(model, theta, X, y)
