@@ -241,7 +241,7 @@ def test_data_are_checked_once_whatever_the_number_of_epochs(data, monkeypatch):
         checked.extend(name for name, (each, _) in measured.items() if np.array_equal(each, array))
         return check(array, *rest)
 
-    monkeypatch.setattr(mx.mlp, "as_features", count)
+    monkeypatch.setattr(mx.rows.source, "as_features", count)
     mx.fit(
         network(dtype="float64"), X, y, epochs=5, validation=measured["val"],
         callbacks=[Evaluation("test", *measured["test"])],

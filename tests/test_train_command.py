@@ -31,6 +31,7 @@ from mlp_xp.cli.errors import exit_code, printable
 from mlp_xp.devices import get_device
 from mlp_xp.fit import DivergenceError
 from mlp_xp.rows.checks import as_features
+from mlp_xp.runs.report import result_table
 from mlp_xp.train import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,15 +137,28 @@ def test_every_place_says_the_same_of_the_same_data(options, tmp_path, capsys):
     assert all(len(line) <= 80 for line in printed if not line.startswith("run folder"))
 
 
+@pytest.mark.parametrize("k", range(2, 40, 3))
+def test_accuracies_by_class_wrap_between_classes(k):
+    X, labels = np.zeros((k, 1)), [f"class{label}" for label in range(k)]
+    model, data = mx.MLP([1, k]), mx.datasets.Dataset(X, np.arange(k))
+    history = mx.fit(model, *data, epochs=1)
+    lines = result_table(model, history, {"training": data, "test": data}, labels).splitlines()[3:]
+    lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("1 epochs"))]
+    assert all(re.fullmatch(r"(by class|        )    (class\d+ [\d.]+%  )*class\d+ [\d.]+%", line) for line in lines)
+    assert " ".join(lines).count("class") == k + 1
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(
-        r"MLP\(\[.*\), [\d,]+ parameters\nplan \w+: .*\n[\d,]+ training and [\d,]+ test samples\n", printed
-    )
-    assert re.search(rf"would write runs/\d+-\d+-{preset}\n", printed)
+    model, plan, samples, folder = printed.splitlines()
+    assert re.fullmatch(r"MLP\(\[.*\): [\d,]+ parameters", model)
+    assert re.fullmatch(r"plan \w+: .*", plan)
+    assert re.fullmatch(r"[\d,]+ training and [\d,]+ test samples", samples)
+    assert re.fullmatch(rf"would write runs/\d+-\d+-{preset}", folder)
     assert not list(tmp_path.iterdir())
 
 
@@ -164,10 +178,11 @@ def test_five_against_eight_falls_as_in_the_lecture(tmp_path, capsys):
     assert main(["--preset", "mnist-5v8", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     lecture = [0.7055, 0.3225, 0.1940, 0.1587, 0.1429, 0.1337]  # at iterations 0, 100, ..., 500
-    costs = [*columns(tmp_path / "run")["loss"][::100], float(re.search(r"training +(\S+)", printed)[1])]
+    table = {line.split()[0]: line.split()[1:] for line in printed.splitlines()}
+    costs = [*columns(tmp_path / "run")["loss"][::100], float(table["training"][0])]
     np.testing.assert_allclose(costs, lecture, rtol=0.05)
     assert re.findall(r"^ +(\d+) ", printed, re.MULTILINE) == ["1", "100", "200", "300", "400", "500"]
-    assert float(re.search(r"test +\S+ +(\S+)", printed)[1]) >= 0.956
+    assert float(table["test"][1]) >= 0.956
 
 
 def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_path):
@@ -583,7 +598,7 @@ def test_a_rare_class_may_fall_into_any_part(options, rare, tmp_path, capsys):
     assert said == (2 not in load_data(parse(["--data", str(rare), *options])).train.y)
 
 
-@pytest.mark.parametrize(("quiet", "said"), [([], True), (["--quiet"], False), (["--quiet", "--dry-run"], True)])
+@pytest.mark.parametrize(("quiet", "said"), [([], True), (["--quiet"], False), (["--dry-run"], True)])
 def test_what_the_reader_of_a_file_logs_is_said(quiet, said, rare, tmp_path, capsys, monkeypatch):
     """Which column the labels are in, that whole numbers count as pixels; and the logger is left as it was."""
     logger = logging.getLogger("mlp_xp.datasets")
@@ -642,9 +657,6 @@ def test_training_data_stay_on_the_host_until_they_are_trained_with(monkeypatch,
     monkeypatch.setattr(strict, "asarray", watch(strict.asarray, moved))
     monkeypatch.setattr("mlp_xp.rows.source.as_features", watch(as_features, opened))
     options = ["--data", "moons", "--device", "strict", "--hidden", "3", "--quiet"]
-    assert main([*options, "--dry-run"]) == 0
-    assert [200, 2] not in moved
-    opened.clear()
     monkeypatch.setattr("mlp_xp.cli.train.fit", raising(DivergenceError("before anything was moved")))
     assert main([*options, "--out", str(tmp_path / "run")]) == 1
     assert [200, 2] not in moved
@@ -915,6 +927,29 @@ def test_checkpoint_every_from_a_file(tmp_path):
     for text, value in (("5", "5"), ('"20s"', "20s")):
         file.write_text(f"checkpoint_every = {text}\n")
         assert parse(["--config", str(file)]).checkpoint_every == value
+
+
+def test_a_dry_run_of_a_resume_refuses_what_the_resume_would(tmp_path, capsys):
+    file, folder = tmp_path / "data.csv", tmp_path / "run"
+    file.write_text("a,b,label\n" + "1,2,0\n3,4,1\n" * 9)
+    assert main(["--data", str(file), *TINY[:2], "--epochs", "3", "--quiet", "--out", str(folder)]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for content, epochs, words in (
+        ("a,b,label\n" + "1,2,0\n3,4,1\n" * 9, "2", "epochs must be at least 3, where this run is already, got 2"),
+        (
+            "a,b,label\n" + "1,2,0\n3,5,1\n" * 9,
+            "9",
+            "other settings than it was started with (data: float32",
+        ),
+    ):
+        file.write_text(content)
+        for dry in ([], ["--dry-run"]):
+            assert main(["--resume", str(folder), "--epochs", epochs, *dry]) == 2
+            printed = capsys.readouterr()
+            assert words in printed.err
+            assert printed.out == ""
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_dry_run_of_a_resume_writes_nothing(xor_run, capsys):

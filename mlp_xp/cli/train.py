@@ -8,26 +8,28 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from ..callbacks import EarlyStopping, Evaluation, History, Progress
-from ..datasets import Dataset
+from ..callbacks import Evaluation, History, Progress
 from ..devices import PRECISIONS
 from ..files import probe_writable
 from ..fit import DivergenceError, fit
-from ..loop import State
+from ..loop import Snapshot, State
 from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..rows.plan import make_plan
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
+from ..runs.record import check_same, read
 from ..runs.report import environment, result_table
+from ..runs.training import Training
 from .config import PRESETS, Config, parse
 from .data import Data, load_data
 from .errors import exit_code, printable
@@ -55,19 +57,19 @@ def run(config: Config) -> Path | None:
         config = replace(config, validation=SHARE)
         notes = [f"--tol watches {SHARE:.0%} of the training data, kept for validation: test data choose nothing"]
     data = load_data(config)
-    notes += map(printable, data.notes)
+    notes += data.notes
     model, optimizer = make_model(config, data), make_optimizer(config)
-    if config.tol is not None:
-        EarlyStopping(config.tol, config.patience)  # refuses what the run would refuse
-    _check(model, data.test)
+    model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
     path = _choose_path(config)
-    if config.dry_run:
-        print(*notes, *_outlook(config, data, model, path), sep="\n")
-        return None
-    for note in [] if config.quiet else notes:
-        print(note)
     with RunFolder(path) as folder:
-        history = _train(config, data, model, optimizer, folder)
+        if config.dry_run:
+            with suppress(Ready):
+                _train(config, data, notes, model, optimizer, Rehearsal(folder, resume=config.resume is not None))
+            print(*_outlook(config, data, model, path), sep="\n")
+            return None
+        kept = asdict(replace(config, resume=None))
+        checkpoint = Checkpoint(folder, config.checkpoint_every, config.resume is not None, kept)
+        history = _train(config, data, notes, model, optimizer, checkpoint)
         folder.finish(model, history)
         if config.tol is not None:
             print(f"the parameters are those of epoch {1 + int(np.argmin(history.val_loss))}, the best on validation")
@@ -80,20 +82,42 @@ def run(config: Config) -> Path | None:
     return path
 
 
-def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder: RunFolder) -> History:
-    kept = asdict(replace(config, resume=None))
-    begun = False
+class Ready(Exception):  # noqa: N818 - nothing went wrong
+    """A training could begin now."""
+
+
+class Rehearsal(Checkpoint):
+    """What a dry run has in the place of a checkpoint: all is made ready for a training, and nothing is written."""
+
+    def attach(self, training: Training) -> Snapshot | None:
+        """Look at the run to resume without locking its folder."""
+        if not self.resume:
+            return None
+        record = read(self.folder.checkpoint)
+        check_same(self.folder, record.settings, training.settings())
+        training.restore(record)
+        return record.snapshot
+
+    def begin(self, start: Snapshot | None) -> NoReturn:
+        """End the rehearsal."""
+        raise Ready
+
+
+def _train(
+    config: Config, data: Data, notes: Sequence[str], model: MLP, optimizer: Optimizer, checkpoint: Checkpoint
+) -> History:
+    folder, begun = checkpoint.folder, False
 
     def note(state: State) -> None:
         """After the first epoch, when nothing can be wrong with the input any more."""
         nonlocal begun
         if not begun:
             found = {"labels": data.labels, "samples": len(data.train.X)}
-            folder.note({**kept, **found}, environment(model, config.threads, state.plan))
+            folder.note({**checkpoint.config, **found}, environment(model, config.threads, state.plan))
             begun = True
 
     measured = [] if data.validation else [Evaluation("test", *data.test)]
-    report = Report(config, "validation" if data.validation else "test")
+    report = Report(config, "validation" if data.validation else "test", notes)
     shown: list[Any] = [report, Progress(config.epochs, disable=True if report.every == 1 else None)]
     try:
         return fit(
@@ -108,26 +132,19 @@ def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder:
             patience=config.patience,
             threads=config.threads,
             plan=config.plan,
-            checkpoint=Checkpoint(folder, config.checkpoint_every, resume=config.resume is not None, config=kept),
+            checkpoint=checkpoint,
         )
     except DivergenceError as error:
         left = "what was saved before is in" if folder.checkpoint.exists() else "nothing was saved in"
         raise DivergenceError(f"{error}; {left} {folder}") from None
 
 
-def _check(model: MLP, *parts: Dataset) -> None:
-    """Raise a ValueError if the model cannot take the data; they stay where they are, for they may not fit a GPU."""
-    for part in parts:
-        model.targets(part.y, model.open(part.X).shape[0])
-
-
 def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
-    """Return what a run would do, having checked what it would check later: the other data and their plan."""
-    _check(model, *data.parts().values())
+    """Return what a run would do."""
     plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
-        f"{model}, {model.layout.size:,} parameters",
+        f"{model}",
         f"plan {plan.kind}: {plan.reason}",
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
@@ -150,16 +167,21 @@ def _choose_path(config: Config) -> Path:
 
 
 class Report:
-    """Prints a table of epochs: the first, the last, and some between.
+    """Prints what there is to say of the data, and a table of epochs: the first, the last, and some between.
 
     The training loss is the mean over the epoch; with all samples at once, that is the loss before its only update.
     The other data are measured after the epoch.
     """
 
-    def __init__(self, config: Config, watched: str) -> None:
-        self.last, self.watched = config.epochs, watched
+    def __init__(self, config: Config, watched: str, notes: Sequence[str]) -> None:
+        self.last, self.watched, self.notes = config.epochs, watched, notes
         self.every = config.report_every or max(1, config.epochs // 10)
+
+    def begin(self, model: MLP) -> None:
+        """Print the notes: what could be wrong with the input has been refused by now."""
         self.begun = False
+        for note in self.notes:
+            print(printable(note))
 
     def __call__(self, state: State) -> None:
         if state.epoch % self.every and state.epoch not in (1, self.last):

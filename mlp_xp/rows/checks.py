@@ -28,7 +28,8 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     dtype : str
         Name of the dtype of numbers.
     pixels : bool, optional
-        Whether they are known to be pixels; if not, uint8 that looks like numbers gets a warning.
+        Whether the model was trained on pixels. None if that is not decided yet: then uint8 that looks like numbers
+        gets a warning.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
         X = np.ascontiguousarray(X)  # BLAS reads rows of unit stride
     rows = device.shard_rows if on_device else _ROWS_ON_HOST
     if X.dtype == xp.uint8:
-        if not pixels and _is_indicator(X, xp, rows):
+        if pixels is None and _is_indicator(X, xp, rows):
             warnings.warn(
                 "X is uint8 without a value above 1: uint8 counts as pixels, so a 1 is 1/255; pass X.astype(bool) if "
                 "these are numbers",
