@@ -162,9 +162,8 @@ class MLP:
 
     def forward(self, X: Any) -> Forward:
         """Return every Z[l] and A[l] (n, n_l) for the rows of `X` (n, n_0), as arrays of the device."""
-        k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
-            params = self.layout.split(self.theta, self.device.xp)
+            k, params = GenericKernels(self.device.xp, self.dtype), self.layout.split(self.theta, self.device.xp)
             A = forward(self.network, k, params, self.check_features(X))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
