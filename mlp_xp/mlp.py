@@ -52,8 +52,8 @@ class MLP:
     Attributes
     ----------
     pixels : bool or None
-        Whether uint8 input counts as pixels, x / 255, as the training data did; False: as the numbers it holds. None
-        before any training: then it counts as pixels. It is saved with the model.
+        Whether uint8 input counts as pixels, x / 255, or as the numbers it holds. None, as before any training, counts
+        as True. It is saved with the model.
 
     Raises
     ------
@@ -291,8 +291,7 @@ class MLP:
         Raises
         ------
         ValueError
-            If it contains anything but Linear modules and the activations known here, or ends in another activation
-            than the output does.
+            If it contains anything but Linear and the activations known here, or does not end as the output does.
         """
         W, b, g = read_sequential(module, check_choice("output", output, OUTPUTS))
         sizes = [W[0].shape[1], *(len(bias) for bias in b)]
