@@ -136,4 +136,4 @@ def _check_finite(numbers: Array, X: Array, xp: Any, rows: int) -> None:
 
 
 def _too_large(name: str, largest: Any, dtype: Any) -> str:
-    return f"{name} holds values up to {largest:.4g} in size, which do not fit {dtype}; scale them, or use dtype float64"
+    return f"{name} holds values up to {largest:.4g} in size, which do not fit {dtype}; scale them, or use float64"
