@@ -52,8 +52,8 @@ class MLP:
     Attributes
     ----------
     pixels : bool or None
-        Whether uint8 input counts as pixels, x / 255, or as the numbers it holds. None, as before any training, counts
-        as True. It is saved with the model.
+        Whether uint8 input counts as pixels, x / 255, as the training data did; False: as the numbers it holds. None
+        before any training: then it counts as pixels. It is saved with the model.
 
     Raises
     ------
@@ -162,8 +162,9 @@ class MLP:
 
     def forward(self, X: Any) -> Forward:
         """Return every Z[l] and A[l] (n, n_l) for the rows of `X` (n, n_0), as arrays of the device."""
+        k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
-            k, params = GenericKernels(self.device.xp, self.dtype), self.layout.split(self.theta, self.device.xp)
+            params = self.layout.split(self.theta, self.device.xp)
             A = forward(self.network, k, params, self.check_features(X))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
@@ -291,7 +292,8 @@ class MLP:
         Raises
         ------
         ValueError
-            If it contains anything but Linear and the activations known here, or does not end as the output does.
+            If it contains anything but Linear modules and the activations known here, or ends in another activation
+            than the output does.
         """
         W, b, g = read_sequential(module, check_choice("output", output, OUTPUTS))
         sizes = [W[0].shape[1], *(len(bias) for bias in b)]
