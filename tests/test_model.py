@@ -18,6 +18,12 @@ from mlp_xp.files import tensors
 from mlp_xp.metrics import r_squared
 from mlp_xp.params import INITIALIZERS, Layout
 
+try:  # here, as it changes the environment when it is imported
+    from sklearn import metrics
+except ImportError:
+    metrics = None
+
+needs_sklearn = pytest.mark.skipif(metrics is None, reason="scikit-learn is not installed")
 PAIRS = [(activation, output) for activation in mx.ACTIVATIONS for output in mx.OUTPUTS]
 
 
@@ -267,17 +273,17 @@ def values(rng, offset, scales, dtype="float32", n=4000):
     return y, (y + rng.standard_normal(y.shape) * np.asarray(scales) / 3).astype(dtype)
 
 
+@needs_sklearn
 @pytest.mark.parametrize("offset", [0.0, 1000.0, -1e5])
 @pytest.mark.parametrize("scales", [[1.0], [1.0, 100.0], [0.05, 3.0, 20.0]])
 def test_r_squared_is_scikit_learns_also_with_offsets(offset, scales, rng):
-    metrics = pytest.importorskip("sklearn.metrics")
     for dtype in ("float32", "float64"):
         y, p = values(rng, offset, scales, dtype)
         assert_allclose(r_squared(y, p), metrics.r2_score(y.astype(float), p.astype(float)), rtol=1e-10)
 
 
+@needs_sklearn
 def test_r_squared_of_constant_targets_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
     y = np.stack([np.full(50, 0.1), np.arange(50.0)], axis=1).astype(np.float32)
     for p in (y, y + np.float32([1, 0]), y * np.float32([1, 0]), np.zeros_like(y)):
         assert_allclose(r_squared(y, p), metrics.r2_score(y.astype(float), p.astype(float)), rtol=1e-12)
@@ -346,8 +352,11 @@ def test_processes_of_joblib_take_models_and_give_them_back(rng):
     X, y = rng.random((60, 4)), rng.integers(0, 3, 60)
     models = [mx.MLP([4, 5, 3], seed=seed) for seed in (1, 2)]
     run = joblib.Parallel(n_jobs=2, prefer="processes")
-    losses = [history.loss for history in run(joblib.delayed(mx.fit)(model, X, y, epochs=3) for model in models)]
-    outputs = run(joblib.delayed(mx.MLP.outputs)(model, X) for model in models)
+    try:
+        losses = [history.loss for history in run(joblib.delayed(mx.fit)(model, X, y, epochs=3) for model in models)]
+        outputs = run(joblib.delayed(mx.MLP.outputs)(model, X) for model in models)
+    finally:
+        joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
     for model, loss, found in zip(models, losses, outputs, strict=True):
         assert_array_equal(model.outputs(X), found)
         assert mx.fit(model, X, y, epochs=3).loss == loss
