@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -364,8 +363,7 @@ for model, loss, found in zip(models, losses, outputs, strict=True):
 
 
 def test_processes_of_joblib_take_models_and_give_them_back():
-    if importlib.util.find_spec("joblib") is None:
-        pytest.skip("joblib is not installed")
+    pytest.importorskip("joblib")
     subprocess.run([sys.executable, "-c", PROCESSES], check=True)  # joblib keeps its processes and pipes
 
 
