@@ -13,7 +13,7 @@ import numpy as np
 
 from ..checks import check_choice
 
-__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision"]
+__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision", "is_foreign"]
 
 Array = Any  # an array of any conforming library; the standard has no common type to name
 _In = TypeVar("_In")
@@ -169,7 +169,7 @@ class Device:
         TypeError
             If `x` is an array of another library or device: nothing is moved between devices behind your back.
         """
-        if compat.is_array_api_obj(x) and not compat.is_numpy_array(x):
+        if is_foreign(x):
             if compat.array_namespace(x) is not self.xp or not self._is_here(x):
                 raise TypeError(
                     f"got a {type(x).__module__}.{type(x).__qualname__} on device '{compat.device(x)}' of its library, "
@@ -205,6 +205,12 @@ class Device:
     def hardware(self) -> str | None:
         """Return what the device is called by its maker, or None if that is the processor."""
         return None
+
+
+def is_foreign(x: Any) -> bool:
+    """Return whether `x` is an array of a library other than NumPy."""
+    # the first test is only there to save most calls the time of the others
+    return type(x) is not np.ndarray and bool(compat.is_array_api_obj(x)) and not compat.is_numpy_array(x)
 
 
 def check_precision(precision: str | None, dtype: str, device: Device) -> str:
