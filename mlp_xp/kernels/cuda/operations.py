@@ -31,7 +31,7 @@ class Pending(NamedTuple):
 
 
 class _Kept(threading.local):
-    """What one thread keeps from call to call; a thread works on one stream at a time.
+    """What one thread keeps from call to call, on whatever stream it works: a thread works on one at a time.
 
     Attributes
     ----------
