@@ -192,7 +192,7 @@ def test_a_finished_run_goes_on_with_more_epochs(data, tmp_path):
 
 
 def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
-    X, y = 9 * rng.integers(0, 2, (3000, 30), dtype=np.uint8), rng.integers(0, 2, 3000)
+    X, y = 255 * rng.integers(0, 2, (3000, 30), dtype=np.uint8), rng.integers(0, 2, 3000)
     X[:, 4:] = 0
     for first, last, kind in ((7, 9, "dense"), (9, 12, "ragged")):  # fewer than eight epochs do not repay the sorting
         folder, model = tmp_path / kind, mx.MLP([30, 3, 2])
