@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from mlp_xp.devices import Device, get_device
+from mlp_xp.devices import CupyDevice, get_device
 
 from .cases import case
 from .charts import markdown
@@ -86,7 +86,7 @@ def block_rows(rows: int | None) -> Iterator[None]:
     if rows is None:
         yield
     else:
-        with patch.object(Device, "block_rows", rows):
+        with patch.object(CupyDevice, "block_rows", rows):
             yield
 
 

@@ -10,7 +10,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from mlp_xp.devices import get_device
-from mlp_xp.kernels import GenericKernels, kernels_for
+from mlp_xp.kernels import ACTIVATIONS, GenericKernels, kernels_for
 
 D, H, K = 784, 196, 10
 
@@ -24,7 +24,7 @@ def _arguments(rows: int) -> dict[str, tuple[Any, ...]]:
     # weights and their gradients are views of transposed blocks, as in a Layout
     W1, W2 = rng.standard_normal((D, H)).T, rng.standard_normal((H, K)).T
     dW1, dW2 = np.zeros_like(W1), np.zeros_like(W2)
-    activations = ("sigmoid", "tanh", "relu", "leaky_relu")
+    activations = [name for name in ACTIVATIONS if name != "identity"]
     return {
         "features": (X,),
         "affine 784-196": (A0, W1, np.zeros(H)),
@@ -35,9 +35,9 @@ def _arguments(rows: int) -> dict[str, tuple[Any, ...]]:
         "weight_gradient 196-10": (dZ2, A1, dW2),
         "bias_gradient": (dZ1, np.zeros(H)),
         "input_gradient": (dZ2, W2),
-        "softmax_cross_entropy": (dZ2, rng.integers(0, K, rows)),
-        "sigmoid_cross_entropy": (dZ2, rng.integers(0, 2, (rows, K)).astype(float)),
-        "half_squared_error": (dZ2, rng.random((rows, K))),
+        "loss softmax_cross_entropy": ("softmax_cross_entropy", dZ2, rng.integers(0, K, rows)),
+        "loss sigmoid_cross_entropy": ("sigmoid_cross_entropy", dZ2, rng.integers(0, 2, (rows, K)).astype(float)),
+        "loss half_squared_error": ("half_squared_error", dZ2, rng.random((rows, K))),
     }
 
 

@@ -15,7 +15,7 @@ from .fit import DivergenceError, fit
 from .kernels import ACTIVATIONS
 from .loop import Snapshot, State, epochs
 from .mlp import MLP, Forward, Gradient
-from .model import OUTPUTS
+from .objective import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
 from .runs.checkpoint import Checkpoint

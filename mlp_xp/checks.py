@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_choice", "check_count", "check_seed", "check_sizes"]
+__all__ = ["check_choice", "check_count", "check_numbers", "check_seed", "check_sizes"]
 
 
 def check_choice(what: str, value: Any, allowed: Collection[str]) -> str:
-    """Return `value` if it is one of `allowed`, else raise a ValueError that lists them."""
+    """Return `value` if it is one of `allowed`, or else raise a ValueError that lists them."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(map(repr, allowed))}")
     return value
@@ -35,3 +35,44 @@ def check_sizes(sizes: Any) -> tuple[int, ...]:
     if not isinstance(sizes, Sequence | np.ndarray) or isinstance(sizes, str) or len(sizes) < 2:
         raise ValueError(f"sizes must list the units per layer, input first, as in [784, 196, 10]; got {sizes!r}")
     return tuple(check_count("a layer size", size) for size in sizes)
+
+
+def check_numbers(what: str, value: Any) -> np.ndarray[Any, Any]:
+    """Return `value` as an array of bools, integers or floats if it is an array-like of real numbers.
+
+    Masked entries, missing values and sparse matrices are refused: NumPy would drop the mask, or see one object.
+    """
+    array = value if type(value) is np.ndarray else _as_array(what, value)
+    if array.dtype.kind == "O":
+        array = _unboxed(what, array)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{what} must hold real numbers, got dtype {array.dtype}")
+    return array
+
+
+def _as_array(what: str, value: Any) -> np.ndarray[Any, Any]:
+    if hasattr(value, "toarray"):
+        raise ValueError(f"{what} is sparse, and all computations here are dense; pass {what}.toarray()")
+    if any(map(np.ma.is_masked, value if isinstance(value, list | tuple) else [value])):
+        raise ValueError(f"{what} has masked entries; fill them in, or leave their rows out")
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # the last is torch's
+        raise ValueError(f"{what} is not a rectangular array of numbers ({error})") from None
+
+
+def _unboxed(what: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return Python's numbers as NumPy's: tables come as objects if their columns differ in type or may have gaps."""
+    kinds = set(map(type, array.flat))
+    others = [kind for kind in kinds if not issubclass(kind, Real | np.bool_)]
+    if others:
+        names = ", ".join(sorted(kind.__name__ for kind in others))
+        raise ValueError(
+            f"{what} must hold real numbers, got dtype object with values of type {names}; fill in or leave out "
+            "missing values, and encode anything else as numbers"
+        )
+    whole = all(issubclass(kind, Integral | np.bool_) for kind in kinds)
+    try:
+        return array.astype(np.int64 if whole else np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{what} holds a number that is too large ({error})") from None

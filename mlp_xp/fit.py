@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn, Self
 
 from . import loop
-from .callbacks import Callback, EarlyStopping, History
+from .callbacks import Callback, EarlyStopping, Evaluation, History
+from .callbacks.protocol import check_callbacks, check_measures, is_stateful, is_true
 from .checks import check_count
-from .devices import Array
 from .loop import State
 from .mlp import MLP
 from .optim import SGD, Optimizer
-from .runs.checkpoint import Checkpoint, describe
+from .runs.checkpoint import Checkpoint, Unsaved
+from .runs.training import Training
 
 __all__ = ["DivergenceError", "fit"]
 
@@ -43,98 +44,157 @@ def fit(
 
     Parameters
     ----------
-    model, X, y, optimizer, batch_size, threads, plan
+    model : MLP
+        As for :func:`epochs`.
+    X : array (n, n_0)
+        As for :func:`epochs`.
+    y : array
         As for :func:`epochs`.
     epochs : int
         The most epochs to train for.
+    optimizer : Optimizer, optional
+        As for :func:`epochs`.
+    batch_size : int, optional
+        As for :func:`epochs`.
     validation : (X, y), optional
-        Data whose loss and score are recorded after each epoch.
+        Data to measure after each epoch: ``val_loss``, and ``val_accuracy`` or, if the outputs are values, ``val_r2``.
     callbacks : sequence of callable
-        Called with the :class:`State` after each epoch, in this order; one that returns True ends the training. A
-        callback that has ``close`` is closed at the end, whatever happens.
+        Called with the :class:`State` after each epoch, in this order, between the measurement on the validation data
+        and the record in the history. One that returns True ends the training; the others hear of the epoch all the
+        same. What else a callback may have is in :class:`mlp_xp.callbacks.Callback`.
     tol : float, optional
         Stop when the validation loss (without validation data, the training loss) has not fallen by more than `tol`
         for `patience` epochs. With validation data the parameters of the best epoch are put back.
     patience : int
+        Epochs to wait for a fall.
+    threads : int, optional
+        As for :func:`epochs`.
+    plan : {"auto", "dense", "zero", "ragged"}
+        As for :func:`epochs`.
     checkpoint : Checkpoint, optional
-        Save the run in a folder, and go on with the one that is there. Of the callbacks, :class:`EarlyStopping` goes on
-        from where it was, any other afresh.
+        Save the run in a folder, and go on with the one that is there. Callbacks that have ``dump`` and ``restore``,
+        such as :class:`EarlyStopping`, go on from where they were, any others afresh.
 
     Returns
     -------
     History
+        Every epoch of the run, with those before it was resumed.
 
     Raises
     ------
     ValueError
-        If an argument does not fit, or the checkpoint is not of the same run.
+        If an argument does not fit, or the checkpoint is not of the same run. The model is as it was.
     DivergenceError
-        If the loss or a parameter becomes NaN or infinite; what is saved is of before.
+        If the loss or a parameter becomes NaN or infinite. What is saved is of before.
+    KeyboardInterrupt
+        After Ctrl-C. The model holds the parameters of the last whole epoch.
     Interrupted
-        With a checkpoint: after a SIGTERM or Ctrl-C, when the state is saved.
+        With a checkpoint: after Ctrl-C or SIGTERM, when the state is saved.
     """
     check_count("epochs", epochs)
     optimizer = SGD() if optimizer is None else optimizer
-    X = model.check_features(X, move=False)
-    y = model.check_targets(y, X.shape[0], move=False)
-    validation = None if validation is None else _checked(model, validation)
-    history = History(validation)
-    run: list[Any] = [history, *callbacks]
-    if tol is not None:
-        run.append(EarlyStopping(tol, patience, "loss" if validation is None else "val_loss"))
+    run = check_callbacks(callbacks)
+    rows = model.open(X)
+    targets = model.targets(y, rows.shape[0])
+    measured = None if validation is None else Evaluation("val", *_pair(validation))
+    stopping = EarlyStopping(0.0 if tol is None else tol, patience, "loss" if validation is None else "val_loss")
+    history = History()
+    run = [*([measured] if measured else ()), *run, *([] if tol is None else [stopping]), history]
+    keeper = Unsaved() if checkpoint is None else checkpoint
     with ExitStack() as closing:
-        start = pause = None
-        if checkpoint is not None:
-            closing.callback(checkpoint.close)
-            stoppings = [callback for callback in run if isinstance(callback, EarlyStopping)]
-            settings = describe(model, X, y, optimizer, batch_size, plan, validation, stoppings)
-            start, pause = checkpoint.attach(settings, model, optimizer, history, stoppings), checkpoint.is_due
-            if start is not None and any(stopping.over for stopping in stoppings):
-                epochs = start.epoch
+        watch = closing.enter_context(_Watch(model))
+        closing.enter_context(keeper)
+        _begin(run, model, closing)
+        stateful = [callback for callback in run[:-1] if is_stateful(callback)]
+        checked = None if measured is None else measured.data
+        training = Training(model, optimizer, (rows, targets), checked, batch_size, plan, history, stateful)
+        start = keeper.attach(training)
+        epochs = training.last(start, epochs)
         states = loop.epochs(
-            model, X, y, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
-            start=start, pause=pause,
+            model, rows, targets, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
+            start=start, pause=keeper.is_due,
         )  # fmt: skip
+        keeper.begin(start)
         closing.callback(states.close)
-        for callback in run:
-            if hasattr(callback, "close"):
-                closing.callback(callback.close)
-        if checkpoint is not None:
-            checkpoint.begin(model)
-        finite = before = model.theta
+        watch.begin()
         for state in states:
-            if not math.isfinite(state.loss):
-                model.theta = finite
-                raise _diverged(state, f"the loss is {float(state.loss)}")
-            finite = before  # the loss is known where the epoch began, not yet where it ended
-            if not model.device.xp.all(model.device.xp.isfinite(model.theta)):
-                model.theta = finite
-                raise _diverged(state, "a parameter is NaN or infinite")
+            watch.look_at(state)
             final = False
             if state.whole:
-                answers = [callback(state) for callback in run]
-                if not math.isfinite(state.metrics.get("val_loss", 0.0)):
-                    raise _diverged(state, f"the validation loss is {state.metrics['val_loss']}")
-                before, final = model.theta, any(answers) or state.epoch == epochs
-            if checkpoint is not None:
-                checkpoint.after(state, final)
+                answers = [is_true(callback(state)) for callback in run]
+                final = any(answers) or state.epoch == epochs
+                watch.accept(state, final)
+            keeper.after(state, final)
             if final:
                 break
     return history
 
 
-def _checked(model: MLP, validation: tuple[Any, Any]) -> tuple[Array, Array]:
+def _begin(run: Sequence[Any], model: MLP, closing: ExitStack) -> None:
+    """Let callbacks forget the run before; each one that has begun is closed at the end."""
+    for callback in run:
+        if hasattr(callback, "begin"):
+            callback.begin(model)
+        if hasattr(callback, "close"):
+            closing.callback(callback.close)
+    check_measures(run)
+
+
+class _Watch:
+    """Ends a training that diverges, with the last parameters whose loss was finite.
+
+    The loss of an epoch is known where the epoch began, not yet where it ended.
+    """
+
+    def __init__(self, model: MLP) -> None:
+        self.model, self.untouched = model, model.theta
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.untouched is not None:  # the training never began
+            self.model.theta = self.untouched
+
+    def begin(self) -> None:
+        """Go on from the parameters that the model has now."""
+        self.untouched = None
+        self.finite = self.before = self.model.theta
+
+    def look_at(self, state: State) -> None:
+        """Check what the loop handed out, before anybody uses it."""
+        if not math.isfinite(state.loss):
+            self._end(state, f"the loss is {float(state.loss)}")
+        self.finite = self.before
+        self._check_theta(state)
+
+    def accept(self, state: State, final: bool) -> None:
+        """Check what callbacks have measured and changed; go on from here."""
+        for name, value in state.metrics.items():
+            if name.endswith("_loss") and not math.isfinite(value):
+                self._end(state, f"{name} is {value}")
+        if final or self.model.theta is not self.seen:
+            self._check_theta(state)
+        self.before = self.model.theta
+
+    def _check_theta(self, state: State) -> None:
+        self.seen = self.model.theta
+        xp = self.model.device.xp
+        if not xp.all(xp.isfinite(self.seen)):
+            self._end(state, "a parameter is NaN or infinite")
+
+    def _end(self, state: State, problem: str) -> NoReturn:
+        self.model.theta = self.finite
+        updates = "update 1" if state.updates == 1 else f"one of the updates 1 to {state.updates}"
+        raise DivergenceError(
+            f"{problem} at epoch {state.epoch}, {updates}, with learning rate {state.lr:g}; the model keeps its last "
+            "finite parameters: train with a smaller learning rate, or scale the inputs"
+        )
+
+
+def _pair(validation: Any) -> tuple[Any, Any]:
     try:
         X, y = validation
     except (TypeError, ValueError):
         raise ValueError(f"validation must be a pair (X, y), got {type(validation).__name__}") from None
-    X = model.check_features(X)
-    return X, model.check_targets(y, X.shape[0], move=False)
-
-
-def _diverged(state: State, problem: str) -> DivergenceError:
-    updates = "update 1" if state.updates == 1 else f"one of the updates 1 to {state.updates}"
-    return DivergenceError(
-        f"{problem} at epoch {state.epoch}, {updates}, with learning rate {state.lr:g}; the model keeps its last "
-        "finite parameters: train with a smaller learning rate, or scale the inputs"
-    )
+    return X, y

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
-from time import perf_counter
 from typing import Any, SupportsFloat
 
 import numpy as np
 
 from .checks import check_count
 from .devices import Array
-from .engines.cuda.epochs import CudaEpochs, Watch, make_epochs
-from .engines.shards import make_executor
+from .devices.blas_threads import default_threads
+from .engines import Done, Engine, Setup, make_engine
 from .mlp import MLP
-from .optim import SGD, Optimizer
-from .params import GradSum
-from .rows.batches import FullBatch, MiniBatches, make_batches, shuffled_rows
+from .optim import SGD, Optimizer, OptimizerState
 from .rows.plan import Plan, make_plan
 
 __all__ = ["Snapshot", "State", "epochs"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """Where a training run is: arrays of the host, in the order of the data, and numbers.
 
@@ -38,7 +34,7 @@ class Snapshot:
         Rows that these updates saw, the sum of their losses, and the time they took.
     theta : array (P,)
     optimizer : dict of str to array (P,) or number
-        State of the optimiser.
+        State of the optimizer.
     plan : str
         Kind of the plan, as it was chosen.
     """
@@ -53,9 +49,9 @@ class Snapshot:
     plan: str
 
 
-@dataclass
+@dataclass(eq=False)
 class State:
-    """What is known after an epoch, or in the middle of one where it was asked for.
+    """What is known after an epoch, or in the middle of one if that was asked for.
 
     Attributes
     ----------
@@ -63,57 +59,86 @@ class State:
         Counted from 1.
     whole : bool
         Whether the epoch is over.
-    updates : int
-        How many there were in this epoch, up to here.
-    rows, loss_sum : int, 0-d array of the device
-        Rows that these updates saw, and the sum of their losses, with the L2 term, where there is one.
+    done : Done
+        Updates of this epoch up to here, the rows that they saw, the sum of their losses, and the time they took.
     lr : float
         Learning rate of the epoch.
-    seconds : float
-        Time that the epoch took, callbacks left out. On a GPU it is what ``float`` makes that of, having waited.
     model : MLP
         Its parameters are those after the last update.
-    gradient : array (P,)
-        Gradient of the epoch's last update, in the plan's order; valid until the next epoch. In the middle of an epoch
-        it is of some update before, or None: plain gradient descent on mini-batches keeps none.
-    optimizer_state : dict
-        Arrays (P,) in the plan's order, and numbers.
-    plan : Plan
+    engine : Engine
     metrics : dict of str to float
         What callbacks measured after this epoch, such as ``val_loss``.
     """
 
     epoch: int
     whole: bool
-    updates: int
-    rows: int
-    loss_sum: Array
+    done: Done
     lr: float
-    seconds: SupportsFloat
     model: MLP
-    gradient: Array
-    optimizer_state: dict[str, Any]
-    plan: Plan
+    engine: Engine
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> int:
+        """Updates in this epoch, up to here."""
+        return self.done.updates
+
+    @property
+    def rows(self) -> int:
+        """Rows that these updates saw."""
+        return self.done.rows
+
+    @property
+    def loss_sum(self) -> SupportsFloat:
+        """Sum of the losses of these rows, with the penalty, if there is one."""
+        return self.done.loss_sum
+
+    @property
+    def seconds(self) -> SupportsFloat:
+        """Time that the epoch took, callbacks left out. On a GPU it is known once ``float`` has waited for it."""
+        return self.done.seconds
 
     @cached_property
     def loss(self) -> Array:
         """Mean training loss () that the epoch's gradients were computed at, on the device."""
-        return self.loss_sum / self.rows
+        mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
+        return self.model.device.asarray(mean, self.model.dtype)[()]
+
+    @property
+    def gradient(self) -> Array | None:
+        """Gradient (P,) of the epoch's last update, in the plan's order; valid until the next epoch.
+
+        In the middle of an epoch it is that of some update before, or None: plain gradient descent on mini-batches
+        keeps none.
+        """
+        return self.engine.gradient()
 
     @property
     def gradient_norm(self) -> Array:
         """Euclidean norm () of the gradient of the epoch's last update."""
-        return self.model.device.xp.sqrt(self.model.device.xp.sum(self.gradient * self.gradient))
+        xp, gradient = self.model.device.xp, self.engine.gradient()
+        assert gradient is not None, "no gradient is kept in the middle of an epoch of plain gradient descent"
+        return xp.sqrt(xp.sum(gradient * gradient))
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's arrays (P,) in the plan's order, and numbers; valid until the next epoch."""
+        return self.engine.state()
+
+    @property
+    def plan(self) -> Plan:
+        """How the data are stored."""
+        return self.engine.plan
 
     def snapshot(self) -> Snapshot:
         """Return what :func:`epochs` can go on from; nothing that happens afterwards changes it."""
         model, host = self.model, self.model.device.to_host
-        arrays = {
-            name: value if isinstance(value, int | float) else host(self.plan.outward(value, model))
-            for name, value in self.optimizer_state.items()
-        }
-        theta = host(model.theta).copy()
+        with model.device.active():
+            arrays = {
+                name: value if isinstance(value, int | float) else host(self.plan.outward(value, model))
+                for name, value in self.optimizer_state.items()
+            }
+            theta = host(model.theta).copy()
         if self.whole:
             return Snapshot(self.epoch, 0, 0, 0.0, 0.0, theta, arrays, self.plan.kind)
         done = self.updates, self.rows, float(self.loss_sum), float(self.seconds)
@@ -181,122 +206,63 @@ def epochs(
         raise ValueError(f"optimizer must be SGD(...), Adam(...) or AdamW(...), got {optimizer!r}")
     if epochs is not None:
         check_count("epochs", epochs)
-    X = model.check_features(X, move=False)
-    y = model.check_targets(y, X.shape[0], move=False)
+    count = default_threads() if threads is None else check_count("threads", threads)
+    rows = model.open(X)
+    targets, objective = model.targets(y, rows.shape[0]), replace(model.objective, l2=optimizer.l2)
     if batch_size is not None:
-        batch_size = min(check_count("batch_size", batch_size), X.shape[0])
+        batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     if start is not None:
-        _check_start(start, model, epochs)
-        if plan == "auto" and model.device.library in ("cpu", "cuda"):
+        _check_start(start, model, optimizer, epochs)
+        if plan == "auto" and model.device.epochs_to_repay_plan is not None:
             plan = start.plan
-    chosen = make_plan(X, model, plan, epochs, batch_size)
-    if model.device.library == "cuda":
-        run = make_epochs(model, optimizer, X, y, batch_size, chosen)
-        states = _run_on_gpu(run, optimizer, X.shape[0], batch_size, epochs, start, pause)
-    else:
-        shards = 1 if batch_size else -(-X.shape[0] // model.device.shard_rows)
-        executor = make_executor(model, chosen, threads, shards)
-        X, y = model.device.asarray(X), model.device.asarray(y)
-        batches = make_batches(X, y, chosen, model.device, model.seed, batch_size)
-        states = _run(model, optimizer, executor, chosen, batches, epochs, start, pause)
+    chosen = make_plan(rows, model.device, plan, epochs, batch_size)
+    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count))
+    states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
     return states
 
 
-def _check_start(start: Snapshot, model: MLP, epochs: int | None) -> None:
+def _check_start(start: Snapshot, model: MLP, optimizer: Optimizer, epochs: int | None) -> None:
     if start.theta.shape != (model.layout.size,):
         raise ValueError(f"start has {start.theta.size} parameters, and the model {model.layout.size}; use the same")
+    if start.theta.dtype != model.dtype:
+        raise ValueError(f"start is of dtype {start.theta.dtype}, and the model of {model.dtype}; use the same")
+    known = optimizer.init(model.theta)
+    if start.optimizer.keys() != known.keys():
+        has, needs = (", ".join(sorted(state)) or "nothing" for state in (start.optimizer, known))
+        raise ValueError(
+            f"start holds {has} of an optimizer, and {type(optimizer).__name__} needs {needs}; use the same"
+        )
     begun = start.epoch + (start.update > 0)
     if epochs is not None and epochs < begun:
         raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
 
 
 def _run(
+    engine: Engine,
     model: MLP,
     optimizer: Optimizer,
-    executor: Any,
-    plan: Plan,
-    batches: FullBatch | MiniBatches,
+    pixels: bool,
     last: int | None,
     start: Snapshot | None,
     pause: Callable[[], bool] | None,
 ) -> Generator[State, None, None]:
-    xp = model.device.xp
-    bias = model.device.asarray(model.layout.is_bias().astype(model.dtype))
-    state = optimizer.init(model.theta)
-    descends = optimizer.descends and executor.descends
-    grad = None
-    epoch, updates, rows, seconds = 0, 0, 0, 0.0
-    loss: Any = 0.0
+    epoch, done = 0, Done()
     if start is not None:
-        epoch, updates, rows, loss, seconds = start.epoch, start.update, start.rows, start.loss_sum, start.seconds
-        for name, value in start.optimizer.items():
-            state[name] = value if isinstance(value, int | float) else plan.inward(model.device.asarray(value), model)
-    try:
+        epoch, done = start.epoch, Done(start.update, start.rows, start.loss_sum, start.seconds)
+        engine.restore(start.optimizer)
+    most = engine.updates if pause is None else engine.stride
+    model.pixels = pixels
+    with engine:
         while last is None or epoch < last:
-            began, epoch = perf_counter(), epoch + 1
-            theta = plan.inward(model.theta, model)
+            epoch += 1
             lr = optimizer.rate(epoch)
-            rate = lr if optimizer.lr_bias is None else lr * (1 + bias * (optimizer.lr_bias / optimizer.base_lr - 1))
-            with executor:
-                for shards in islice(batches(epoch), updates, None):
-                    updates += 1
-                    if descends and updates < batches.updates:
-                        part, count = executor.descend(theta, shards[0], lr)
-                    else:
-                        total = executor.grad_sum(theta, shards)
-                        grad, penalty = _mean(total, theta, optimizer.l2, bias, xp)
-                        theta, state = optimizer.update(theta, grad, state, rate)
-                        part, count = total.loss + penalty * total.rows, total.rows
-                    loss, rows = part + loss, rows + count
-                    if pause is not None and updates < batches.updates and pause():
-                        model.theta = plan.outward(theta, model)
-                        seconds += perf_counter() - began
-                        yield State(epoch, False, updates, rows, loss, lr, seconds, model, grad, state, plan)
-                        began = perf_counter()
-            model.theta = plan.outward(theta, model)
-            seconds += perf_counter() - began
-            yield State(epoch, True, updates, rows, loss, lr, seconds, model, grad, state, plan)
-            updates, rows, loss, seconds = 0, 0, 0.0, 0.0
-    finally:
-        executor.close()
-
-
-def _run_on_gpu(
-    run: CudaEpochs,
-    optimizer: Optimizer,
-    n: int,
-    batch_size: int | None,
-    last: int | None,
-    start: Snapshot | None,
-    pause: Callable[[], bool] | None,
-) -> Generator[State, None, None]:
-    model, epoch, updates, seconds = run.model, 0, 0, 0.0
-    if start is not None:
-        epoch, updates, seconds = start.epoch, start.update, start.seconds
-        run.resume(start.optimizer, updates, start.loss_sum)
-    while last is None or epoch < last:
-        watch, epoch = Watch(model.device.xp, seconds), epoch + 1
-        lr = optimizer.rate(epoch)
-        order = None if batch_size is None else shuffled_rows(model.seed, epoch, n)
-        for done in run.run_epoch(model.theta, lr, order, updates):
-            whole = done == run.updates
-            if whole or (pause is not None and pause()):
-                model.theta, rows = run.copy_theta(), n if batch_size is None else min(n, done * batch_size)
-                state = watch.stop(), model, run.gradient, run.state, run.plan
-                yield State(epoch, whole, done, rows, run.loss_sum, lr, *state)
-                if not whole:
-                    watch = Watch(model.device.xp, watch)
-        updates, seconds = 0, 0.0
-
-
-def _mean(total: GradSum, theta: Array, l2: float, bias: Array, xp: Any) -> tuple[Array, Array | float]:
-    """Return the gradient of the mean loss (P,), with the L2 term's, and the L2 term itself."""
-    grad = total.grad
-    grad *= 1 / total.rows
-    if not l2:
-        return grad, 0.0
-    weights = theta * (1 - bias)
-    grad += l2 * weights
-    return grad, l2 / 2 * xp.sum(weights * weights)
+            engine.begin(model.theta, epoch, lr, done)
+            while done.updates < engine.updates:
+                done = engine.advance(most)
+                whole = done.updates == engine.updates
+                if whole or (pause is not None and pause()):
+                    model.theta = engine.theta()
+                    yield State(epoch, whole, done, lr, model, engine)
+            done = Done()

@@ -10,21 +10,27 @@ Samples are rows. Layers are numbered as in the lectures: layer 0 is the input, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .checks import check_choice
 from .devices import Array
 from .kernels import ACTIVATIONS, Kernels
 from .params import Parameters
 
-__all__ = ["OUTPUTS", "Network", "Output", "backward", "check_activations", "check_output", "forward", "grad_sum"]
+__all__ = ["Loss", "Network", "backward", "check_activations", "forward", "grad_sum"]
+
+
+class Loss(Protocol):
+    """What :class:`mlp_xp.objective.Objective` is to this text: losses of rows, and their slopes."""
+
+    def losses(self, k: Kernels, A: Array, y: Array) -> tuple[Array, Array]: ...
 
 
 class Network(NamedTuple):
-    """The functions of a network: activations g[1] to g[L] (g[0] is unused) and the loss on A[L]."""
+    """The functions of a network: activations g[1] to g[L] (g[0] is unused), and the objective, a loss of A[L]."""
 
     g: tuple[str, ...]
-    loss: str
+    objective: Loss
 
 
 # fmt: off
@@ -61,29 +67,9 @@ def grad_sum(
     with a single kernel for all but the large products. This is the text; tests hold that kernel to it.
     """
     A = forward(net, k, params, X)
-    losses, dA = getattr(k, net.loss)(A[-1], y)                      # dA[L] = ∂loss / ∂A[L]       (n, n_L)
+    losses, dA = net.objective.losses(k, A[-1], y)                   # dA[L] = ∂loss / ∂A[L]       (n, n_L)
     return k.sum(losses), backward(net, k, params, A, dA, into)
 # fmt: on
-
-
-class Output(NamedTuple):
-    """An output by name: the activation of the last layer, the loss on it, and how it is read."""
-
-    activation: str
-    loss: str
-    task: str  # "classes": one of n_L; "labels": each of n_L yes or no; "values": n_L numbers
-    probability: str = ""  # what makes probabilities of A[L]: "softmax" or "sigmoid"; "": nothing does
-
-
-OUTPUTS = {
-    "softmax": Output("identity", "softmax_cross_entropy", "classes", "softmax"),
-    "sigmoid": Output("identity", "sigmoid_cross_entropy", "labels", "sigmoid"),
-    "identity": Output("identity", "half_squared_error", "values"),
-    "softmax_of_sigmoid": Output("sigmoid", "softmax_cross_entropy", "classes", "softmax"),
-    "sigmoid_mse": Output("sigmoid", "half_squared_error", "values"),
-    "perceptron": Output("identity", "perceptron_criterion", "labels"),
-}
-"""The outputs: four losses, on linear or on sigmoid units."""
 
 
 def check_activations(activation: Any, hidden: int) -> tuple[str, ...]:
@@ -95,11 +81,3 @@ def check_activations(activation: Any, hidden: int) -> tuple[str, ...]:
             f"got {len(activation)} activations for {hidden} hidden layers; give one name, or one per hidden layer"
         )
     return tuple(check_choice("activation", name, ACTIVATIONS) for name in activation)
-
-
-def check_output(name: str, units: int) -> Output:
-    """Return the output of this name if it is one and can have so many units, else raise a ValueError."""
-    output = OUTPUTS[check_choice("output", name, OUTPUTS)]
-    if output.task == "classes" and units < 2:
-        raise ValueError(f"output {name!r} needs at least 2 output units, got {units}; use 'sigmoid' for two classes")
-    return output

@@ -1,4 +1,4 @@
-"""Parameters: one flat vector, seen as the lectures' weights and biases; their first values; sums of gradients."""
+"""Parameters: one flat vector, seen as the lectures' weights and biases, their first values, and sums of gradients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import check_choice
+from .checks import check_choice, check_numbers
 from .devices import Array
 
-__all__ = ["INITIALIZERS", "GradSum", "Layout", "Parameters", "check_like", "initial_theta"]
+__all__ = [
+    "INITIALIZERS",
+    "Forward",
+    "GradSum",
+    "Gradient",
+    "Layout",
+    "Parameters",
+    "check_like",
+    "check_vector",
+    "initial_theta",
+]
 
 
 class Parameters(NamedTuple):
@@ -21,15 +31,38 @@ class Parameters(NamedTuple):
     b: list[Array]
 
 
+class Forward(NamedTuple):
+    """Every Z[l] and A[l] of a pass, numbered as in the lectures: A[0] is the input and Z[0] is None."""
+
+    Z: list[Array]
+    A: list[Array]
+
+
+class Gradient(NamedTuple):
+    """Derivatives of the mean loss, layer by layer (``weights[0]`` belongs to W[1]).
+
+    Attributes
+    ----------
+    weights, biases : list of array
+        Shapes as in ``model.weights`` and ``model.biases``.
+    deltas : list of array
+        The error delta[l] = d loss_i / d Z[l] of each row i, (n, n_l). ``biases[l]`` is the mean of its rows.
+    """
+
+    weights: list[Array]
+    biases: list[Array]
+    deltas: list[Array]
+
+
 class GradSum(NamedTuple):
-    """Sums over rows, of which a mean is made once at the end.
+    """Sums over rows. They are divided once, at the end.
 
     Attributes
     ----------
     loss : 0-d array
         Sum of the rows' losses.
     rows : int
-        How many they are.
+        How many rows there were.
     grad : array (P,)
         Sum of the rows' gradients, as one flat vector.
     """
@@ -44,7 +77,7 @@ class GradSum(NamedTuple):
 
 
 class Layout:
-    """How the flat parameter vector of length P divides into the layers' weights and biases.
+    """How the flat parameter vector of length P is split into the layers' weights and biases.
 
     Layer l is stored as the block ``[b ; W.T]`` of shape (1 + n_{l-1}, n_l): the product of a row [1, x] with it is
     ``W x + b``, a prefix of the inputs is a prefix of the rows, and matrix products read it in their favourite order.
@@ -70,7 +103,7 @@ class Layout:
         self.size = start
 
     def split(self, theta: Array, xp: Any = np) -> Parameters:
-        """(P,) -> W[l] (n_l, n_{l-1}) and b[l] (n_l,): views, where the library has views."""
+        """(P,) -> W[l] (n_l, n_{l-1}) and b[l] (n_l,): views, if the library has views."""
         W, b = [None], [None]
         for block, (fan_in, fan_out) in zip(self.blocks, pairwise(self.sizes), strict=True):
             matrix = xp.reshape(theta[block], (1 + fan_in, fan_out))
@@ -102,7 +135,7 @@ def _normal(std: Any) -> Any:
 
 
 def _uniform(std: Any) -> Any:
-    # a uniform law on (-c, c) has the standard deviation c / sqrt(3)
+    # a uniform distribution on (-c, c) has the standard deviation c / sqrt(3)
     return lambda rng, fan_in, fan_out: rng.uniform(-1, 1, (fan_out, fan_in)) * (3**0.5 * std(fan_in, fan_out))
 
 
@@ -123,7 +156,7 @@ INITIALIZERS: dict[str, Any] = {
     "he_normal": _normal(_he),
     "he_uniform": _uniform(_he),
 }
-"""Laws of the first weights, by standard deviation; biases always start at zero.
+"""Distributions of the first weights, by standard deviation. Biases always start at zero.
 
 ``zeros``: 0 (every hidden unit stays the same: S11). ``normal``: 0.01, the lecture's. ``lecun_normal``:
 1/sqrt(n_in) (LeCun et al. 1998, Efficient BackProp, sec. 4.6). ``xavier_*``: sqrt(2 / (n_in + n_out)) (Glorot and
@@ -132,26 +165,50 @@ Bengio 2010, eq. 16). ``he_*``: sqrt(2 / n_in) (He et al. 2015, eq. 10).
 
 
 def initial_theta(layout: Layout, init: str, seed: int, dtype: str) -> np.ndarray[Any, Any]:
-    """Draw the first parameter vector (P,), on the host and in float64, so that every backend starts at the same one.
+    """Draw the first parameter vector (P,) on the host and in float64, so that every backend starts at the same one.
 
     Raises
     ------
     ValueError
         If `init` is not a key of :data:`INITIALIZERS`.
     """
-    check_choice("initialiser", init, INITIALIZERS)
+    check_choice("initializer", init, INITIALIZERS)
     rng = np.random.default_rng(seed)
     W = [None] + [INITIALIZERS[init](rng, *fans) for fans in pairwise(layout.sizes)]
     b = [None] + [np.zeros(size) for size in layout.sizes[1:]]
     return np.asarray(layout.join(Parameters(W, b)), dtype=dtype)
 
 
-def check_like(what: str, values: Sequence[Any], current: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-    """Return the values as finite arrays of the dtype and shapes of the current ones."""
-    arrays = [np.asarray(value, dtype=current[0].dtype) for value in values]
-    shapes, wanted = [array.shape for array in arrays], [array.shape for array in current]
+def check_like(what: str, values: Any, current: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Return the values as finite arrays of the dtype and shapes of the current ones.
+
+    Raises
+    ------
+    ValueError
+        If `values` is not one array of finite real numbers per layer, with the same shapes.
+    """
+    wanted = [array.shape for array in current]
+    try:
+        values = list(values)
+    except TypeError:
+        raise ValueError(f"{what} must be a list of arrays of shapes {wanted}, got {values!r:.60}") from None
+    numbers = [check_numbers(f"{what}[{i}]", value) for i, value in enumerate(values)]
+    shapes = [array.shape for array in numbers]
     if shapes != wanted:
         raise ValueError(f"{what} have the shapes {wanted}, got {shapes}; give one array per layer")
+    with np.errstate(over="ignore"):
+        arrays = [array.astype(current[0].dtype) for array in numbers]
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(f"{what} must be finite, got NaN or infinity")
+        raise ValueError(f"{what} must be finite, got NaN, infinity or a number beyond {current[0].dtype}")
     return arrays
+
+
+def check_vector(what: str, vector: Array, size: int, dtype: Any) -> Array:
+    """Return the vector if it has this size and dtype."""
+    if vector.shape != (size,) or vector.dtype != dtype:
+        name = getattr(dtype, "__name__", dtype)
+        raise ValueError(
+            f"{what} must have the shape {(size,)} and the dtype {name}, got {tuple(vector.shape)} and "
+            f"{vector.dtype}; convert it first, or assign weights and biases"
+        )
+    return vector

@@ -11,8 +11,9 @@ import mlp_xp as mx
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(2024)
+def rng(pytestconfig):
+    """Draw from the suite's seed: MLP_XP_SEED, which CI changes in every run."""
+    return np.random.default_rng(pytestconfig.seed)
 
 
 @pytest.fixture(scope="session")

@@ -108,8 +108,8 @@ def test_contender_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch
     assert "| sklearn | not installed: No module named 'sklearn' |" in table(rows, "textbook")
 
 
+@pytest.mark.needs("jax")
 def test_contender_that_cannot_do_it_says_so() -> None:
-    pytest.importorskip("jax")
     with pytest.raises(UnavailableError, match="not supported: TF32"):
         build("jax-loop-tf32", SMALL, "cpu", 1)
     with pytest.raises(UnavailableError, match="no GPU path"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlp_xp.files.tensors import CheckpointError, load, save
+from mlp_xp.files import tensors
+from mlp_xp.files.tensors import CheckpointError, Contents, load, save, serialized_size
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "checkpoint_v1.safetensors"
 # Written once, by format version 1: save(GOLDEN_FILE, GOLDEN_ARRAYS, GOLDEN_METADATA)
@@ -56,9 +60,13 @@ def test_version_1_writes_the_golden_bytes(path: Path) -> None:
     assert path.read_bytes() == GOLDEN_FILE.read_bytes()
 
 
+@pytest.mark.needs("torch")
 def test_torch_reads_the_golden_file() -> None:
-    torch = pytest.importorskip("safetensors.torch")
-    assert_same({name: tensor.numpy() for name, tensor in torch.load_file(GOLDEN_FILE).items()}, GOLDEN_ARRAYS)
+    import safetensors.torch
+
+    assert_same(
+        {name: tensor.numpy() for name, tensor in safetensors.torch.load_file(GOLDEN_FILE).items()}, GOLDEN_ARRAYS
+    )
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -128,6 +136,143 @@ def test_memory_is_the_arrays_once(path: Path) -> None:
     assert peak_of_load < theta.nbytes * 1.25
 
 
+# What a caller knows about a file is compared before it costs anything.
+
+
+def test_a_caller_sees_the_header_before_anything_is_allocated(path: Path) -> None:
+    save(path, GOLDEN_ARRAYS, GOLDEN_METADATA)
+    seen: list[Contents] = []
+    load(path, expect=seen.append)
+    (contents,) = seen
+    assert contents.metadata == GOLDEN_METADATA
+    assert contents.shapes == {name: array.shape for name, array in GOLDEN_ARRAYS.items()}
+    assert contents.dtypes == {name: array.dtype for name, array in GOLDEN_ARRAYS.items()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows would write a terabyte")
+def test_a_sparse_file_that_is_not_expected_costs_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(path, {"theta": np.zeros(8)}, {"sizes": [1, 1]})
+    entry, huge = b'"shape":[8],"data_offsets":[0,64]', b'"shape":[%d],"data_offsets":[0,%d]' % (2**37, 2**40)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip().replace(entry, huge)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + 2**40)
+
+    def expect(contents: Contents) -> None:
+        assert contents.dtypes["theta"] == np.float64
+        raise CheckpointError(f"theta has {contents.shapes['theta'][0]} values and should have 2")
+
+    began = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=rf"not loaded: theta has {2**37} values and should have 2"):
+            load(path, expect)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+        path.unlink()
+    assert time.process_time() - began < 1
+
+
+def test_no_array_is_made_before_the_digest_is_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theta = np.zeros(2_000_000)
+    save(path, {"theta": theta}, {})
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="does not match its sha256"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < theta.nbytes / 4
+    finally:
+        tracemalloc.stop()
+
+
+# A file that changes while it is read.
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something before or after the library opens the file, the first `times` times it does."""
+
+    def arrange(change: Callable[[], object], after: bool = False, times: int = 1) -> None:
+        left = iter(range(times))
+
+        def opening(*arguments: Any, **options: Any) -> Any:
+            if not after and next(left, None) is not None:
+                change()
+            opened = safetensors.safe_open(*arguments, **options)
+            if after and next(left, None) is not None:
+                change()
+            return opened
+
+        monkeypatch.setattr("mlp_xp.files.tensors.safe_open", opening)
+
+    return arrange
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not replace a file that is open")
+@pytest.mark.parametrize("after", [False, True])
+def test_a_file_that_is_replaced_meanwhile_is_read_anew(
+    path: Path, meanwhile: Callable[..., None], after: bool
+) -> None:
+    save(path, {"theta": np.zeros(3)}, {"k": 1})
+    meanwhile(lambda: save(path, {"theta": np.ones(4)}, {"k": 2}), after)
+    arrays, metadata = load(path)
+    assert metadata == {"k": 2}
+    assert_same(arrays, {"theta": np.ones(4)})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not replace a file that is open")
+def test_a_file_that_is_replaced_for_ever_is_given_up(path: Path, meanwhile: Callable[..., None]) -> None:
+    save(path, {"theta": np.zeros(3)}, {"k": 1})
+    meanwhile(lambda: save(path, {"theta": np.zeros(3)}, {"k": 1}), times=100)
+    with pytest.raises(CheckpointError, match="replaced again and again"):
+        load(path)
+
+
+def test_a_file_that_is_truncated_meanwhile_is_refused(path: Path, meanwhile: Callable[..., None]) -> None:
+    save(path, {"theta": np.zeros(100_000)}, {})
+    meanwhile(lambda: os.truncate(path, 4096), after=True)
+    with pytest.raises(CheckpointError, match="does not match its sha256"):
+        load(path)
+
+
+def test_a_file_that_is_truncated_after_its_digest_was_checked_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(path, {"theta": np.zeros(100_000)}, {})
+    check = tensors._check_digest
+
+    def check_then_truncate(*arguments: Any) -> None:
+        check(*arguments)
+        os.truncate(path, 4096)
+
+    monkeypatch.setattr(tensors, "_check_digest", check_then_truncate)
+    with pytest.raises(CheckpointError, match="do not fit together"):  # and no signal kills the process
+        load(path)
+
+
+def test_a_file_that_is_written_to_after_its_digest_was_checked_is_read_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(path, {"theta": np.zeros(100_000)}, {})
+    check = tensors._check_digest
+
+    def check_then_write(*arguments: Any) -> None:
+        check(*arguments)
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"!")
+        os.utime(path, ns=(0, 0))  # another time for certain
+
+    monkeypatch.setattr(tensors, "_check_digest", check_then_write)
+    with pytest.raises(CheckpointError, match="does not match its sha256"):
+        load(path)
+
+
 # What must not become a file.
 
 
@@ -163,3 +308,13 @@ def test_save_refuses_and_keeps_the_old_file(
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == GOLDEN_FILE.read_bytes()
+    with pytest.raises(CheckpointError) as found_out:  # and so it is without a file
+        serialized_size(arrays, metadata)
+    assert str(found_out.value) in str(caught.value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4), metadata=st.dictionaries(st.text(), JSON, max_size=3))
+def test_the_size_is_known_before_it_is_saved(path: Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
+    save(path, arrays, metadata)
+    assert serialized_size(arrays, metadata) == path.stat().st_size

@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mlp_xp as mx
 from mlp_xp.estimators import LogisticRegression, Perceptron
+from mlp_xp.params import Parameters
 
 M = [[3, 3], [4, 3], [1, 1]]  # the lecture's M1, M2 and M3
 SIGNS = [1, 1, -1]
@@ -101,6 +102,27 @@ def test_S13_descent_at_the_default_rate_never_rises(k):
     with pytest.warns(ConvergenceWarning, match="longer than tol=1e-05 after 300 epochs; raise max_iter"):
         model = LogisticRegression(momentum=0, max_iter=300).fit(X, y)
     assert (np.diff(model.history_.loss) < 0).all()
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_S13_the_default_rate_is_one_over_the_steepest_curvature(k, rng):
+    """The bound is reached where a row's probability is split evenly between two classes."""
+    x = rng.standard_normal(4)
+    X, y = np.tile(x, (6, 1)), np.minimum(np.arange(6), k - 1)
+    lr = LogisticRegression(momentum=0, max_iter=1)
+    with pytest.warns(ConvergenceWarning):
+        rate = lr.fit(X, y).history_.lr[0]
+    model = mx.MLP([4, 1 if k == 2 else k], output="sigmoid" if k == 2 else "softmax", dtype="float64", init="zeros")
+    model.biases = [np.array([0.0] if k == 2 else [0, 0, -50.0])]
+
+    def slope(theta):
+        model.theta = theta
+        _, gradient = model.loss_and_gradient(X, y)
+        return model.layout.join(Parameters([None, *gradient.weights], [None, *gradient.biases]))
+
+    at, step = model.theta.copy(), 1e-5
+    hessian = [(slope(at + step * e) - slope(at - step * e)) / (2 * step) for e in np.eye(len(at))]
+    assert_allclose(rate * np.linalg.eigvalsh(hessian).max(), 1, rtol=1e-6)
 
 
 def test_S13_stops_where_the_gradient_is_small():

@@ -15,14 +15,15 @@ import mlp_xp.convert.onnx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.export import main, save_onnx, to_onnx
 
-onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
-from onnx.reference import ReferenceEvaluator  # noqa: E402
+from .libraries import Later
+
+pytestmark = pytest.mark.needs("onnx", "onnxruntime")
+onnx, reference, ort = Later("onnx"), Later("onnx.reference"), Later("onnxruntime")
 
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 RUNTIMES = {
     "onnxruntime": lambda proto: ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]),
-    "reference": ReferenceEvaluator,
+    "reference": lambda proto: reference.ReferenceEvaluator(proto),
 }
 
 
@@ -194,7 +195,7 @@ def test_a_file_is_whole_or_as_it_was(run_folder, monkeypatch):
         write(path, [chunks[0][:-1]], verify)
 
     monkeypatch.setattr(mlp_xp.convert.onnx, "replace_file", damage)
-    with pytest.raises(OSError, match="reads back otherwise"):
+    with pytest.raises(OSError, match="does not read back"):
         save_onnx(mx.MLP([4, 2]), path)
     assert path.read_bytes() == b"old"
     assert sorted(file.name for file in run_folder.iterdir()) == ["model.onnx", "model.safetensors"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import traceback
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import mlp_xp
+from mlp_xp import train
+from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 
 FOLDER = Path(mlp_xp.__file__).parent
 
@@ -19,9 +23,9 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"files", "datasets"},
     {"devices"},
     {"kernels", "params"},
-    {"model"},
-    {"objective", "optim"},
-    {"rows", "mlp", "convert"},
+    {"model", "metrics"},
+    {"optim"},
+    {"objective", "rows", "mlp", "convert"},
     {"engines"},
     {"loop"},
     {"callbacks"},
@@ -140,3 +144,72 @@ def test_training_on_the_cpu_takes_no_other_backend():
     source = IMPORT.format(optional=set(OPTIONAL)).replace("optional", train, 1)
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_cuda_is_known_to_kernels_engines_and_devices_only():
+    users = {
+        part(name) for name, found in GRAPH.items() for i in found if {"cuda", "cupy", "nvmath"} & set(i.split("."))
+    }
+    assert users == {"kernels", "engines"}
+
+
+# What is longer, or takes more, and why.
+LONG_MODULES = {"mlp_xp.mlp": 320}  # one public class, half of it docstrings
+LONG_FUNCTIONS = {
+    "mlp_xp.fit.fit": "the public entry: its arguments are what people may ask for",
+    "mlp_xp.loop.epochs": "the public entry",
+}
+MANY_PARAMETERS = {
+    "mlp_xp.fit.fit": "the public entry",
+    "mlp_xp.loop.epochs": "the public entry",
+    "mlp_xp.mlp.MLP.__init__": "the public constructor",
+}
+
+
+def functions(name):
+    """Yield the full name, the lines of the body without a docstring, and the number of parameters of each function."""
+    for node, path in walk(ast.parse(FILES[name].read_text(encoding="utf-8")), name):
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        lines = node.end_lineno - body[0].lineno + 1 if body else 0
+        taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        yield path, lines, len(taken) - (bool(taken) and taken[0].arg in ("self", "cls"))
+
+
+def walk(tree, path):
+    for node in ast.iter_child_nodes(tree):
+        inner = f"{path}.{node.name}" if hasattr(node, "name") else path
+        if isinstance(node, ast.FunctionDef):
+            yield node, inner
+        yield from walk(node, inner)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_modules_and_functions_can_be_taken_in_at_a_glance(name):
+    lines = len(FILES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= LONG_MODULES.get(name, 300), "is there a seam?"
+    for path, lines, parameters in functions(name):
+        assert lines <= 40 or path in LONG_FUNCTIONS, f"{path} has {lines} lines"
+        assert parameters <= 8 or path in MANY_PARAMETERS, f"{path} has {parameters} parameters"
+
+
+def test_x_goes_down_from_the_command_to_the_gradient_through_eight_modules(tmp_path, monkeypatch):
+    """They are those that docs/architecture.md shows."""
+    stacks = []
+    weight_gradient = NumpyKernels.weight_gradient
+
+    def look(self, *arguments):
+        frames = traceback.walk_stack(sys._getframe(1))
+        stacks.append([frame.f_globals["__name__"] for frame, _ in frames if "mlp_xp" in frame.f_globals["__name__"]])
+        return weight_gradient(self, *arguments)
+
+    monkeypatch.setattr(NumpyKernels, "weight_gradient", look)
+    arguments = ["--preset", "xor", "--epochs", "1", "--threads", "1", "--quiet", "--out", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    way = [*dict.fromkeys(stacks[0][::-1]), "mlp_xp.kernels.cpu.numpy_"]
+    way.remove("mlp_xp.cli.errors")  # around the command, for its exit code
+    page = (FOLDER.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("| module | what it does with X |") :].partition("\n\n")[0]
+    assert [f"mlp_xp.{name}".replace("/", ".") for name in re.findall(r"^\| `([\w/]+)\.py`", table, re.M)] == way
+    assert len(way) <= 8
+    levels = [LEVEL[part(name)] for name in way]
+    assert levels == sorted(levels, reverse=True)

@@ -54,6 +54,19 @@ def test_states_count_from_one_and_carry_the_loss_before_the_update(data):
     assert next(states, None) is None
 
 
+@pytest.mark.parametrize("pause", [None, lambda: True])
+@pytest.mark.parametrize("batch_size", [None, 25])
+def test_seconds_are_those_of_one_epoch_without_the_callbacks(batch_size, pause, data, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("mlp_xp.loop.perf_counter", lambda: float(next(clock)))  # each look at it takes a second
+    states = mx.epochs(network(), *data, epochs=3, batch_size=batch_size, pause=pause)
+    for state in states:
+        looks = state.updates if pause else 1
+        assert state.seconds == looks, state.epoch
+        if state.epoch == 2:
+            monkeypatch.setattr("mlp_xp.loop.perf_counter", lambda: 1000.0 + float(next(clock)))  # a slow callback
+
+
 def test_loss_of_an_epoch_of_mini_batches_is_the_mean_over_its_rows(data):
     model, X, y = network(), *data
     order = np.random.default_rng([0, 1]).permutation(60)
@@ -140,7 +153,9 @@ def test_bad_settings_are_refused_at_the_call(settings, message, data):
         ({"validation": (np.zeros((3, 4)), [0, 1, 7])}, "labels must lie between 0 and 1, got 0 to 7"),
         ({"tol": -1}, "tol must be a finite number of at least 0, got -1"),
         ({"tol": np.nan}, "tol must be a finite number of at least 0, got nan"),
+        ({"tol": True}, "tol must be a finite number of at least 0, got True"),
         ({"tol": 0.1, "patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        ({"patience": -5}, "patience must be a whole number of at least 1, got -5"),
         ({"epochs": None}, "epochs must be a whole number of at least 1, got None"),
     ],
 )
@@ -203,6 +218,8 @@ def test_tol_stops_when_the_loss_stalls(data):
 class Validation(Recorder):
     """Pretends to measure these validation losses."""
 
+    measures = ("val_loss",)
+
     def __init__(self, losses):
         super().__init__()
         self.losses, self.thetas = losses, []
@@ -250,9 +267,7 @@ def test_the_best_come_back_after_an_error_too(data):
     assert_array_equal(model.theta, measured.thetas[1])
 
 
-def test_early_stopping_asks_for_what_it_needs(data):
-    with pytest.raises(ValueError, match=r"needs validation data; pass fit\(..., validation=\(X, y\)\)"):
-        mx.fit(network(), *data, callbacks=[mx.EarlyStopping(monitor="val_loss")])
+def test_early_stopping_knows_its_monitors():
     with pytest.raises(ValueError, match="unknown monitor 'accuracy'; choose from 'loss', 'val_loss', 'gradient'"):
         mx.EarlyStopping(monitor="accuracy")
 

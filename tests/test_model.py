@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
+from mlp_xp.devices import numpy_
+from mlp_xp.files import tensors
+from mlp_xp.metrics import r_squared
 from mlp_xp.params import INITIALIZERS, Layout
 
 PAIRS = [(activation, output) for activation in mx.ACTIVATIONS for output in mx.OUTPUTS]
@@ -103,8 +114,8 @@ def test_predictions(output, rng, targets):
     task = mx.OUTPUTS[output].task
     if task == "values":
         assert_allclose(model.predict(X), A, rtol=1e-5, atol=1e-6)
-        residual, total = ((y - A) ** 2).sum(), ((y - y.mean(axis=0)) ** 2).sum()
-        assert_allclose(model.score(X, y), 1 - residual / total, rtol=1e-5)
+        residual, total = ((y - A) ** 2).sum(axis=0), ((y - y.mean(axis=0)) ** 2).sum(axis=0)
+        assert_allclose(model.score(X, y), np.mean(1 - residual / total), rtol=1e-5)
     if task == "labels":
         assert_array_equal(model.predict(X), A > 0)
     if not mx.OUTPUTS[output].probability:
@@ -175,7 +186,7 @@ STD = {
 
 
 @pytest.mark.parametrize("init", INITIALIZERS)
-def test_initialisers(init):
+def test_initializers(init):
     model = mx.MLP([300, 200, 2], init=init)
     W = model.weights[0]
     assert_allclose(W.std(), STD[init], rtol=0.02)
@@ -192,15 +203,200 @@ def test_save_and_load(tmp_path, rng):
     again = mx.MLP.load(tmp_path / "model.safetensors")
     assert again.config == model.config
     assert_array_equal(again.theta, model.theta)
-    assert mx.MLP.load(tmp_path / "model.safetensors", device="strict").device.library == "strict"
+    assert mx.MLP.load(tmp_path / "model.safetensors", device="strict").device.name == "strict"
 
 
 def test_repr_says_what_it_is():
     assert repr(mx.MLP([3, 4, 2])) == (
-        "MLP([3, 4, 2], activation=('sigmoid',), output='softmax', dtype='float32', device='cpu')"
+        "MLP([3, 4, 2], activation=('sigmoid',), output='softmax', dtype='float32', device='cpu'): 26 parameters"
     )
+    assert repr(mx.MLP([784, 196, 10])).endswith(": 155,830 parameters")
 
 
 @pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
 def test_dtype_by_any_name(dtype):
     assert mx.MLP([2, 2], dtype=dtype).dtype == "float32"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Predictions have the same bits for any number of threads
+
+OUTPUTS = """
+import hashlib, sys
+import numpy as np
+import mlp_xp as mx
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+for sizes in ([784, 196, 10], [30, 200, 150, 4], [5, 3]):
+    for n in (1, 2, 300, 5000):
+        X, y = rng.random((n, sizes[0])), rng.integers(0, sizes[-1], n)
+        model = mx.MLP(sizes, "tanh", dtype=sys.argv[1], seed=1)
+        loss, gradient = model.loss_and_gradient(X, y)
+        digest.update(model.outputs(X).tobytes() + repr((model.evaluate(X, y), float(loss))).encode())
+        digest.update(b"".join(np.ascontiguousarray(dW).tobytes() for dW in gradient.weights))
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_predictions_have_the_same_bits_for_any_number_of_blas_threads(dtype):
+    digests = set()
+    for threads in ("1", "2", "3"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", OUTPUTS, dtype], capture_output=True, text=True, check=True, env=environment
+        )
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_predictions_have_the_same_bits_for_any_number_of_threads(monkeypatch, rng):
+    X, y, found = rng.random((5000, 20)), rng.integers(0, 3, 5000), []
+    monkeypatch.setattr(numpy_, "_WORTH_THREADS", 0)
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(numpy_, "default_threads", lambda threads=threads: threads)
+        model = mx.MLP([20, 100, 3], "tanh")
+        found.append((model.outputs(X).tobytes(), model.evaluate(X, y)))
+    assert found[0] == found[1] == found[2]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# R^2 is scikit-learn's
+
+
+def values(rng, offset, scales, dtype="float32", n=4000):
+    y = (offset + rng.standard_normal((n, len(scales))) * scales).astype(dtype)
+    return y, (y + rng.standard_normal(y.shape) * np.asarray(scales) / 3).astype(dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, -1e5])
+@pytest.mark.parametrize("scales", [[1.0], [1.0, 100.0], [0.05, 3.0, 20.0]])
+def test_r_squared_is_scikit_learns_also_with_offsets(offset, scales, rng):
+    metrics = pytest.importorskip("sklearn.metrics")
+    for dtype in ("float32", "float64"):
+        y, p = values(rng, offset, scales, dtype)
+        assert_allclose(r_squared(y, p), metrics.r2_score(y.astype(float), p.astype(float)), rtol=1e-10)
+
+
+def test_r_squared_of_constant_targets_is_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    y = np.stack([np.full(50, 0.1), np.arange(50.0)], axis=1).astype(np.float32)
+    for p in (y, y + np.float32([1, 0]), y * np.float32([1, 0]), np.zeros_like(y)):
+        assert_allclose(r_squared(y, p), metrics.r2_score(y.astype(float), p.astype(float)), rtol=1e-12)
+        for column in (0, 1):
+            wanted = metrics.r2_score(y[:, column].astype(float), p[:, column].astype(float))
+            assert_allclose(r_squared(y[:, column], p[:, column]), wanted, rtol=1e-12)
+    assert r_squared(y[:1], y[:1]) == 1
+    assert r_squared(y[:1], y[:1] + 1) == 0
+
+
+def test_the_score_of_a_constant_prediction_at_the_mean_is_zero(rng):
+    Y = (1000 + rng.normal(0, 0.05, (10**5, 2))).astype(np.float32)
+    model = mx.MLP([1, 2], output="identity", init="zeros")
+    model.biases = [Y.astype(float).mean(axis=0)]
+    assert abs(model.score(np.zeros((10**5, 1)), Y)) < 1e-5
+
+
+def test_the_score_does_not_depend_on_the_units_of_an_output(rng):
+    model = mx.MLP([2, 2], output="identity", dtype="float64", init="zeros")
+    model.weights = [np.array([[1.0, 0], [0, 0]])]
+    Y = np.stack([rng.normal(0, 100, 2000), rng.normal(0, 1, 2000)], axis=1)
+    Y[:, 1] -= Y[:, 1].mean()
+    assert_allclose(model.score(Y, Y), 0.5, rtol=1e-12)  # one output is right, the other always at its mean
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Copies
+
+DEVICES = ["cpu", "torch", "jax", "strict"]
+COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_copy_is_a_model_of_its_own(device, way, dtype, rng):
+    if device in ("torch", "jax"):
+        pytest.importorskip(device)
+    X, y = rng.random((50, 4)), rng.integers(0, 3, 50)
+    model = mx.MLP([4, 5, 3], ["tanh"], dtype=dtype, device=device, seed=3)
+    mx.fit(model, X, y, epochs=2)
+    model.pixels, model.remark = False, ["mine"]
+    before, theta = model.outputs(X), model.device.to_host(model.theta).copy()
+    twin = COPIES[way](model)
+    assert type(twin) is mx.MLP
+    assert (twin.config, twin.device, twin.precision, twin.pixels) == (
+        model.config,
+        model.device,
+        model.precision,
+        False,
+    )
+    assert twin.remark == ["mine"]
+    assert_array_equal(twin.outputs(X), before)
+    mx.fit(twin, X, y, epochs=2)
+    assert (twin.device.to_host(twin.theta) != theta).any()
+    assert_array_equal(model.device.to_host(model.theta), theta)
+    mx.fit(model, X, y, epochs=2)
+    assert_array_equal(model.outputs(X), twin.outputs(X))
+    model.weights = [W * 0 for W in model.weights]
+    assert twin.outputs(X).any()
+
+
+def test_processes_of_joblib_take_models_and_give_them_back(rng):
+    joblib = pytest.importorskip("joblib")
+    X, y = rng.random((60, 4)), rng.integers(0, 3, 60)
+    models = [mx.MLP([4, 5, 3], seed=seed) for seed in (1, 2)]
+    run = joblib.Parallel(n_jobs=2, prefer="processes")
+    losses = [history.loss for history in run(joblib.delayed(mx.fit)(model, X, y, epochs=3) for model in models)]
+    outputs = run(joblib.delayed(mx.MLP.outputs)(model, X) for model in models)
+    for model, loss, found in zip(models, losses, outputs, strict=True):
+        assert_array_equal(model.outputs(X), found)
+        assert mx.fit(model, X, y, epochs=3).loss == loss
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is decided about pixels travels with the model
+
+
+@pytest.mark.parametrize("pixels", [None, True, False])
+def test_what_bytes_count_as_is_saved(pixels, tmp_path):
+    model = mx.MLP([3, 2])
+    model.pixels = pixels
+    model.save(tmp_path / "model.safetensors")
+    assert mx.MLP.load(tmp_path / "model.safetensors").pixels is pixels
+
+
+@pytest.mark.parametrize("pixels", [1, "yes", [True]])
+def test_anything_else_about_pixels_is_refused(pixels, tmp_path):
+    mx.MLP([3, 2]).save(tmp_path / "model.safetensors")
+    arrays, metadata = tensors.load(tmp_path / "model.safetensors")
+    tensors.save(tmp_path / "model.safetensors", arrays, {**metadata, "pixels": pixels})
+    with pytest.raises(ValueError, match=r"not loaded: pixels is .*, and must be true, false or absent"):
+        mx.MLP.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": [1, 1]}, r"sizes \[1, 1\] and dtype 'float32', but has weights \[\(16384, 16384\)\] of float32"),
+        ({"dtype": "float64"}, "dtype 'float64', but has weights"),
+        ({"sizes": [16384, 4, 16384]}, "does not describe a model"),
+        ({"sizes": 7}, "does not describe a model"),
+    ],
+)
+def test_a_file_that_contradicts_itself_costs_its_header(change, message, tmp_path):
+    """It is sparse: a few bytes on the disk that claim a gigabyte."""
+    model = {"sizes": [16384, 16384], "activation": [], "output": "softmax", "init": "zeros", "dtype": "float32"}
+    own = {"format": "1", "sha256": "0" * 64, "mlp_xp": json.dumps({"kind": "model", "model": {**model, **change}})}
+    weight = {"dtype": "F32", "shape": [16384, 16384], "data_offsets": [0, 2**30]}
+    bias = {"dtype": "F32", "shape": [16384], "data_offsets": [2**30, 2**30 + 2**16]}
+    header = {"__metadata__": own, "layers.0.weight": weight, "layers.0.bias": bias}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + 2**30 + 2**16)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        mx.MLP.load(tmp_path / "model.safetensors")
+    assert time.process_time() - start < 0.2

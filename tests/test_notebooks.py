@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import re
 import tempfile
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = {"02_backpropagation_by_hand"}
+NEEDS = {"07_backends_and_speed": ("torch", "jax")}
 LARGEST = 600_000  # bytes
 URL = re.compile(r"https?://\S+")
 PLACE = re.compile(
@@ -140,7 +142,14 @@ def test_asserts_the_numbers_that_matter(path):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.needs(*NEEDS.get(path.stem, ())), *([] if path.stem in QUICK else [pytest.mark.slow])],
+        )
+        for path in NOTEBOOKS
+    ],
 )
 def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -148,7 +157,8 @@ def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # else JAX warns where it finds a GPU that it was not built for
     notebook = read(path)
     stored = [kinds(cell) for cell in code_cells(notebook)]
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    asyncio.run(client.async_execute())  # unlike client.execute(), this closes its event loop
     fresh = [kinds(cell) for cell in code_cells(notebook)]
     assert not any("stderr" in kind for kind in fresh), words(notebook)
     assert fresh == stored, "run the notebook again, and keep its outputs"

@@ -75,21 +75,51 @@ def test_learning_curve_of_a_plain_run_is_its_loss():
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title("left")) == ("Epoch", "Mean loss", "Loss")
 
 
-def test_learning_curves_add_validation_and_accuracy_where_recorded():
-    run = history(val_loss=[3, 2, 1], accuracy=[0.1, 0.2, 0.3], val_accuracy=[0, 0.1, 0.2])
+def test_learning_curves_name_the_data_and_give_each_kind_a_color():
+    run = history(val_loss=[3, 1, 2], val_accuracy=[0, 0.1, 0.2], test_loss=[4, 3, 3], test_accuracy=[0, 0, 0.1])
     loss, score = plots.learning_curves(run)
-    assert labels(loss) == labels(score) == ["training", "validation"]
-    np.testing.assert_array_equal(loss.lines[1].get_ydata(), [3, 2, 1])
-    np.testing.assert_array_equal(score.lines[0].get_ydata(), [0.1, 0.2, 0.3])
-    np.testing.assert_array_equal(score.lines[1].get_ydata(), [0, 0.1, 0.2])
-    assert loss.lines[0].get_linestyle() != loss.lines[1].get_linestyle()
+    during, after = "(during the epoch)", "(after the epoch)"
+    assert labels(loss) == [f"training {during}", f"validation {after}", "best epoch, 2", f"test {after}"]
+    assert labels(score) == [f"validation {after}", f"test {after}"]
+    drawn = dict(zip(labels(loss), loss.lines, strict=True))
+    np.testing.assert_array_equal(drawn[f"validation {after}"].get_ydata(), [3, 1, 2])
+    np.testing.assert_array_equal(drawn[f"test {after}"].get_ydata(), [4, 3, 3])
+    np.testing.assert_array_equal(drawn["best epoch, 2"].get_xydata(), [[2, 1]])
+    curves = [line for label, line in drawn.items() if not label.startswith("best")]
+    assert len({to_hex(line.get_color()) for line in curves}) == len({line.get_linestyle() for line in curves}) == 3
+    np.testing.assert_array_equal(score.lines[1].get_ydata(), [0, 0, 0.1])
+    assert score.lines[1].get_color() == drawn[f"test {after}"].get_color()
 
 
-def test_learning_curves_overlay_runs_in_different_colours():
-    (ax,) = plots.learning_curves({"sgd": history(), "adam": history(5)})
-    assert labels(ax) == ["sgd, training", "adam, training"]
-    assert [len(line.get_xdata()) for line in ax.lines] == [3, 5]
-    assert ax.lines[0].get_color() != ax.lines[1].get_color()
+def test_test_data_choose_no_epoch():
+    (ax,) = plots.learning_curves(history(test_loss=[3, 1, 2]))
+    assert labels(ax) == ["training (during the epoch)", "test (after the epoch)"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "titles"),
+    [
+        ({}, ["Loss"]),
+        ({"val_accuracy": [0, 0, 1]}, ["Loss", "Accuracy"]),
+        ({"test_r2": [0, 0, 1]}, ["Loss", "Coefficient of determination"]),
+        ({"lr": [0.1, 0.1, 0.1]}, ["Loss"]),
+        ({"lr": [0.1, 0.1, 0.2], "test_accuracy": [0, 0, 1]}, ["Loss", "Accuracy", "Learning rate"]),
+    ],
+)
+def test_learning_curves_have_a_panel_for_what_was_recorded_and_varies(columns, titles):
+    axes = plots.learning_curves(history(**columns))
+    assert [ax.get_title("left") for ax in axes] == titles
+    drawn = [ax.lines[0].get_ydata().tolist() for ax in axes[1:]]
+    assert drawn == [values for name, values in sorted(columns.items(), reverse=True) if len(set(values)) > 1]
+
+
+def test_learning_curves_overlay_runs_in_different_colors():
+    runs = {"sgd": history(val_loss=[3, 2, 1]), "adam": history(5)}
+    (ax,) = plots.learning_curves(runs)
+    assert labels(ax) == ["sgd, training", "sgd, validation", "sgd, best epoch, 3", "adam, training"]
+    assert [len(line.get_xdata()) for line in ax.lines] == [3, 3, 1, 5]
+    colors = [line.get_color() for line in ax.lines]
+    assert colors[0] == colors[1] == colors[2] != colors[3]
 
 
 def test_learning_curves_draw_the_loss_alone_on_a_single_axes():
@@ -183,7 +213,7 @@ def test_loss_surface_says_what_is_missing(options, message):
 
 
 def region_at(ax, x, y):
-    """Return the number of the class whose colour the picture has at (x, y)."""
+    """Return the number of the class whose color the picture has at (x, y)."""
     across, up = ax.transData.transform((x, y))
     return ax.images[0].get_cursor_data(SimpleNamespace(x=across, y=up))
 
@@ -213,12 +243,12 @@ def test_pictures_of_a_trained_network(tmp_path):
     model = MLP([2, 8, 1], activation="tanh", output="sigmoid", seed=1)
     record = fit(model, *XOR, epochs=200, optimizer=SGD(lr=2.0), validation=XOR)
     loss, score = plots.learning_curves(record)
-    assert [len(line.get_xdata()) for line in loss.lines] == [200, 200]
+    assert [len(line.get_xdata()) for line in loss.lines] == [200, 200, 1]
     assert score.lines[0].get_ydata()[-1] == 1
     ax = plots.decision_regions(model, *XOR)
     assert [region_at(ax, *point) for point in XOR[0]] == XOR[1].tolist()
     plots.save_run_plots(tmp_path, model, record, XOR)
-    assert saved(tmp_path) == ["confusion_matrix.png", "learning_curves.png"]
+    assert saved(tmp_path) == ["confusion_matrix.png", "decision_regions.png", "learning_curves.png"]
 
 
 @pytest.mark.parametrize(
@@ -305,9 +335,22 @@ def test_weight_images_show_the_first_units_around_zero():
     picture = ax.images[0]
     shown = np.ma.filled(picture.get_array(), np.nan)
     assert np.count_nonzero(~np.isnan(shown)) == 4 * 6
-    np.testing.assert_array_equal(shown[:2, :3], W[0].reshape(2, 3))
+    np.testing.assert_array_equal(shown[0:2, :3], W[0].reshape(2, 3))
     np.testing.assert_array_equal(shown[-2:, -3:], W[3].reshape(2, 3))
     assert picture.get_clim() == (-4, 4)
+    assert texts(ax) == ["0", "1", "2", "3"]
+    assert ax.get_title("left") == "Weights into hidden units (4 of 6)"
+    assert plots.weight_images(W, shape=(2, 3)).get_title("left") == "Weights into hidden units (6)"
+
+
+def test_one_large_weight_does_not_make_the_other_images_pale():
+    W = np.random.default_rng(0).uniform(-1, 1, (25, 100))
+    W[3, 7] = 1000
+    assert 0.9 < plots.weight_images(W, shape=(10, 10)).images[0].get_clim()[1] < 1
+
+
+def test_weights_that_are_all_zero_are_drawn():
+    assert plots.weight_images(np.zeros((2, 4)), shape=(2, 2)).images[0].get_clim() == (-1, 1)
 
 
 def test_weight_images_refuse_another_shape():
@@ -343,13 +386,21 @@ def test_most_confidently_wrong_are_the_surest_mistakes():
     proba = np.array([[0.45, 0.55], [0.99, 0.01], [0.1, 0.9], [0.2, 0.8], [1.0, 0.0]])
     ax = plots.most_confidently_wrong(digit_images(5), y, proba, count=2)
     assert greys(ax) == [2, 3]
-    assert texts(ax) == ["0, not 1\n99.0%", "1, not 0\n90.0%"]
+    assert texts(ax) == ["0, not 1\n99.0%  #1", "1, not 0\n90.0%  #2"]
     assert greys(plots.most_confidently_wrong(digit_images(5), y, proba[:, 1:])) == [2, 3, 1]  # all there are
 
 
 def test_most_confidently_wrong_says_when_nothing_is():
     ax = plots.most_confidently_wrong(digit_images(2), np.array([0, 1]), np.eye(2))
     assert texts(ax) == ["None of 2 samples is wrong"]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(1, "100.0%"), (0.9996, "99.96%"), (0.99999, "99.999%"), (1 - 1e-12, ">99.9999%"), (0.75, "75.0%"), (0.0, "0.0%")],
+)
+def test_no_probability_but_certainty_is_shown_as_100_percent(share, shown):
+    assert texts(plots.digit_predictions(digit_images(1), [3], [share])) == [f"3\n{shown}"]
 
 
 # confusion matrix
@@ -385,6 +436,28 @@ def test_confusion_matrix_refuses(truth, predicted, message):
         plots.confusion_matrix(truth, predicted, labels=["a", "b"])
 
 
+# values
+
+
+def test_predicted_values_lie_over_the_true_ones():
+    ax = plots.predicted_against_true([1, 2, 4], [[1.5], [2], [3]])
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), [[1, 1.5], [2, 2], [4, 3]])
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 1], [4, 4]])
+    assert labels(ax) == ["predicted = true"]
+
+
+def test_each_column_of_values_has_its_color():
+    ax = plots.predicted_against_true(np.eye(2), 1 - np.eye(2))
+    assert labels(ax) == ["predicted = true", "value 0", "value 1"]
+    np.testing.assert_array_equal(ax.collections[1].get_offsets(), [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize(("truth", "predicted"), [([1, 2], [1]), ([], [])])
+def test_predicted_values_without_their_true_ones_are_refused(truth, predicted):
+    with pytest.raises(ValueError, match=rf"{len(truth)} true and {len(predicted)} predicted values; give one of each"):
+        plots.predicted_against_true(truth, predicted)
+
+
 # a run's folder
 
 
@@ -408,13 +481,30 @@ def test_save_run_plots_of_an_image_classifier(tmp_path):
         ([4, 3, 1], "sigmoid", [0, 1], ["confusion_matrix.png", "learning_curves.png"]),
         ([4, 3, 2], "softmax", [[0, 1], [1, 0]], ["confusion_matrix.png", "learning_curves.png"]),
         ([4, 3, 2], "sigmoid", [[0, 1], [1, 1]], ["learning_curves.png"]),
-        ([64, 3, 1], "identity", [0.5, 1.5], ["first_layer_weights.png", "learning_curves.png"]),
+        (
+            [64, 3, 1],
+            "identity",
+            [0.5, 1.5],
+            ["first_layer_weights.png", "learning_curves.png", "predicted_against_true.png"],
+        ),
+        ([2, 3, 2], "identity", [[0, 1], [1, 1]], ["learning_curves.png", "predicted_against_true.png"]),
+        ([2, 3, 3], "softmax", [0, 2], ["confusion_matrix.png", "decision_regions.png", "learning_curves.png"]),
+        ([2, 3, 8], "softmax", [0, 7], ["confusion_matrix.png", "learning_curves.png"]),  # more than there are colors
         ([64, 1], "perceptron", [0, 1], [f"{name}.png" for name in IMAGE_FILES if name != "most_confidently_wrong"]),
     ],
 )
 def test_save_run_plots_leaves_out_what_makes_no_sense(tmp_path, sizes, output, y, files):
     plots.save_run_plots(tmp_path, MLP(sizes, output=output), history(), (np.ones((2, sizes[0])), np.array(y)))
     assert saved(tmp_path) == files
+
+
+def test_decision_regions_of_bytes_are_those_that_the_model_sees(tmp_path, monkeypatch):
+    """Bytes count as x / 255 in a model: the plane between them has to be in the same units."""
+    drawn = {}
+    monkeypatch.setattr("mlp_xp.plots.run.decision_regions", lambda model, X, y, ax: drawn.update(X=X))
+    X = np.array([[0, 255], [51, 0]], np.uint8)
+    plots.save_run_plots(tmp_path, MLP([2, 3, 2]), history(), (X, np.array([0, 1])))
+    np.testing.assert_allclose(drawn["X"], [[0, 1], [0.2, 0]])
 
 
 def test_save_run_plots_works_in_a_thread_and_makes_no_pyplot_figure(tmp_path):
@@ -470,6 +560,7 @@ def test_without_matplotlib_the_error_says_what_to_install():
         lambda ax: plots.digit_predictions(digit_images(2), [0, 1], [1, 1], ax=ax),
         lambda ax: plots.most_confidently_wrong(digit_images(2), [0, 1], np.eye(2), ax=ax),
         lambda ax: plots.confusion_matrix([0, 1], [0, 1], ax=ax),
+        lambda ax: plots.predicted_against_true([0, 1], [0, 1], ax=ax),
     ],
 )
 def test_drawing_on_given_axes_returns_them_and_makes_no_figure(draw):

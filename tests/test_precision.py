@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.checks import check_precision
 from mlp_xp.cli.config import parse
-from mlp_xp.devices import PRECISIONS, Device
+from mlp_xp.devices import PRECISIONS, CupyDevice, check_precision
 from mlp_xp.kernels.cuda import operations as cuda
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.train import main
 
-GPU = Device("cuda", np)
+GPU = CupyDevice("cuda", np)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "fp32"), ("float64", "fp64")])
@@ -47,9 +46,9 @@ def test_what_a_device_does_not_have_is_refused(precision: str, dtype: str, devi
 def test_halves_are_for_bytes() -> None:
     model = mx.MLP([2, 2])
     model.precision = "fp16x2"
-    assert model.check_features(np.ones((3, 2), np.uint8)).dtype == np.uint8
+    assert model.open(np.full((3, 2), 9, np.uint8)).dtype == np.uint8
     with pytest.raises(ValueError, match="exact for uint8 pixels only, got float32; pass those, or use 'tf32'"):
-        model.check_features(np.ones((3, 2)))
+        model.open(np.ones((3, 2)))
 
 
 def test_fewer_digits_need_nvmath(monkeypatch: pytest.MonkeyPatch) -> None:

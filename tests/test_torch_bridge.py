@@ -12,8 +12,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 
-torch = pytest.importorskip("torch")
-nn = torch.nn
+from .libraries import Later
+
+pytestmark = pytest.mark.needs("torch")
+torch, nn = Later("torch"), Later("torch.nn")
 
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 
@@ -125,54 +127,119 @@ def linear_with(**values):
     return linear
 
 
-ENDS = nn.Linear(3, 2), nn.Softmax(dim=1)
-
-
 @pytest.mark.parametrize(
     ("module", "output", "words"),
     [
         (
-            nn.Sequential(*ENDS),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)),
             "softmax",
             r"has a Softmax after 1 Linear; allowed are .* ReLU, LeakyReLU",
         ),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), "softmax", "has a Flatten after 0 Linear;"),
-        (nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), "softmax", "has a Tanh after 0 Linear;"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.ReLU()), "softmax", "has a ReLU after 1 Linear and a Tanh;"),
-        (nn.ModuleList([nn.Linear(3, 2)]), "softmax", "has a ModuleList after 0 Linear;"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "softmax", "has a ParametrizedLinear after"),
-        ("model.pt", "softmax", "has a str after 0 Linear; allowed are"),
-        (nn.Sequential(), "softmax", "parameters are missing: there is no Linear; give"),
-        (nn.Linear(3, 2, bias=False), "softmax", r"bias=False\) has no bias.*torch.zeros_like"),
-        (nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.2), nn.Linear(2, 2)), "softmax", r"LeakyReLU\(0.01\)"),
-        (nn.Linear(3, 2).half(), "softmax", r"are torch.float16; give .* after \.float\(\)"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()), "softmax", "are torch.float32 and torch.float64"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), "softmax", "has a Flatten after 0 Linear;"),
+        (lambda: nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), "softmax", "has a Tanh after 0 Linear;"),
         (
-            nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.ReLU()),
+            "softmax",
+            "has a ReLU after 1 Linear and a Tanh;",
+        ),
+        (lambda: nn.ModuleList([nn.Linear(3, 2)]), "softmax", "has a ModuleList after 0 Linear;"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "softmax", "has a ParametrizedLinear after"),
+        (lambda: "model.pt", "softmax", "has a str after 0 Linear; allowed are"),
+        (lambda: nn.Sequential(), "softmax", "parameters are missing: there is no Linear; give"),
+        (lambda: nn.Linear(3, 2, bias=False), "softmax", r"bias=False\) has no bias.*torch.zeros_like"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.2), nn.Linear(2, 2)),
+            "softmax",
+            r"LeakyReLU\(negative_slope=0.01\)",
+        ),
+        (lambda: nn.Linear(3, 2).half(), "softmax", r"are torch.float16; give .* after \.float\(\)"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()),
+            "softmax",
+            "are torch.float32 and torch.float64",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)),
             "softmax",
             r"\(2, 4\)\], got \[\(4, 3\), \(2, 5\)",
         ),
-        (linear_with(weight=np.nan), "softmax", "weights must be finite"),
-        (linear_with(bias=np.inf), "softmax", "biases must be finite"),
-        (nn.Linear(3, 1), "softmax", "needs at least 2 output units"),
-        (nn.Linear(3, 2), "softmin", "unknown output 'softmin'"),
+        (lambda: linear_with(weight=np.nan), "softmax", "weights must be finite"),
+        (lambda: linear_with(bias=np.inf), "softmax", "biases must be finite"),
+        (lambda: nn.Linear(3, 1), "softmax", "needs at least 2 output units"),
+        (lambda: nn.Linear(3, 2), "softmin", "unknown output 'softmin'"),
         (
-            nn.Linear(3, 2),
+            lambda: nn.Linear(3, 2),
             "sigmoid_mse",
             "ends in 'identity', and .* 'softmax' or 'sigmoid' or",
         ),
         (
-            nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()),
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()),
             "sigmoid",
             "output 'softmax_of_sigmoid' or 'sigmoid_mse', or",
         ),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "identity", r"\(its loss does the rest\); change the module's end"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()),
+            "identity",
+            r"\(its loss does the rest\); change the module's end",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refusals(module, output, words):
     with pytest.raises(ValueError, match=words):
-        mx.MLP.from_torch(module, output)
+        mx.MLP.from_torch(module(), output)
+
+
+def tied(part):
+    """Return two layers that share one parameter."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    setattr(second, part, getattr(first, part))
+    return nn.Sequential(first, nn.ReLU(), second)
+
+
+def twice(join):
+    """Return one layer at two places."""
+    linear = nn.Linear(3, 3)
+    return join(linear)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: twice(lambda linear: nn.Sequential(linear, nn.ReLU(), linear)),
+        lambda: twice(lambda linear: nn.Sequential(linear, nn.Sequential(linear))),
+        lambda: tied("weight"),
+        lambda: tied("bias"),
+    ],
+    ids=["one layer twice", "inside another", "one weight", "one bias"],
+)
+def test_layers_that_share_a_parameter_are_refused(module):
+    with pytest.raises(ValueError, match=r"two layers .* share a parameter.*copy.deepcopy\(linear\)"):
+        mx.MLP.from_torch(module())
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("place", ["", "0", "1", "2", "2.0"], ids=lambda place: place or "the whole")
+def test_forward_hooks_are_refused_wherever_they_are(place, register):
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2)))
+    handle = getattr(module.get_submodule(place), register)(lambda *_: None)
+    kind = type(module.get_submodule(place)).__name__
+    with pytest.raises(ValueError, match=f"{kind} has forward hooks, .* remove them: handle.remove"):
+        mx.MLP.from_torch(module)
+    handle.remove()
+    assert mx.MLP.from_torch(module).sizes == (3, 4, 2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+def test_weights_that_a_hook_computes_are_refused():
+    with pytest.raises(ValueError, match="Linear has forward hooks"):
+        mx.MLP.from_torch(torch.nn.utils.weight_norm(nn.Linear(3, 2)))
+
+
+def test_an_activation_may_be_used_twice():
+    relu = nn.ReLU()
+    module = nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 5), relu, nn.Linear(5, 2))
+    assert mx.MLP.from_torch(module).activation == ("relu", "relu")
 
 
 def test_the_remedy_for_a_missing_bias_works(rng):

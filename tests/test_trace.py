@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def real_pass(sizes, n, activation, output, targets):
     X, y = np.random.default_rng(0).random((n, sizes[0])), targets(output, n, sizes[-1])
     recording, params = Recording(GenericKernels(np, "float64")), model.layout.split(model.theta)
     into = model.layout.split(np.zeros(model.layout.size))
-    y = model.check_targets(y, n)
+    y = model.targets(y, n).y
     grad_sum(model.network, recording, params, X, y, into)
     return params, recording.results
 
@@ -216,6 +217,22 @@ def test_table_is_aligned_and_fits(output, form, capsys):
         if row.startswith(("  Z", "total")):
             assert row[end - 1].isdigit()
             assert row[end] == " "
+
+
+@pytest.mark.parametrize("form", ["row", "column"])
+def test_on_a_narrow_terminal_shapes_stand_below_their_formulas(form, capsys, monkeypatch):
+    arguments = ["784", "196", "10", "--samples", "60000", "--form", form]
+    printed = {}
+    for columns in ("", "80", "140"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(arguments) == 0
+        printed[columns] = capsys.readouterr().out.splitlines()
+    assert printed[""] == printed["140"]
+    assert max(map(len, printed["80"])) <= 80 < max(map(len, printed[""]))
+    words = {columns: [set(line.split()) - {"shapes"} for line in lines] for columns, lines in printed.items()}
+    formulas = [i for i, line in enumerate(printed["80"]) if re.match(r"  \S.* = ", line)]
+    together = [words["80"][i] | words["80"][i + 1] for i in formulas]
+    assert together == [row for row, line in zip(words[""], printed[""], strict=True) if re.match(r"  \S.* = ", line)]
 
 
 def test_numbers_of_the_table(capsys):

@@ -15,7 +15,8 @@ from typing import Any, get_args, get_type_hints
 from ..checks import check_count
 from ..devices import PRECISIONS
 from ..runs.checkpoint import check_every, check_same
-from ..runs.record import FILE, read
+from ..runs.folder import RunFolder
+from ..runs.record import read
 from .errors import Parser, did_you_mean, printable
 
 __all__ = ["PRESETS", "Config", "flag", "parse"]
@@ -182,9 +183,9 @@ def _as_text(part: Field[Any]) -> str:
 
 def _resumed(folder: str, given: dict[str, Any]) -> Config:
     """Return the configuration of the run in a folder, with the options that were given beside ``--resume``."""
-    path = Path(folder, FILE)
+    path = RunFolder(folder).checkpoint
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {FILE} to resume from; nothing was saved there: start the run anew")
+        raise ValueError(f"{folder} holds no {path.name} to resume from; nothing was saved there: start the run anew")
     saved = read(path).config
     try:
         saved["data"]
@@ -272,7 +273,9 @@ def _read(path: str) -> dict[str, Any]:
     known = [part.name for part in fields(Config)]
     if unknown := sorted(set(table) - set(known)):
         hint = did_you_mean(unknown[0], known)
-        raise ValueError(f"{path} sets unknown options {', '.join(unknown)}{hint}; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{path} sets unknown options {', '.join(unknown)}{hint}; known are {', '.join(sorted(known))}"
+        )
     return {name: _convert(name, value) for name, value in table.items()}
 
 

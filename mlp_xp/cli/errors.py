@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..fit import DivergenceError
-from ..runs.record import FILE
+from ..runs.folder import RunFolder
 from ..runs.signals import Interrupted
 
 __all__ = ["Parser", "did_you_mean", "exit_code", "model_file", "printable"]
@@ -84,8 +84,9 @@ def exit_code(name: str, command: Callable[[], object]) -> int:
 def _run(name: str, command: Callable[[], object]) -> int:
     try:
         try:
-            with warnings.catch_warnings():  # of what overflows, the DivergenceError says more
-                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"mlp_xp\.")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"mlp_xp\.")  # DivergenceError tells
+                warnings.showwarning = lambda message, *place: _say(name, f"warning: {message}")
                 command()
         finally:
             print(end="", flush=True)
@@ -105,6 +106,8 @@ def _run(name: str, command: Callable[[], object]) -> int:
     except Exception as error:
         if isinstance(error, ValueError) and _is_meant(error):
             return _complain(name, error, 2)
+        if "start new thread" in str(error):  # RuntimeError of the system's, which has no class or number of its own
+            return _complain(name, f"{error}; use --threads 1, or end other programs", 2)
         traceback.print_exc()
         return _complain(name, "this is a bug of mlp_xp, not of your input; please report it with the lines above", 70)
     return 0
@@ -124,14 +127,14 @@ def model_file(source: Path) -> Path:
     ValueError
         If the run is not finished.
     """
+    run = RunFolder(source)
     if not source.is_dir():
         return source
-    path = source / "model.safetensors"
-    if not path.exists() and (source / FILE).exists():
+    if not run.model.exists() and run.checkpoint.exists():
         raise ValueError(
-            f"{source}: this run is not finished, there is no {path.name} yet; go on with: {_resume(str(source))}"
+            f"{source}: this run is not finished, there is no {run.model.name} yet; go on with: {_resume(str(source))}"
         )
-    return path
+    return source / run.model.name
 
 
 def _resume(folder: str) -> str:
@@ -143,6 +146,10 @@ def _complain(name: str, error: object, code: int) -> int:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.filename is not None:
         error = f"{error.filename}: {error.strerror}"
-    with suppress(OSError):  # standard error is full or broken; the exit code still tells
-        print(f"mlp-xp {name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    _say(name, error)
     return code
+
+
+def _say(name: str, message: object) -> None:
+    with suppress(OSError):  # standard error is full or broken; the exit code still tells
+        print(f"mlp-xp {name}: {printable(' '.join(str(message).split()))}", file=sys.stderr)

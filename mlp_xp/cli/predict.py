@@ -21,7 +21,7 @@ from ..datasets.npz import read_npz
 from ..datasets.pictures import PNG, read_png
 from ..datasets.records import make_dataset
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from .errors import Parser, exit_code, model_file
 
 __all__ = ["main", "run"]

@@ -6,6 +6,7 @@ The table is no second description of the pass: the text of ``model.py`` runs on
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import cast
 from ..checks import check_choice, check_count, check_sizes
 from ..kernels import Kernels
 from ..kernels.symbolic import PRODUCTS, ShapeKernels, Step, Symbol
-from ..model import OUTPUTS, Network, check_activations, check_output, grad_sum
+from ..model import Network, check_activations, grad_sum
+from ..objective import OUTPUTS, Objective, check_output
 from ..params import Parameters
 from .errors import Parser, exit_code
 
@@ -27,8 +29,9 @@ FORMS = ("row", "column")
 ITEM_SIZES = {"fp32": 4, "fp64": 8}
 HEADINGS = ("formula", "shapes", "parameters", "FLOPs", "bytes")
 NOTES = """\
-FLOPs: 2 for each multiply-add of a matrix product, 1 for each element of everything else.
-dW and db are sums over the samples; they are divided by n once, at the end."""
+FLOPs: 2 for each multiply-add of a matrix product, 1 for each element of
+everything else. dW and db are sums over the samples. They are divided by n
+once, at the end."""
 
 
 def trace(
@@ -70,7 +73,7 @@ def trace(
     last = check_output(output, sizes[-1])
     item_size = ITEM_SIZES[check_choice("precision", precision, ITEM_SIZES)]
     kernels = ShapeKernels(check_choice("form", form, FORMS), item_size)
-    network = Network(("", *g, last.activation), last.loss)
+    network = Network(("", *g, last.activation), Objective(last))
     X, Y = Symbol("X", (n, sizes[0])), Symbol("Y", (n, sizes[-1]))
     grad_sum(network, cast(Kernels, kernels), _symbols("W", "b", sizes), X, Y, into=_symbols("dW", "db", sizes))
     return kernels.steps
@@ -139,21 +142,38 @@ def totals(steps: Sequence[Step]) -> dict[str, int]:
 
 
 def _table(steps: Sequence[Step]) -> str:
-    """Return an aligned table for the terminal: large numbers rounded, totals exact below."""
+    """Return an aligned table for the terminal: large numbers rounded, totals exact below.
+
+    On a terminal that is too narrow for it, shapes stand below their formulas.
+    """
     rows = [HEADINGS]
     for part, group in groupby(steps, key=lambda step: step.part):
         rows.append((part, "", "", "", ""))
         rows += [(f"  {s.formula}", s.shapes, *_short(s.parameters, s.flops, s.bytes)) for s in group]
     total = totals(steps)
     rows.append(("total", "", *_short(total["parameters"], total["flops"], total["bytes"])))
+    terminal = shutil.get_terminal_size((10_000, 0)).columns  # a file or a pipe takes every width
+    lines = _align(rows)
+    if max(map(len, lines)) > terminal:
+        below = {row[0]: row[1] for row in rows[1:] if row[1]}
+        narrow = _align([(formula, *numbers) for formula, _, *numbers in rows])
+        lines = []
+        for line, row in zip(narrow, rows, strict=True):
+            lines += [line, f"      {below[row[0]]}"] if row[0] in below else [line]
+    lines.insert(-1, "-" * max(map(len, lines)))
+    flops = f"{total['flops']:,} FLOPs, {total['product_flops']:,} of them in matrix products"
+    return "\n".join([*lines, "", flops, f"{total['bytes']:,} bytes", NOTES])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return each row as a line of aligned cells: the last three, which are numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = len(widths) - 3
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [*map(str.ljust, row[:words], widths), *map(str.rjust, row[words:], widths[words:])]
         lines.append("  ".join(cells).rstrip())
-    lines.insert(-1, "-" * (sum(widths) + 8))
-    products = f"{total['flops']:,} FLOPs, {total['product_flops']:,} of them in matrix products"
-    return "\n".join([*lines, "", f"{products}; {total['bytes']:,} bytes.", NOTES])
+    return lines
 
 
 def _markdown(steps: Sequence[Step]) -> str:

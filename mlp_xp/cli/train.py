@@ -1,11 +1,11 @@
 """``python -m mlp_xp.train``: train a network from the command line and leave a run folder.
 
-The folder holds ``config.json``, ``env.json``, ``history.csv``, ``model.safetensors``, ``plots/*.png``, and
-``checkpoint.safetensors``, from which ``--resume`` goes on.
+What is in the folder is up to :class:`mlp_xp.runs.folder.RunFolder`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,22 +13,28 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..callbacks import History, Progress
-from ..datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
+import numpy as np
+
+from ..callbacks import EarlyStopping, Evaluation, History, Progress
+from ..datasets import Dataset
 from ..devices import PRECISIONS
-from ..files.atomic import probe_writable
-from ..fit import fit
+from ..files import probe_writable
+from ..fit import DivergenceError, fit
 from ..loop import State
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
+from ..rows.plan import make_plan
 from ..runs.checkpoint import Checkpoint
-from ..runs.record import FILE, read
-from ..runs.report import environment, result_table, write_json
-from .config import Config, parse
-from .errors import exit_code
+from ..runs.folder import RunFolder
+from ..runs.report import environment, result_table
+from .config import PRESETS, Config, parse
+from .data import Data, load_data
+from .errors import exit_code, printable
 
 __all__ = ["main", "run"]
+
+SHARE = 0.1  # of the training data, kept for --tol to watch if --validation says nothing else
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,149 +50,143 @@ def run(config: Config) -> Path | None:
     ValueError, OSError
         If anything does not fit; before any training, and with nothing written.
     """
-    train, test, labels = load_data(config.data, config.seed)
-    train, validation = _split(train, config)
-    model = make_model(config, train)
-    optimizer = make_optimizer(config)
-    for part in (train, test):
-        model.check_targets(part.y, model.check_features(part.X).shape[0])
-    folder = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.preset}")
-    if config.resume is None:
-        _check_unused(folder)
-    probe_writable(next(path for path in (folder, *folder.parents) if path.exists()))
+    notes = []
+    if config.tol is not None and not config.validation:
+        config = replace(config, validation=SHARE)
+        notes = [f"--tol watches {SHARE:.0%} of the training data, kept for validation: test data choose nothing"]
+    data = load_data(config)
+    notes += map(printable, data.notes)
+    model, optimizer = make_model(config, data), make_optimizer(config)
+    if config.tol is not None:
+        EarlyStopping(config.tol, config.patience)  # refuses what the run would refuse
+    _check(model, data.test)
+    path = _choose_path(config)
     if config.dry_run:
-        print(f"{model}\n{len(train.X)} training and {len(test.X)} test samples; would write {folder}")
+        print(*notes, *_outlook(config, data, model, path), sep="\n")
         return None
+    for note in [] if config.quiet else notes:
+        print(note)
+    with RunFolder(path) as folder:
+        history = _train(config, data, model, optimizer, folder)
+        folder.finish(model, history)
+        if config.tol is not None:
+            print(f"the parameters are those of epoch {1 + int(np.argmin(history.val_loss))}, the best on validation")
+        for line in result_table(model, history, data.parts(), data.labels).splitlines():
+            print(printable(line))
+        try:
+            _draw(folder, model, history, data)
+        finally:
+            print(f"run folder: {printable(path)}")
+    return path
 
+
+def _train(config: Config, data: Data, model: MLP, optimizer: Optimizer, folder: RunFolder) -> History:
     kept = asdict(replace(config, resume=None))
     begun = False
 
-    def begin_folder(state: State) -> None:
+    def note(state: State) -> None:
         """After the first epoch, when nothing can be wrong with the input any more."""
         nonlocal begun
         if not begun:
-            write_json(folder / "env.json", environment(model, config.threads, state.plan))
-            write_json(folder / "config.json", {**kept, "labels": labels, "samples": len(train.X)})
+            found = {"labels": data.labels, "samples": len(data.train.X)}
+            folder.note({**kept, **found}, environment(model, config.threads, state.plan))
             begun = True
 
-    watched = validation or test
-    shown: list[Any] = []
-    if not config.quiet:
-        past = read(folder / FILE).history["val_accuracy"].tolist() if config.resume else []
-        score = past[-1] if past else model.score(*watched)
-        shown = [Report(config, train, score), Progress(config.epochs)]
-    history = fit(
-        model,
-        *train,
-        epochs=config.epochs,
-        optimizer=optimizer,
-        batch_size=config.batch_size or None,
-        validation=watched,
-        callbacks=[begin_folder, *shown],
-        tol=config.tol,
-        patience=config.patience,
-        threads=config.threads,
-        plan=config.plan,
-        checkpoint=Checkpoint(folder, config.checkpoint_every, resume=config.resume is not None, config=kept),
-    )
-    history.save(folder / "history.csv")
-    model.save(folder / "model.safetensors")
-    print(result_table(model, history, train, test, labels))
-    _draw(folder / "plots", model, history, test)
-    print(f"run folder: {folder}")
-    return folder
+    measured = [] if data.validation else [Evaluation("test", *data.test)]
+    report = Report(config, "validation" if data.validation else "test")
+    shown: list[Any] = [report, Progress(config.epochs, disable=True if report.every == 1 else None)]
+    try:
+        return fit(
+            model,
+            *data.train,
+            epochs=config.epochs,
+            optimizer=optimizer,
+            batch_size=config.batch_size or None,
+            validation=data.validation,
+            callbacks=[*measured, note, *(shown if not config.quiet else [])],
+            tol=config.tol,
+            patience=config.patience,
+            threads=config.threads,
+            plan=config.plan,
+            checkpoint=Checkpoint(folder, config.checkpoint_every, resume=config.resume is not None, config=kept),
+        )
+    except DivergenceError as error:
+        left = "what was saved before is in" if folder.checkpoint.exists() else "nothing was saved in"
+        raise DivergenceError(f"{error}; {left} {folder}") from None
 
 
-def _check_unused(folder: Path) -> None:
-    """Raise a ValueError if a folder has anything but what a run leaves that was killed before its first save."""
-    if (folder / FILE).exists():
-        raise ValueError(f"{folder} has a run already; go on with it by --resume {folder}, or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is already there and not a folder; choose another --out")
-    names = {path.name for path in folder.glob("*") if not path.match(".mlp_xp-*.tmp")}
-    if names - {".lock", "env.json"} - ({"config.json"} if "env.json" in names else set()):
-        raise ValueError(f"{folder} is already there and not empty; choose another --out, or remove it")
+def _check(model: MLP, *parts: Dataset) -> None:
+    """Raise a ValueError if the model cannot take the data; they stay where they are, for they may not fit a GPU."""
+    for part in parts:
+        model.targets(part.y, model.open(part.X).shape[0])
+
+
+def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
+    """Return what a run would do, having checked what it would check later: the other data and their plan."""
+    _check(model, *data.parts().values())
+    plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
+    counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
+    return [
+        f"{model}, {model.layout.size:,} parameters",
+        f"plan {plan.kind}: {plan.reason}",
+        f"{', '.join(counts[:-1])} and {counts[-1]} samples",
+        f"would write {printable(path)}",
+    ]
+
+
+def _choose_path(config: Config) -> Path:
+    """Return the path of the run's folder, once it is sure that it is free and that there can be files in it.
+
+    A new one is named after the preset, or after the data if they are not the preset's.
+    """
+    name = config.preset
+    if config.data != PRESETS[name].get("data", Config.data):
+        name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem) or "data"
+    path = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
+    if config.resume is None:
+        RunFolder(path).check_unused()
+    probe_writable(next(parent for parent in (path, *path.parents) if parent.exists()))
+    return path
 
 
 class Report:
-    """Prints a line now and then.
+    """Prints a table of epochs: the first, the last, and some between.
 
-    With all samples at once, the cost at iteration i is the one that update i led to, as the lectures print it; with
-    mini-batches it is the mean over the epoch.
+    The training loss is the mean over the epoch; with all samples at once, that is the loss before its only update.
+    The other data are measured after the epoch.
     """
 
-    def __init__(self, config: Config, train: Dataset, score: float) -> None:
-        self.config, self.train = config, train
+    def __init__(self, config: Config, watched: str) -> None:
+        self.last, self.watched = config.epochs, watched
         self.every = config.report_every or max(1, config.epochs // 10)
-        self.score = score
+        self.begun = False
 
     def __call__(self, state: State) -> None:
-        before, self.score = self.score, state.metrics["val_accuracy"]
-        if self.config.batch_size:
-            self._print("epoch", state.epoch, float(state.loss), self.score, state)
-            return
-        self._print("iteration", state.epoch - 1, float(state.loss), before, state)
-        if state.epoch == self.config.epochs:
-            squares = sum(float((W * W).sum()) for W in state.model.weights)
-            cost = state.model.evaluate(*self.train)[0] + self.config.l2 / 2 * squares
-            self._print("iteration", state.epoch, cost, self.score, state)
-
-    def _print(self, unit: str, number: int, cost: float, score: float, state: State) -> None:
-        if number % self.every and number != self.config.epochs:
+        if state.epoch % self.every and state.epoch not in (1, self.last):
             return
         from tqdm import tqdm
 
+        score = "R^2" if OUTPUTS[state.model.output].task == "values" else "accuracy"
+        loss, value = state.metrics.values()  # one evaluation measures them, in this order
+        cells = {
+            "epoch": f"{state.epoch}",
+            "training loss": f"{float(state.loss):.4f}",
+            f"{self.watched} loss": f"{loss:.4f}",
+            f"{self.watched} {score}": f"{value:.4f}",
+            "seconds": f"{float(state.seconds):.2f}",
+        }
         with tqdm.external_write_mode():
-            print(f"{unit} {number:5d}  cost {cost:.4f}  score {score:.4f}  {float(state.seconds):.2f} s", flush=True)
+            if not self.begun:
+                print("  ".join(cells))
+            print("  ".join(cell.rjust(len(title)) for title, cell in cells.items()), flush=True)
+        self.begun = True
 
 
-def load_data(name: str, seed: int) -> tuple[Dataset, Dataset, list[str]]:
-    """Return training data, test data and the names of the classes for the value of ``--data``."""
-    kind, _, rest = name.partition(":")
-    if kind == "mnist":
-        digits = _digits(rest) if rest else None
-        return *mnist(digits), [str(digit) for digit in digits or range(10)]
-    if name == "fashion":
-        clothes = "T-shirt,trousers,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
-        return *fashion_mnist(), clothes.split(",")
-    if name == "xor":
-        return xor(), xor(), ["0", "1"]
-    if name in ("moons", "spirals"):
-        make = moons if name == "moons" else spirals
-        return make(seed=seed), make(seed=seed + 1), ["0", "1"]
-    if not Path(name).exists():
-        known = "mnist, mnist:5,8, fashion, xor, moons, spirals"
-        raise ValueError(f"unknown data {name!r}: no such path, and not one of {known}")
-    train, test = load(name, seed=seed)
-    return train, test, [str(label) for label in range(int(max(train.y.max(), test.y.max())) + 1)]
-
-
-def _digits(text: str) -> list[int]:
-    try:
-        return [int(digit) for digit in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--data mnist: takes digits with commas, as in mnist:5,8; got {text!r}") from None
-
-
-def _split(train: Dataset, config: Config) -> tuple[Dataset, Dataset | None]:
-    """Keep a share of the training data for validation, chosen by the seed."""
-    import numpy as np
-
-    kept = round(config.validation * len(train.X))
-    if not kept:
-        return train, None
-    if kept == len(train.X):
-        raise ValueError(f"validation {config.validation} takes all {kept} training samples; keep some to train with")
-    order = np.random.default_rng(config.seed).permutation(len(train.X))
-    rest, part = np.sort(order[kept:]), np.sort(order[:kept])
-    return Dataset(train.X[rest], train.y[rest]), Dataset(train.X[part], train.y[part])
-
-
-def make_model(config: Config, train: Dataset) -> MLP:
+def make_model(config: Config, data: Data) -> MLP:
     """Return the untrained model of a configuration, as wide as the data need."""
-    outputs = int(train.y.max()) + 1 if OUTPUTS.get(config.output, OUTPUTS["softmax"]).task == "classes" else 1
+    outputs = len(data.labels) if OUTPUTS.get(config.output, OUTPUTS["softmax"]).task == "classes" else 1
     return MLP(
-        [train.X.shape[1], *config.hidden, outputs],
+        [data.train.X.shape[1], *config.hidden, outputs],
         activation=config.activation[0] if len(config.activation) == 1 else config.activation,
         output=config.output,
         init=config.init,
@@ -198,7 +198,7 @@ def make_model(config: Config, train: Dataset) -> MLP:
 
 
 def make_optimizer(config: Config) -> Optimizer:
-    """Return the optimiser of a configuration, its schedule included."""
+    """Return the optimizer of a configuration, its schedule included."""
     schedule = SCHEDULES[config.schedule]
     spread = {"epochs": max(1, config.epochs - config.warm_up)} if schedule is CosineDecay else {}
     if schedule is SCHEDULES["step"]:
@@ -215,10 +215,10 @@ def make_optimizer(config: Config) -> Optimizer:
     return optimizer
 
 
-def _draw(folder: Path, model: MLP, history: History, test: Dataset) -> None:
+def _draw(folder: RunFolder, model: MLP, history: History, data: Data) -> None:
     try:
         from ..plots import save_run_plots
-    except ModuleNotFoundError as error:
-        print(f"no pictures: {error}", file=sys.stderr)
+    except (ImportError, ValueError) as error:  # there is no matplotlib, or MPLBACKEND names what it does not know
+        print(f"no pictures: {printable(error)}", file=sys.stderr)
         return
-    save_run_plots(folder, model, history, test)
+    save_run_plots(folder.plots_folder(), model, history, data.test)

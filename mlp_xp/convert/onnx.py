@@ -4,8 +4,8 @@ The outputs have the names that scikit-learn's converters give them:
 
     X (n, n_0)               numbers of the model's dtype, used as they are; with pixels, uint8, divided by 255 inside
     label                    what `MLP.predict` returns: classes (n,), or 0/1 labels (n, n_L), (n,) for one unit
-    probabilities (n, n_L)   what `MLP.predict_proba` returns; there are none of a perceptron
-    variable                 for outputs that are values, instead of these two: (n, n_L), (n,) for one unit
+    probabilities (n, n_L)   what `MLP.predict_proba` returns; a perceptron has none
+    variable                 instead of these two if the outputs are values: (n, n_L), (n,) for one unit
 """
 
 from __future__ import annotations
@@ -19,19 +19,15 @@ from typing import Any
 import numpy as np
 
 from ..files.atomic import replace_file
-from ..kernels.generic import LEAK
+from ..kernels import ACTIVATIONS
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 
 __all__ = ["save_onnx", "signature", "to_onnx"]
 
 MAX_BYTES = 2_000_000_000  # of parameters: protobuf ends at 2 GiB
-TYPES = {
-    "float32": ("float", 1),
-    "float64": ("double", 11),
-}  # their names in ONNX, and their numbers
+TYPES = {"float32": ("float", 1), "float64": ("double", 11)}  # name and number in ONNX
 INT64 = 7
-OPERATORS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu", "identity": "Identity"}
 
 
 def save_onnx(model: MLP, path: str | os.PathLike[str], *, pixels: bool = False) -> None:
@@ -40,13 +36,13 @@ def save_onnx(model: MLP, path: str | os.PathLike[str], *, pixels: bool = False)
     Raises
     ------
     ValueError, OSError
-        If the model is too large for the format, or the file cannot be written.
+        If the format cannot hold the model, or the file cannot be written.
     """
     content = to_onnx(model, pixels=pixels).SerializeToString()
 
     def verify(file: io.BufferedReader) -> None:
         if file.read() != content:
-            raise OSError(None, "it reads back otherwise than it was written")
+            raise OSError(None, "it does not read back as it was written")
 
     replace_file(path, [memoryview(content)], verify)
 
@@ -59,13 +55,13 @@ def to_onnx(model: MLP, *, pixels: bool = False) -> Any:
     model
         The model.
     pixels
-        Let the input be uint8, and divide it by 255 in the graph. Otherwise it has the dtype of the model and is used
+        Let the input be uint8, and divide it by 255 in the graph. Otherwise the input has the model's dtype and is used
         as it is: a model that was trained on uint8 then takes X / 255.
 
     Raises
     ------
     ValueError
-        If the parameters take more bytes than an ONNX file can have.
+        If the parameters take more bytes than an ONNX file can have, or an activation has no form in ONNX.
     ModuleNotFoundError
         If onnx is not installed.
     """
@@ -89,9 +85,9 @@ def to_onnx(model: MLP, *, pixels: bool = False) -> Any:
 
 
 def _text(model: MLP, pixels: bool) -> str:
-    """Return the model in ONNX's own notation, in which W1, b1, W2 and so on are still to be given.
+    """Return the model in ONNX's text format, without the values of W1, b1, W2, and so on.
 
-    All operators are in opset 13, of 2020: every runtime since then reads them.
+    Opset 13 is from 2020; every runtime since then has all of its operators.
     """
     real, code = TYPES[model.dtype]
 
@@ -103,10 +99,7 @@ def _text(model: MLP, pixels: bool) -> str:
         nodes = [f"numbers = Cast <to = {code}> (X)", f"scale = {number(1 / 255)}", "A0 = Mul (numbers, scale)"]
     for l, g in enumerate(model.network.g[1:], 1):
         nodes.append(f"Z{l} = Gemm <transB = 1> (A{l - 1}, W{l}, b{l})")
-        if g == "leaky_relu":  # the operator of this name would round the leak to float32
-            nodes += [f"leak{l} = {number(LEAK)}", f"leaked{l} = Mul (leak{l}, Z{l})", f"A{l} = Max (Z{l}, leaked{l})"]
-        else:
-            nodes.append(f"A{l} = {OPERATORS[g]} (Z{l})")
+        nodes += [node.replace("#", str(l)).replace("REAL", real) for node in _nodes(g)]
 
     A, shape = f"A{len(model.network.g) - 1}", [-1] if model.sizes[-1] == 1 else [-1, model.sizes[-1]]
     match OUTPUTS[model.output].task:
@@ -123,6 +116,15 @@ def _text(model: MLP, pixels: bool) -> str:
         f'<ir_version: 7, opset_import: ["": 13], producer_name: "mlp_xp", producer_version: "{version("mlp_xp")}">'
     )
     return f"{header}\nmlp_xp {signature(model, pixels)}\n{{\n{body}\n}}"
+
+
+def _nodes(activation: str) -> tuple[str, ...]:
+    """Return how ONNX computes an activation, see :class:`mlp_xp.kernels.functions.Activation`."""
+    nodes = ACTIVATIONS[activation].onnx
+    if not nodes:
+        known = ", ".join(repr(g.name) for g in ACTIVATIONS.values() if g.onnx)
+        raise ValueError(f"activation {activation!r} has no form in ONNX; those that have one are {known}")
+    return nodes
 
 
 def signature(model: MLP, pixels: bool) -> str:

@@ -109,7 +109,7 @@ class LogisticRegression(LinearClassifier):
         if self.batch_size is None and not stop.waited:
             warnings.warn(
                 f"the gradient is still longer than tol={self.tol:g} after {self.n_iter_} epochs; raise max_iter, or "
-                "bring the features to one scale; where a line separates the classes w grows for ever: set l2",
+                "bring the features to one scale; if the classes are linearly separable, w grows without bound: set l2",
                 ConvergenceWarning,
                 stacklevel=2,
             )

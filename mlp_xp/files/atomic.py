@@ -42,8 +42,8 @@ def replace_file(
 
     A writer locks its temporary file, and a lock dies with its process. A temporary file that can be locked is
     therefore left over from a killed writer, and is removed before a new one is made. A living writer whose file was
-    removed in the moment between its closing and its renaming writes it again. (On a file system without locks the
-    left-overs stay, and do no harm.)
+    removed in the moments before it is locked, or between its closing and its renaming, writes it again. (On a file
+    system without locks the left-overs stay, and do no harm.)
 
     Parameters
     ----------
@@ -106,7 +106,8 @@ def probe_writable(folder: str | os.PathLike[str], needed: int = 0) -> None:
     try:
         temporary, descriptor = _create_temporary(str(where))
         os.close(descriptor)
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # another writer took it for stale
+            _when_free(os.unlink, temporary)
     except OSError as error:
         problem = f"nothing can be written in this folder ({error.strerror}); choose another"
         raise OSError(error.errno, problem, str(where)) from error
@@ -129,12 +130,10 @@ def _try_to_replace(target: str, chunks: Sequence[memoryview], verify: Callable[
                 verify(file)
         finally:
             os.close(descriptor)
-        _rename(temporary, target)
-    except FileNotFoundError:
-        if os.path.lexists(temporary):
-            raise
-        return False
-    except BaseException:
+        _when_free(os.replace, temporary, target)
+    except BaseException as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(temporary):
+            return False
         with suppress(OSError):
             os.unlink(temporary)
         raise
@@ -143,15 +142,11 @@ def _try_to_replace(target: str, chunks: Sequence[memoryview], verify: Callable[
 
 def _create_temporary(folder: str) -> tuple[str, int]:
     """Create a locked temporary file in `folder` and return its path and descriptor."""
-    while True:
-        temporary = os.path.join(folder, f".mlp_xp-{os.urandom(8).hex()}.tmp")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
-        ours = True
-        with suppress(OSError):
-            ours = try_lock(descriptor)
-        if ours and os.path.exists(temporary):
-            return temporary, descriptor
-        os.close(descriptor)  # another writer took it for stale before it was locked
+    temporary = os.path.join(folder, f".mlp_xp-{os.urandom(8).hex()}.tmp")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
+    with suppress(OSError):  # without locks nobody removes it
+        try_lock(descriptor)  # if another writer was faster, it removes the file as stale, and this one writes it again
+    return temporary, descriptor
 
 
 def _remove_stale(folder: str) -> None:
@@ -173,16 +168,16 @@ def _write(descriptor: int, chunk: memoryview) -> None:
         chunk = chunk[os.write(descriptor, chunk) :]
 
 
-def _rename(source: str, target: str) -> None:
-    """Rename over `target`; on Windows wait a moment for others to close it."""
+def _when_free(call: Callable[..., None], *paths: str) -> None:
+    """Rename or delete a file; on Windows wait a moment for others to close it."""
     for wait in _WAITS:
         try:
-            return os.replace(source, target)
+            return call(*paths)
         except PermissionError as error:
             if getattr(error, "winerror", None) not in _BUSY:
                 raise
         time.sleep(wait)
-    return os.replace(source, target)
+    return call(*paths)
 
 
 def _flush_folder(folder: str) -> None:

@@ -18,6 +18,7 @@ import warnings
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from .opening import BINARY, GUARDED, resolve
 
@@ -92,6 +93,7 @@ class FolderLock:
         self.folder = resolve(folder)
         self._path = str(self.folder / ".lock")
         self._descriptor: int | None = None
+        _locks.add(self)
 
     def __enter__(self) -> Self:
         descriptor = _open_lock_file(self._path)
@@ -113,13 +115,11 @@ class FolderLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        _held.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _held.discard(self)
         self._close()
 
     def check(self) -> None:
@@ -156,13 +156,13 @@ class FolderLock:
             os.close(descriptor)
 
 
-_held: set[FolderLock] = set()
+_locks: WeakSet[FolderLock] = WeakSet()
 
 
 def _release_in_child() -> None:
     """Close what a forked child inherited; else its parent's lock would live as long as the child."""
-    while _held:
-        _held.pop()._close()
+    for lock in _locks:
+        lock._close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -84,5 +84,8 @@ class _Bounded(io.FileIO):
             raise OSError(errno.EFBIG, problem, self._path)
         return count
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        return io.RawIOBase.read(self, -1 if size is None else size) or b""  # this and the next go through `readinto`
+
     def readall(self) -> bytes:
-        return io.RawIOBase.readall(self)  # in blocks, through `readinto`
+        return io.RawIOBase.readall(self)

@@ -9,8 +9,8 @@ What the library does
 ---------------------
 ``safetensors`` reads: it compares offsets, shapes and sizes with each other and with the file, and makes the arrays.
 What it accepts is refused here: repeated keys, unknown fields, names that are paths, shapes that NumPy cannot have.
-Its ``pread`` backend is used (0.8): if somebody truncates a file that is mapped into memory, the process dies of SIGBUS;
-on Windows large maps crash, and some file systems cannot map at all (issues 528, 693 and 195 of safetensors).
+Its ``pread`` backend is used (0.8): if somebody truncates a file that is mapped into memory, the process dies of
+SIGBUS. Large maps crash on Windows, and some file systems cannot map at all (issues 528, 693 and 195 of safetensors).
 
 The header is written here. The library (tried: 0.4.5 and 0.8.0) writes the metadata in an order that changes from call
 to call, so the same content would give different bytes. Besides, ``serialize`` copies all arrays, and

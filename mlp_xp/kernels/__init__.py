@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any, Protocol
 
-from ..devices import Array, Device
-from .generic import ACTIVATIONS, GenericKernels
+from ..devices import Array, CupyDevice, Device, NumpyDevice
+from .functions import ACTIVATIONS, LOSSES
+from .generic import GenericKernels
 
-__all__ = ["ACTIVATIONS", "GenericKernels", "Kernels", "kernels_for"]
+__all__ = ["ACTIVATIONS", "LOSSES", "GenericKernels", "Kernels", "kernels_for"]
 
 
 class Kernels(Protocol):
-    """Operations on row-form arrays; :class:`GenericKernels` says what each one computes.
+    """Operations on arrays whose rows are samples; :class:`GenericKernels` says what each one computes.
 
-    An argument may be overwritten and a result may be a buffer that the next call of ``features`` in the same thread
-    uses again: callers rebind names, and copy what they keep.
+    Names of activations and losses are keys of :data:`ACTIVATIONS` and :data:`LOSSES`. A class without a special case
+    for one of them uses its formula on its own arrays: that is slower, never wrong.
+
+    An operation may overwrite its arguments, and may return a buffer that the next call of ``features`` in the same
+    thread uses again. Callers rebind names and copy what they keep.
     """
 
     xp: Any
@@ -27,22 +32,28 @@ class Kernels(Protocol):
     def weight_gradient(self, dZ: Array, A: Array, into: Array) -> Array: ...
     def bias_gradient(self, dZ: Array, into: Array) -> Array: ...
     def input_gradient(self, dZ: Array, W: Array) -> Array: ...
-    def softmax_cross_entropy(self, A: Array, y: Array) -> tuple[Array, Array]: ...
-    def sigmoid_cross_entropy(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
-    def half_squared_error(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
-    def perceptron_criterion(self, A: Array, Y: Array) -> tuple[Array, Array]: ...
+    def loss(self, name: str, A: Array, y: Array) -> tuple[Array, Array]: ...
     def sum(self, losses: Array) -> Array: ...
-    def softmax(self, A: Array) -> Array: ...
 
 
+@singledispatch
 def kernels_for(device: Device, dtype: str, precision: str | None = None) -> Kernels:
-    """Return the fastest kernels for this device, dtype name and precision, one of ``device.precisions``."""
-    if device.library == "cpu":
-        from .cpu.numpy_ import NumpyKernels
+    """Return the fastest kernels for this device, dtype name and precision, one of ``device.precisions``.
 
-        return NumpyKernels(dtype)
-    if device.library == "cuda":
-        from .cuda.operations import CudaKernels
-
-        return CudaKernels(device.xp, dtype, precision)
+    A device without kernels of its own has the generic ones.
+    """
     return GenericKernels(device.xp, dtype)
+
+
+@kernels_for.register(NumpyDevice)
+def _(device: NumpyDevice, dtype: str, precision: str | None = None) -> Kernels:
+    from .cpu.numpy_ import NumpyKernels
+
+    return NumpyKernels(dtype)
+
+
+@kernels_for.register(CupyDevice)
+def _(device: CupyDevice, dtype: str, precision: str | None = None) -> Kernels:
+    from .cuda.operations import CudaKernels
+
+    return CudaKernels(device.xp, dtype, precision)

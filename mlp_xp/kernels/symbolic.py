@@ -1,4 +1,4 @@
-"""Kernels that compute nothing: they take names and shapes, and write down each formula that they are called for."""
+"""Kernels that compute nothing: they take names and shapes, and write down the formula of each call."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+from .functions import ACTIVATIONS, LOSSES
+
 __all__ = ["PRODUCTS", "ShapeKernels", "Step", "Symbol"]
 
 FORWARD = ("features", "affine", "activate")
 PRODUCTS = ("affine", "weight_gradient", "input_gradient")
-"""The operations that are matrix products."""
+"""The matrix products among the operations."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,21 @@ class Step:
     ----------
     part : {"forward", "loss", "backward"}
     operation : str
-        The kernel's method that does it; what it computes is in ``kernels/generic.py``.
+        The method of the kernels, see ``kernels/generic.py``.
     name, formula : str
-        What comes out, and of what, as in ``"Z[1]"`` and ``"Z[1] = A[0] W[1]ᵀ + b[1]"``.
+        The result, and how it is computed, as in ``"Z[1]"`` and ``"Z[1] = A[0] W[1]ᵀ + b[1]"``.
     operands : tuple of shapes
-        Of what goes in, transposed where the formula says so.
+        Shapes of the operands, transposed if the formula transposes them.
     shape : tuple of int
-        Of what comes out.
+        Shape of the result.
     shapes : str
         Both, as people write them: ``"(7, 10) (10, 64) + (64,) -> (7, 64)"``.
     parameters : int
-        Weights and biases that come in.
+        Number of weights and biases among the operands.
     flops : int
         Floating-point operations.
     bytes : int
-        Of what comes out; 0 where it is an array that was there before.
+        Size of the result; 0 if it is an array that already existed.
     """
 
     part: str
@@ -52,12 +54,12 @@ class Step:
 
 
 class Symbol(NamedTuple):
-    """An array of which no number is known."""
+    """An array that is known by name and shape only."""
 
     letter: str
-    shape: tuple[int, ...]  # where samples are rows
-    layer: int = -1  # -1: it belongs to no layer
-    of_samples: bool = True  # its first axis counts samples: the column form has its transpose
+    shape: tuple[int, ...]  # in the row form
+    layer: int = -1  # -1 for arrays that belong to no layer
+    of_samples: bool = True  # the first axis counts samples, so the column form has the transpose
     transposed: bool = False
 
     def __str__(self) -> str:
@@ -68,7 +70,7 @@ class Symbol(NamedTuple):
         return self._replace(transposed=not self.transposed)
 
     def shape_in(self, form: str) -> tuple[int, ...]:
-        """Return the shape in the row form or in the column form, in which vectors are columns."""
+        """Return the shape in the row form, or in the column form, where vectors are columns."""
         shape = self.shape
         if form == "column" and shape:
             shape = (*shape, 1)[:2]
@@ -82,7 +84,7 @@ class ShapeKernels:
     Parameters
     ----------
     form : {"row", "column"}
-        Whether formulas and shapes are written for samples as rows or as columns.
+        Whether samples are rows or columns in formulas and shapes.
     item_size : int
         Bytes of a number.
     """
@@ -98,14 +100,15 @@ class ShapeKernels:
         return self._product("affine", "Z", W.layer, A, W.transpose(), plus=b)
 
     def activate(self, name: str, Z: Symbol) -> Symbol:
-        return self._add("activate", Z._replace(letter="A"), _written(name), [Z])
+        symbol = ACTIVATIONS[name].symbol
+        return self._add("activate", Z._replace(letter="A"), f"{symbol}({{}})" if symbol else "{}", [Z])
 
     def activation_gradient(self, name: str, dA: Symbol, A: Symbol) -> Symbol:
         dZ, Z = dA._replace(letter="dZ"), A._replace(letter="Z")
-        if name == "identity":
+        symbol = ACTIVATIONS[name].symbol
+        if not symbol:
             return self._add("activation_gradient", dZ, "{}", [dA])
-        slope = _written(name).replace("(", "'(")
-        return self._add("activation_gradient", dZ, f"{{}} ∘ {slope}", [dA, Z], "{} ∘ {}")
+        return self._add("activation_gradient", dZ, f"{{}} ∘ {symbol}'({{}})", [dA, Z], "{} ∘ {}")
 
     def weight_gradient(self, dZ: Symbol, A: Symbol, into: Symbol) -> Symbol:
         return self._product("weight_gradient", "dW", dZ.layer, dZ.transpose(), A)
@@ -117,33 +120,20 @@ class ShapeKernels:
     def input_gradient(self, dZ: Symbol, W: Symbol) -> Symbol:
         return self._product("input_gradient", "dA", dZ.layer - 1, dZ, W)
 
-    def softmax_cross_entropy(self, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
-        return self._loss("softmax_cross_entropy", A, Y, "softmax({})", "-Σ {0} log {1}")
-
-    def sigmoid_cross_entropy(self, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
-        return self._loss("sigmoid_cross_entropy", A, Y, "σ({})", "-Σ [{0} log {1} + (1-{0}) log(1-{1})]")
-
-    def half_squared_error(self, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
-        return self._loss("half_squared_error", A, Y, "{}", "Σ ({1} - {0})² / 2")
-
-    def perceptron_criterion(self, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
-        return self._loss("perceptron_criterion", A, Y, "{}", "Σ max(0, (1-2{0}) {1})", "±1 where {} and {} disagree")
+    def loss(self, name: str, A: Symbol, Y: Symbol) -> tuple[Symbol, Symbol]:
+        loss = LOSSES[name]
+        P = self._add("loss", Symbol("Ŷ", A.shape), loss.predicted, [A])
+        L = self._add("loss", Symbol("L", A.shape[:1]), loss.written, [Y, P], "{}, {}", flops=prod(A.shape))
+        return L, self._add("loss", A._replace(letter="dA"), loss.slope, [P, Y], "{} - {}")
 
     def sum(self, losses: Symbol) -> Symbol:
         (n,) = losses.shape
         return self._add("sum", Symbol("J", ()), f"Σ {{}} / {n}", [losses], flops=n)
 
-    def _loss(
-        self, operation: str, A: Symbol, Y: Symbol, predicted: str, loss: str, slope: str = "{} - {}"
-    ) -> tuple[Symbol, Symbol]:
-        P = self._add(operation, Symbol("Ŷ", A.shape), predicted, [A])
-        L = self._add(operation, Symbol("L", A.shape[:1]), loss, [Y, P], "{}, {}", flops=prod(A.shape))
-        return L, self._add(operation, A._replace(letter="dA"), slope, [P, Y], "{} - {}")
-
     def _product(
         self, operation: str, letter: str, layer: int, left: Symbol, right: Symbol, plus: Symbol | None = None
     ) -> Symbol:
-        """Add a product, as the row form has it; where samples are columns, it becomes that of the transposes."""
+        """Add a product, given in the row form; the column form has the product of the transposes."""
         rows, inner = left.shape_in("row")
         shape = (rows, *right.shape_in("row")[1:])
         result = Symbol(letter, shape, layer, of_samples=left.of_samples and not left.transposed)
@@ -165,7 +155,7 @@ class ShapeKernels:
         shapes: str = "{}",
         flops: int | None = None,
     ) -> Symbol:
-        """Add a step: `formula` takes the operands' names and `shapes` their shapes; "{}" is the operand itself."""
+        """Add a step: `formula` takes the operands' names, `shapes` their shapes; "{}" alone is the operand itself."""
         taken, shape = tuple(operand.shape_in(self.form) for operand in operands), result.shape_in(self.form)
         size = 0 if formula == "{}" and operation != "features" else prod(shape)
         forward, backward = operation in FORWARD, operation.endswith("_gradient")
@@ -183,8 +173,3 @@ class ShapeKernels:
         )
         self.steps.append(step)
         return result
-
-
-def _written(activation: str) -> str:
-    """Return how an activation is written: "σ({})", or "{}" for the identity."""
-    return {"sigmoid": "σ({})", "identity": "{}"}.get(activation, f"{activation}({{}})")

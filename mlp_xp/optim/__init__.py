@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .adam import Adam, AdamW
-from .base import Optimizer, State
+from .base import Optimizer, OptimizerState
 from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .sgd import SGD
 
@@ -21,8 +21,8 @@ __all__ = [
     "CosineDecay",
     "ExponentialDecay",
     "Optimizer",
+    "OptimizerState",
     "Schedule",
-    "State",
     "StepDecay",
     "WarmUp",
 ]

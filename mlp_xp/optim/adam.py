@@ -8,7 +8,7 @@ from typing import ClassVar
 import array_api_compat as compat
 
 from ..devices import Array
-from .base import Optimizer, State
+from .base import Optimizer, OptimizerState
 from .numbers import fraction, not_negative, positive
 from .schedules import Schedule
 
@@ -30,11 +30,13 @@ class Adam(Optimizer):
         fraction(self, "beta1", "beta2")
         positive(self, "epsilon")
 
-    def init(self, theta: Array) -> State:
+    def init(self, theta: Array) -> OptimizerState:
         zeros_like = compat.array_namespace(theta).zeros_like
         return {"mean": zeros_like(theta), "square": zeros_like(theta), "updates": 0}
 
-    def update(self, theta: Array, grad: Array, state: State, rate: float | Array) -> tuple[Array, State]:
+    def update(
+        self, theta: Array, grad: Array, state: OptimizerState, rate: float | Array
+    ) -> tuple[Array, OptimizerState]:
         mean, square, t = state["mean"], state["square"], state["updates"] + 1
         mean *= self.beta1
         mean += (1 - self.beta1) * grad

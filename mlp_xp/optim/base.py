@@ -9,23 +9,24 @@ from ..devices import Array
 from .numbers import not_negative, positive
 from .schedules import Schedule
 
-__all__ = ["Optimizer", "State"]
+__all__ = ["Optimizer", "OptimizerState"]
 
-State = dict[str, Any]
+OptimizerState = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What all optimisers share.
+    """What all optimizers share.
 
     Parameters
     ----------
     lr : float or Schedule
         Learning rate.
     l2 : float
-        Adds l2/2 |W|^2, over weights and not biases, to the loss.
+        Adds l2/2 |W|², over weights and not biases, to what is minimized. This belongs to the objective, which takes
+        it from here (:class:`mlp_xp.objective.Objective`); no update reads it.
     lr_bias : float, optional
-        A learning rate of their own for the biases, in place of `lr`; a schedule scales it along.
+        A learning rate for the biases alone, in place of `lr`; a schedule scales it along.
     """
 
     lr: float | Schedule = 0.1
@@ -48,15 +49,30 @@ class Optimizer:
         """Return the learning rate of an epoch, counted from 1."""
         return self.lr(epoch) if isinstance(self.lr, Schedule) else self.lr
 
+    def rates(self, epoch: int, is_bias: Array) -> float | Array:
+        """Return the learning rate of an epoch, or those of all parameters (P,), if the biases have their own.
+
+        Parameters
+        ----------
+        epoch : int
+            Counted from 1.
+        is_bias : array (P,)
+            1 at biases, else 0.
+        """
+        lr = self.rate(epoch)
+        return lr if self.lr_bias is None else lr * (1 + is_bias * (self.lr_bias / self.base_lr - 1))
+
     @property
-    def descends(self) -> bool:
-        """Whether an update is theta -= lr g and nothing else, so that it may be taken within the backward pass."""
+    def plain(self) -> bool:
+        """Whether an update is theta -= lr g and nothing else, so that the backward pass may take it on its way."""
         return False
 
-    def init(self, theta: Array) -> State:
+    def init(self, theta: Array) -> OptimizerState:
         """Return the state before the first update: arrays shaped like `theta` (P,), and numbers."""
         raise NotImplementedError
 
-    def update(self, theta: Array, grad: Array, state: State, rate: float | Array) -> tuple[Array, State]:
+    def update(
+        self, theta: Array, grad: Array, state: OptimizerState, rate: float | Array
+    ) -> tuple[Array, OptimizerState]:
         """Return the parameters (P,) and the state after one update with gradient `grad` (P,) of the mean loss."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import array_api_compat as compat
 
 from ..devices import Array
-from .base import Optimizer, State
+from .base import Optimizer, OptimizerState
 from .numbers import fraction
 
 __all__ = ["SGD"]
@@ -40,13 +40,15 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov needs a momentum above 0, such as 0.9")
 
     @property
-    def descends(self) -> bool:
-        return not (self.momentum or self.l2 or self.lr_bias)
+    def plain(self) -> bool:
+        return not (self.momentum or self.lr_bias)
 
-    def init(self, theta: Array) -> State:
+    def init(self, theta: Array) -> OptimizerState:
         return {"velocity": compat.array_namespace(theta).zeros_like(theta)} if self.momentum else {}
 
-    def update(self, theta: Array, grad: Array, state: State, rate: float | Array) -> tuple[Array, State]:
+    def update(
+        self, theta: Array, grad: Array, state: OptimizerState, rate: float | Array
+    ) -> tuple[Array, OptimizerState]:
         step = grad
         if self.momentum:
             velocity = state["velocity"]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-# Okabe and Ito (2008), "Color Universal Design": told apart by people with any form of colour blindness.
+# Okabe and Ito (2008), "Color Universal Design": told apart by people with any form of color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG, INK, FAINT = PALETTE[0], PALETTE[1], "#333333", "#d9d9d9"
@@ -68,6 +68,6 @@ def legend(ax: Axes, **options: Any) -> None:
         ax.legend(fontsize=12, frameon=False, labelcolor=INK, **options)
 
 
-def colour(index: int) -> str:
+def color(index: int) -> str:
     """Return the palette's color number `index`, starting again when they run out."""
     return PALETTE[index % len(PALETTE)]

@@ -13,11 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ..devices import get_device
-from ..kernels.generic import GenericKernels
-from ._style import INK, WRONG, AxesLike, colour, dress, legend, panel, panels
+from ..kernels import ACTIVATIONS
+from ._style import INK, WRONG, AxesLike, color, dress, legend, panel, panels
 
 __all__ = ["activation_functions", "curve_panels", "delta_norms", "learning_curves", "loss_surface"]
 
+_TITLES = {
+    "loss": ("Loss", "Mean loss"),
+    "accuracy": ("Accuracy", "Share of samples that are right"),
+    "r2": ("Coefficient of determination", "R²"),
+    "lr": ("Learning rate", ""),
+}
 # of each kind of data: what its columns of a history begin with, when it is measured, the style of its line
 _ROLES = (
     ("", "training", "during the epoch", "-"),
@@ -26,7 +32,7 @@ _ROLES = (
 )
 
 
-def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accuracy") -> NDArray[Any]:
+def learning_curves(history: Any, ax: AxesLike | None = None) -> NDArray[Any]:
     """Draw the loss, epoch by epoch, and the score and the learning rate if there is something to see.
 
     The training loss is the mean over an epoch, while the parameters change; validation and test data are measured
@@ -41,8 +47,6 @@ def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accu
     ax : Axes or sequence of Axes, optional
         One for the loss, one for the score if it was recorded, one for the learning rate if it varies. Fewer Axes get
         the first of these.
-    score : str
-        What the score is: ``"Accuracy"``, or ``"R²"`` for values.
 
     Returns
     -------
@@ -55,11 +59,9 @@ def learning_curves(history: Any, ax: AxesLike | None = None, score: str = "Accu
         quantities = quantities[: np.size(np.asarray(ax, dtype=object))]
     axes = panels(ax, len(quantities))
     for target, quantity in zip(axes, quantities, strict=True):
-        title, ylabel = {"loss": ("Loss", "Mean loss"), "lr": ("Learning rate", "Learning rate")}.get(
-            quantity, (score, score)
-        )
+        title, ylabel = _TITLES[quantity]
         for i, (name, run) in enumerate(runs.items()):
-            _draw_run(target, run, quantity, name, None if len(runs) == 1 else colour(i))
+            _draw_run(target, run, quantity, name, None if len(runs) == 1 else color(i))
         dress(target, title, "Epoch", ylabel)
         target.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(target)
@@ -73,7 +75,7 @@ def _draw_run(ax: Axes, run: Any, quantity: str, name: str, shade: str | None) -
         values = getattr(run, prefix + quantity, ())
         if not len(values):
             continue
-        look = {"color": shade or colour(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
+        look: dict[str, Any] = {"color": shade or color(i), "linewidth": np.interp(len(values), [50, 400], [2, 1])}
         role = "" if quantity == "lr" else role if shade else f"{role} ({when})"
         label = ", ".join(part for part in (name, role) if part)
         ax.plot(run.epoch, values, style, marker="o" if len(values) == 1 else "", label=label, **look)
@@ -87,18 +89,17 @@ def _draw_run(ax: Axes, run: Any, quantity: str, name: str, shade: str | None) -
 
 
 def curve_panels(*histories: Any) -> list[str]:
-    """Return what there is to draw of runs: ``"loss"``, ``"accuracy"`` if recorded, ``"lr"`` if it varies."""
-    scores = [f"{prefix}accuracy" for prefix, *_ in _ROLES]
-    names = ["loss"]
-    if any(len(getattr(run, column, ())) for run in histories for column in scores):
-        names.append("accuracy")
-    if any(len(set(getattr(run, "lr", ()))) > 1 for run in histories):
-        names.append("lr")
-    return names
+    """Return what there is to draw of runs: what was recorded of any data, and the learning rate if it varies."""
+
+    def recorded(quantity: str) -> bool:
+        return any(len(getattr(run, prefix + quantity, ())) for run in histories for prefix, *_ in _ROLES)
+
+    varies = any(len(set(getattr(run, "lr", ()))) > 1 for run in histories)
+    return ["loss", *filter(recorded, ("accuracy", "r2")), *["lr"] * varies]
 
 
 def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
-    """Draw the hidden activations and their derivatives, as the library computes them.
+    """Draw the activations and their derivatives, as the library computes them.
 
     Parameters
     ----------
@@ -111,13 +112,13 @@ def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
         Both panels.
     """
     axes = panels(ax, 2)
-    kernels = GenericKernels(get_device("cpu").xp, "float64")
+    xp = get_device("cpu").xp
     z = np.concatenate([np.linspace(-4, -0.01, 400), [np.nan], np.linspace(0, 4, 401)])  # NaN: no line up a step
-    for i, (name, style) in enumerate({"sigmoid": "-", "tanh": "-", "relu": "-", "leaky_relu": "--"}.items()):
-        A = kernels.activate(name, z)
-        look = {"color": colour(i), "linestyle": style, "linewidth": 2.5, "label": name.replace("_relu", " relu")}
+    for i, g in enumerate(g for g in ACTIVATIONS.values() if g.line):
+        A = g.value(xp, z)
+        look = {"color": color(i), "linestyle": g.line, "linewidth": 2.5, "label": g.name.replace("_", " ")}
         axes[0].plot(z, A, **look)
-        axes[1].plot(z, kernels.activation_gradient(name, np.ones_like(z), A), **look)
+        axes[1].plot(z, g.gradient(xp, np.ones_like(z), A), **look)
     axes[0].set_ylim(-1.25, 2.05)
     dress(axes[0], "Activation functions", "z", "g(z)")
     dress(axes[1], "Their derivatives", "z", "g′(z)")
@@ -126,7 +127,7 @@ def activation_functions(ax: AxesLike | None = None) -> NDArray[Any]:
 
 
 def delta_norms(norms: Mapping[str, ArrayLike], ax: AxesLike | None = None) -> NDArray[Any]:
-    """Draw the size of delta in each layer while networks train: where it shrinks towards the input, gradients vanish.
+    """Draw the size of delta in each layer while networks train: if it shrinks toward the input, gradients vanish.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ def loss_surface(
 
 def _curve(ax: Axes, loss: Callable[..., float], limits: Sequence[tuple[float, float]]) -> None:
     a = np.linspace(*limits[0], 400)
-    ax.plot(a, [float(loss(value)) for value in a], color=colour(0), linewidth=2.5)
+    ax.plot(a, [float(loss(value)) for value in a], color=color(0), linewidth=2.5)
     dress(ax, "Loss", "Parameter", "Loss")
 
 

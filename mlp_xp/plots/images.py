@@ -19,7 +19,7 @@ __all__ = ["digit_predictions", "most_confidently_wrong", "sample_grid", "weight
 def sample_grid(X: ArrayLike, y: ArrayLike, rows: int = 10, columns: int = 10, ax: Axes | None = None) -> Axes:
     """Draw samples of each class, one class in a row.
 
-    Where there are fewer classes than rows, a class takes several; where there are more, the first are drawn.
+    If there are fewer classes than rows, a class takes several. If there are more, the first are drawn.
 
     Parameters
     ----------

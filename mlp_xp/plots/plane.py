@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 def decision_regions(model: Any, X: ArrayLike, y: ArrayLike, ax: Axes | None = None) -> Axes:
-    """Colour the plane by the class that is predicted there, with the samples on top.
+    """Color the plane by the class that is predicted there, with the samples on top.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def decision_regions(model: Any, X: ArrayLike, y: ArrayLike, ax: Axes | None = N
     Raises
     ------
     ValueError
-        If the samples are not points of a plane, or there are more classes than colours.
+        If the samples are not points of a plane, or there are more classes than colors.
     """
     X, y = _points(X, y)
     left, right, bottom, top = box = _box(X)
@@ -177,14 +177,14 @@ def _classes(*labels: NDArray[Any]) -> NDArray[Any]:
     classes = np.unique(np.concatenate([part.ravel() for part in labels]))
     if len(classes) > len(PALETTE):
         raise ValueError(
-            f"got {len(classes)} different classes, and at most {len(PALETTE)} can be told apart by colour; "
-            "where predict returns numbers, pass a function that turns them into classes"
+            f"got {len(classes)} different classes, and at most {len(PALETTE)} can be told apart by color; "
+            "if predict returns numbers, pass a function that turns them into classes"
         )
     return classes
 
 
 def _scatter(ax: Axes, X: Points, y: NDArray[Any], classes: NDArray[Any]) -> None:
-    """Draw each class in its own colour and shape, large where the points are few."""
+    """Draw each class in its own color and shape, large where the points are few."""
     size = np.interp(len(X), [10, 1000], [130, 18])
     for label, shade, marker in zip(classes, PALETTE, MARKERS, strict=False):
         rows = y == label
@@ -204,7 +204,7 @@ def _grid_lines(box: Box) -> list[Points]:
 
 
 def _output_line(model: Any) -> tuple[NDArray[Any], float]:
-    """Return (w, b) of the line between the classes in the plane of one hidden layer; w = 0 where there is none."""
+    """Return (w, b) of the line between the classes in the plane of one hidden layer; w = 0 if there is none."""
     if len(model.sizes) > 3 or model.sizes[2] > 2:
         return np.zeros(2), 0.0
     W, b = model.weights[1], model.biases[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..files.atomic import replace_file
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ._style import PALETTE, layout
 from .curves import curve_panels, learning_curves
 from .images import most_confidently_wrong, sample_grid, weight_images
@@ -56,8 +55,7 @@ def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, tes
 
     output, k, d = OUTPUTS[model.output], model.sizes[-1], model.sizes[0]
     panels = len(curve_panels(history))
-    curves = partial(learning_curves, score="R²" if output.task == "values" else "Accuracy")
-    write("learning_curves", (6 * panels, 4.4), curves, history, panels=panels)
+    write("learning_curves", (6 * panels, 4.4), learning_curves, history, panels=panels)
 
     side = isqrt(d)
     images = side >= SMALLEST_SIDE and side * side == d

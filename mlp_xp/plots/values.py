@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ._style import INK, colour, dress, legend, panel
+from ._style import INK, color, dress, legend, panel
 
 __all__ = ["predicted_against_true"]
 
@@ -39,7 +39,7 @@ def predicted_against_true(y_true: ArrayLike, y_pred: ArrayLike, ax: Axes | None
     size, alpha = np.interp(len(truth), [50, 2000], [40, 8]), np.interp(len(truth), [50, 2000], [0.9, 0.4])
     for i, (column, guess) in enumerate(zip(truth.T, predicted.T, strict=True)):
         label = f"value {i}" if truth.shape[1] > 1 else None
-        ax.scatter(column, guess, s=size, alpha=alpha, color=colour(i), linewidths=0, label=label)
+        ax.scatter(column, guess, s=size, alpha=alpha, color=color(i), linewidths=0, label=label)
     dress(ax, "Predicted against true", "True value", "Predicted value")
     legend(ax)
     return ax

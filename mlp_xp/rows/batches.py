@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..devices import Array, Device
 from ..kernels.staircase import Cuts, Ragged
 from .plan import Plan
+from .source import Rows
 
-__all__ = ["FullBatch", "MiniBatches", "Shard", "make_batches", "shuffled_rows"]
+__all__ = [
+    "Batches",
+    "FullBatch",
+    "MiniBatches",
+    "RaggedMiniBatches",
+    "Shard",
+    "shards_as_stored",
+    "shards_by_need",
+    "shuffled_rows",
+]
 
 
 class Shard(NamedTuple):
@@ -27,38 +37,46 @@ def shuffled_rows(seed: int, epoch: int, n: int) -> np.ndarray[Any, Any]:
 
 
 class FullBatch:
-    """All rows for one update, cut into the shards of a plan: views of the data where it is dense, sorted copies else.
+    """All rows for one update: the same shards in every epoch.
 
     Parameters
     ----------
-    X : array (n, d)
-    y : array (n, ...)
-    plan : Plan
-    rows : int
-        Rows of a shard.
+    shards : list of Shard
     """
 
-    def __init__(self, X: Array, y: Array, plan: Plan, rows: int) -> None:
-        self.updates = 1
-        n = X.shape[0]
-        starts = range(0, n, rows)
-        if plan.columns is None or plan.extents is None:
-            self.shards = [Shard(X[i : min(i + rows, n), :], y[i : min(i + rows, n), ...]) for i in starts]
-            return
-        widest_first = np.argsort(-plan.extents, kind="stable")
-        self.shards = []
-        for i in starts:
-            index = widest_first[i : i + rows]
-            width = max(1, int(plan.extents[index].max()))
-            columns = plan.columns[:width]
-            rows_of_X = X[index].take(columns, axis=1)
-            if plan.background is not None:
-                rows_of_X -= plan.background[columns]
-            self.shards.append(Shard(rows_of_X, y[index]))
+    updates = 1
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield the shards of the epoch's only update."""
         yield self.shards
+
+
+def shards_as_stored(rows: Rows, y: Array, shard_rows: int) -> list[Shard]:
+    """Cut rows and their targets (n, ...) into shards of so many rows: views, if the library has views."""
+    n = rows.shape[0]
+    cuts = [(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
+    return [Shard(rows.block(i, j), y[i:j, ...]) for i, j in cuts]
+
+
+def shards_by_need(rows: Rows, y: Array, plan: Plan, shard_rows: int) -> list[Shard]:
+    """Copy rows of the host, and their targets (n, ...), to shards of rows that need about as many columns.
+
+    Each is as wide as its neediest row; the plan must have columns.
+    """
+    columns, extents = plan.order
+    widest_first = np.argsort(-extents, kind="stable")
+    shards = []
+    for i in range(0, len(widest_first), shard_rows):
+        index = widest_first[i : i + shard_rows]
+        stored = columns[: max(1, int(extents[index].max()))]
+        X = rows.take(index).take(stored, axis=1)
+        if plan.background is not None:
+            X -= plan.background[stored]
+        shards.append(Shard(X, y[index]))
+    return shards
 
 
 class MiniBatches:
@@ -66,83 +84,76 @@ class MiniBatches:
 
     Parameters
     ----------
-    X : array (n, d)
+    rows : Rows
+        Where the device computes.
     y : array (n, ...)
     device : Device
     seed : int
     batch_size : int
     """
 
-    def __init__(self, X: Array, y: Array, device: Device, seed: int, batch_size: int) -> None:
-        self.X, self.y, self.xp = X, y, device.xp
-        self.device, self.seed, self.batch_size = device, seed, batch_size
-        self.updates = -(-X.shape[0] // batch_size)
+    def __init__(self, rows: Rows, y: Array, device: Device, seed: int, batch_size: int) -> None:
+        self._rows, self._y, self._device, self._seed, self._batch_size = rows, y, device, seed, batch_size
+        self.updates = -(-rows.shape[0] // batch_size)
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        order = self.device.asarray(shuffled_rows(self.seed, epoch, self.X.shape[0]))
-        y = self.xp.take(self.y, order, axis=0)
-        n = order.shape[0]
-        for i in range(0, n, self.batch_size):
-            rows = slice(i, min(i + self.batch_size, n))
-            yield [Shard(self.xp.take(self.X, order[rows], axis=0), y[rows, ...])]
+        n = self._rows.shape[0]
+        order = self._device.asarray(shuffled_rows(self._seed, epoch, n))
+        y = self._device.xp.take(self._y, order, axis=0)
+        for i in range(0, n, self._batch_size):
+            batch = slice(i, min(i + self._batch_size, n))
+            yield [Shard(self._rows.take(order[batch]), y[batch, ...])]
 
 
-class RaggedMiniBatches(MiniBatches):
+class RaggedMiniBatches:
     """The same batches, with the columns in a plan's order, and in each batch the rows that need most of them first.
 
     A batch is gathered into one buffer, and so lasts until the next.
 
     Parameters
     ----------
-    X, y, device, seed, batch_size
-        As for :class:`MiniBatches`.
-    columns, extents : array (d,), array (n,)
-        As in :class:`mlp_xp.rows.plan.Plan`.
+    rows, y, seed, batch_size
+        As for :class:`MiniBatches`, on the host.
+    plan : Plan
+        One that has columns.
     """
 
-    def __init__(
-        self, X: Array, y: Array, columns: Array, extents: Array, device: Device, seed: int, batch_size: int
-    ) -> None:
-        width = min(X.shape[1], _round_up(extents.max(), 16))
-        super().__init__(X.take(columns[:width], axis=1), y, device, seed, batch_size)
-        self.extents = extents.astype(np.int32)
-        self.buffer = np.empty((batch_size, width), X.dtype)
-        self.cuts = {n: Cuts.of(extents, n) for n in {batch_size, len(X) % batch_size} - {0}}
+    def __init__(self, rows: Rows, y: Array, plan: Plan, seed: int, batch_size: int) -> None:
+        (n, d), (columns, extents) = rows.shape, plan.order
+        width = min(d, _round_up(extents.max(), 16))
+        self._X = rows.block(0, n).take(columns[:width], axis=1)
+        self._y, self._seed, self._batch_size = y, seed, batch_size
+        self.updates = -(-n // batch_size)
+        self._extents = extents.astype(np.int32)
+        self._buffer = np.empty((batch_size, width), rows.dtype)
+        self._cuts = {size: Cuts.of(extents, size) for size in {batch_size, n % batch_size} - {0}}
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        order = shuffled_rows(self.seed, epoch, len(self.X))
-        whole = len(order) // self.batch_size * self.batch_size
-        yield from self._batches(order[:whole].reshape(-1, self.batch_size))
+        order = shuffled_rows(self._seed, epoch, len(self._X))
+        whole = len(order) // self._batch_size * self._batch_size
+        yield from self._batches(order[:whole].reshape(-1, self._batch_size))
         if whole < len(order):
             yield from self._batches(order[None, whole:])
 
-    def _batches(self, rows: np.ndarray[Any, Any]) -> Iterator[list[Shard]]:
-        """Yield one shard for each row of `rows` (count, n), which are numbers of rows."""
-        n = rows.shape[1]
-        cuts = self.cuts[n]
-        widest_first = np.argsort(-self.extents[rows], axis=1, kind="stable")
-        rows = np.take_along_axis(rows, widest_first, axis=1)
-        extents, y = self.extents[rows], self.y[rows]
-        widths = np.minimum(_round_up(extents[:, cuts.rows[:-1]], 16), self.X.shape[1])
+    def _batches(self, index: np.ndarray[Any, Any]) -> Iterator[list[Shard]]:
+        """Yield one shard for each row of `index` (count, n), which are numbers of rows."""
+        n = index.shape[1]
+        cuts = self._cuts[n]
+        widest_first = np.argsort(-self._extents[index], axis=1, kind="stable")
+        index = np.take_along_axis(index, widest_first, axis=1)
+        extents, y = self._extents[index], self._y[index]
+        widths = np.minimum(_round_up(extents[:, cuts.rows[:-1]], 16), self._X.shape[1])
         heights = np.stack([np.count_nonzero(extents > column, axis=1) for column in cuts.columns], axis=1)
         heights = np.minimum(_round_up(np.maximum(heights, 1), 8), n)
         for i, (width, height) in enumerate(zip(widths.tolist(), heights.tolist(), strict=True)):
-            values = self.X.take(rows[i], axis=0, out=self.buffer[:n], mode="clip")
+            values = self._X.take(index[i], axis=0, out=self._buffer[:n], mode="clip")
             yield [Shard(Ragged(values[:, : width[0]], cuts, width, height), y[i])]
+
+
+Batches: TypeAlias = FullBatch | MiniBatches | RaggedMiniBatches
 
 
 def _round_up(values: Any, unit: int) -> Any:
     return -(-values // unit) * unit
-
-
-def make_batches(
-    X: Array, y: Array, plan: Plan, device: Device, seed: int, batch_size: int | None
-) -> FullBatch | MiniBatches:
-    """Return the batches of the epochs: all rows at once where `batch_size` is None."""
-    if batch_size is None:
-        return FullBatch(X, y, plan, device.shard_rows)
-    if plan.columns is None or plan.extents is None:
-        return MiniBatches(X, y, device, seed, batch_size)
-    return RaggedMiniBatches(X, y, plan.columns, plan.extents, device, seed, batch_size)

@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import array_api_compat as compat
 import numpy as np
 
+from ..checks import check_numbers
 from ..devices import Array, Device
 
 __all__ = ["as_features", "as_targets"]
 
+_ROWS_ON_HOST = 4096  # to look at together: no mask as large as the data
 
-def as_features(X: Any, width: int, device: Device, dtype: str) -> Array:
-    """Return `X` (n, width), on the host or the device, wherever it is: uint8 as it is, else finite numbers of a dtype.
+
+def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | None = None) -> Array:
+    """Return `X` (n, width), on the host or the device, wherever it is: uint8 as it is, or finite numbers of a dtype.
+
+    Parameters
+    ----------
+    X : array-like (n, width)
+    width : int
+    device : Device
+    dtype : str
+        Name of the dtype of numbers.
+    pixels : bool, optional
+        Whether they are known to be pixels; if not, uint8 that looks like numbers gets a warning.
 
     Raises
     ------
     ValueError
-        If it is empty, not two-dimensional, of the wrong width, not numeric, or holds NaN or infinity.
+        If it is empty, not two-dimensional, of the wrong width, sparse, masked or not numeric, or if it holds NaN,
+        infinity, or a number that does not fit the dtype.
     TypeError
         If it is an array of another device.
     """
-    if not compat.is_array_api_obj(X):
-        X = _to_numpy(X, "X")
-    if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
-        raise ValueError(f"X must have the shape (n, {width}) with n >= 1, got {tuple(X.shape)}")
-    # BLAS reads rows of unit stride
-    X = np.ascontiguousarray(_to_numpy(X, "X")) if compat.is_numpy_array(X) else device.asarray(X)
+    on_device = _is_on_device(X)
+    X = device.asarray(X) if on_device else check_numbers("X", X)
     xp = compat.array_namespace(X)
+    if on_device and not xp.isdtype(X.dtype, ("bool", "integral", "real floating")):
+        raise ValueError(f"X must hold real numbers, got dtype {X.dtype}")
+    if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
+        raise ValueError(f"X must have the shape (n, {width}) with n >= 1, got {tuple(X.shape)}{_hint(X.shape, width)}")
+    if not on_device:
+        X = np.ascontiguousarray(X)  # BLAS reads rows of unit stride
+    rows = device.shard_rows if on_device else _ROWS_ON_HOST
     if X.dtype == xp.uint8:
+        if not pixels and _is_indicator(X, xp, rows):
+            warnings.warn(
+                "X is uint8 without a value above 1: uint8 counts as pixels, so a 1 is 1/255; pass X.astype(bool) if "
+                "these are numbers",
+                stacklevel=4,
+            )
         return X
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
-        X = xp.astype(X, getattr(xp, dtype), copy=False)
-    _check_finite(X, xp, 4096 if compat.is_numpy_array(X) else device.shard_rows)
-    return X
+        numbers = xp.astype(X, getattr(xp, dtype), copy=False)
+    _check_finite(numbers, X, xp, rows)
+    return numbers
 
 
 def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str) -> np.ndarray[Any, Any]:
-    """Return the targets on the host: int32 labels (n,) where the task is ``"classes"``, numbers (n, units) else.
+    """Return the targets on the host: int32 labels (n,) if the task is ``"classes"``, otherwise numbers (n, units).
 
     Raises
     ------
     ValueError
-        If there are not n rows, a label is out of range or not whole, or a value is NaN or infinite.
+        If there are not n rows, a label is out of range or not a whole number, or a value is NaN, infinite, missing or
+        too large for the dtype.
     """
-    on_device = compat.is_array_api_obj(y) and not compat.is_numpy_array(y)
-    host = _to_numpy(device.to_host(device.asarray(y)) if on_device else y, "y")
+    host = check_numbers("y", device.to_host(device.asarray(y)) if _is_on_device(y) else y)
     if host.shape[:1] != (n,):
         raise ValueError(f"X has {n} rows and y has the shape {host.shape}; give one target per row")
     if task == "classes":
@@ -54,13 +79,26 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
     if host.shape != (n, units) and not (units == 1 and host.shape == (n,)):
         wanted = f"({n}, {units})" + (f" or ({n},)" if units == 1 else "")
         raise ValueError(f"an output of {units} unit(s) needs y of shape {wanted}, got {host.shape}")
-    with np.errstate(over="ignore"):
-        host = host.astype(dtype)
     if not np.isfinite(host).all():
         raise ValueError("y holds NaN or infinity; targets must be finite numbers")
+    with np.errstate(over="ignore"):
+        numbers = host.astype(dtype)
+    if not np.isfinite(numbers).all():
+        raise ValueError(_too_large("y", np.abs(host).max(), dtype))
     if task == "labels" and not ((host == 0) | (host == 1)).all():
         raise ValueError(f"yes-or-no outputs need targets 0 or 1, got values from {host.min()} to {host.max()}")
-    return host.reshape(n, units)
+    return numbers.reshape(n, units)
+
+
+def _is_on_device(x: Any) -> bool:
+    return bool(compat.is_array_api_obj(x)) and not compat.is_numpy_array(x)
+
+
+def _hint(shape: tuple[int, ...], width: int) -> str:
+    """Return what to do if the shape can be made to fit."""
+    if shape == (width,):
+        return "; pass X[None, :] if this is one row"
+    return "; pass X.reshape(len(X), -1)" if len(shape) > 2 and math.prod(shape[1:]) == width else ""
 
 
 def _labels(y: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
@@ -78,17 +116,27 @@ def _labels(y: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
     return y
 
 
-def _to_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{name} is not a rectangular array of numbers ({error})") from None
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    return array
+def _is_indicator(X: Array, xp: Any, rows: int) -> bool:
+    """Return whether the largest byte is 1. Pictures are told apart by their first rows, and blank ones have none."""
+    found = False
+    for i in range(0, X.shape[0], rows):
+        block = X[i : min(i + rows, X.shape[0]), :]
+        if bool(xp.any(block > 1)):
+            return False
+        found = found or bool(xp.any(block == 1))
+    return found
 
 
-def _check_finite(X: Array, xp: Any, rows: int) -> None:
-    for i in range(0, X.shape[0], rows):  # by blocks: no mask as large as the data
-        if not bool(xp.all(xp.isfinite(X[i : min(i + rows, X.shape[0]), :]))):
-            raise ValueError("X holds NaN or infinity; clean or impute the data first")
+def _check_finite(numbers: Array, X: Array, xp: Any, rows: int) -> None:
+    """Check numbers (n, d) that were made of X (n, d)."""
+    for i in range(0, X.shape[0], rows):
+        block = slice(i, min(i + rows, X.shape[0]))
+        if bool(xp.all(xp.isfinite(numbers[block, :]))):
+            continue
+        if numbers is not X and bool(xp.all(xp.isfinite(X[block, :]))):
+            raise ValueError(_too_large("X", float(xp.max(xp.abs(X[block, :]))), numbers.dtype))
+        raise ValueError("X holds NaN or infinity; clean or impute the data first")
+
+
+def _too_large(name: str, largest: Any, dtype: Any) -> str:
+    return f"{name} holds values up to {largest:.4g} in size, which do not fit {dtype}; scale them, or use float64"

@@ -11,16 +11,18 @@ import numpy as np
 from ..checks import check_choice
 from ..devices import Array, Device
 from ..mlp import MLP
+from .background import usual_values
+from .source import Rows
 
 __all__ = ["PLANS", "Plan", "make_plan"]
 
 PLANS = ("auto", "dense", "zero", "ragged")
 _SAMPLE = 8192  # rows from which the order of the columns is decided
 _BLOCK = 4096  # rows that are looked at together
-_FEW_EPOCHS = {"cpu": 8, "cuda": 1000}  # do not repay the sorting; for a GPU, an estimate
+_WORTH = 0.85  # of the columns, on average: a plan that needs more of them is not worth sorting the rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How the rows and columns of a data set are stored; the sums over them stay what they were.
 
@@ -31,15 +33,15 @@ class Plan:
         that few rows use come last, and each shard of rows with similar needs is stored up to the last one it uses.
     reason : str
         Why this kind was chosen, in words.
-    columns : array (d,), optional
-        The order of the columns; None where they stay as they are.
-    extents : array (n,), optional
-        How many columns of that order each row needs.
     mean_columns : float
         Columns that take part in the products, averaged over rows.
+    columns : array (d,), optional
+        The order of the columns; None if they stay as they are.
+    extents : array (n,), optional
+        How many columns of that order each row needs.
     background : array (d,), optional
-        The usual value of each column, in the order of the data, where that is not zero, as in standardised images.
-        What is stored is X - background; :class:`mlp_xp.engines.shards.BackgroundExecutor` makes good for it.
+        The usual value of each column, in the order of the data, if it is not zero, as in standardized images; see
+        :mod:`mlp_xp.rows.background`. What is stored is X - background.
     """
 
     kind: str
@@ -48,6 +50,13 @@ class Plan:
     columns: np.ndarray[Any, Any] | None = None
     extents: np.ndarray[Any, Any] | None = None
     background: np.ndarray[Any, Any] | None = None
+
+    @property
+    def order(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The columns and extents of a plan that has them."""
+        assert self.columns is not None
+        assert self.extents is not None
+        return self.columns, self.extents
 
     def inward(self, theta: Array, model: MLP) -> Array:
         """Return a copy of a vector of parameters (P,) with the first layer's inputs in the order of the plan."""
@@ -68,16 +77,17 @@ class Plan:
 
 
 def make_plan(
-    X: Array, model: MLP, kind: str = "auto", epochs: int | None = None, batch_size: int | None = None
+    rows: Rows, device: Device, kind: str = "auto", epochs: int | None = None, batch_size: int | None = None
 ) -> Plan:
-    """Look at the data once and choose how to store it.
+    """Look at the data once and choose how to store them.
 
     Parameters
     ----------
-    X : array (n, d)
-    model : MLP
+    rows : Rows
+    device : Device
+        Where they will be trained on.
     kind : {"auto", "dense", "zero", "ragged"}
-        ``"auto"`` takes the ragged plan where it leaves out enough products by zero to be repaid within `epochs`.
+        ``"auto"`` takes the ragged plan if it leaves out enough products by zero to pay for itself within `epochs`.
     epochs : int, optional
         How often the data will be passed over; None for often.
     batch_size : int, optional
@@ -86,59 +96,70 @@ def make_plan(
     Raises
     ------
     ValueError
-        If the kind is unknown, or not to be had on the model's device.
+        If the kind is unknown, or not available on the device.
     """
     check_choice("plan", kind, PLANS)
-    n, d = X.shape
+    (n, d), repay = rows.shape, device.epochs_to_repay_plan
     if kind == "dense":
         return Plan("dense", "asked for", d)
-    device = model.device
-    if device.library not in _FEW_EPOCHS:
+    if repay is None:
         if kind == "auto":
             return Plan("dense", f"device {device.name!r} takes the data as they are", d)
-        raise ValueError(f"plan {kind!r} is there on the devices 'cpu' and 'cuda'; use plan='auto' or 'dense'")
-    if kind == "auto" and device.library == "cuda" and batch_size is not None:
+        raise ValueError(f"plan {kind!r} is not available on device {device.name!r}; use plan='auto' or 'dense'")
+    if kind == "auto" and batch_size is not None and not device.plans_mini_batches:
         return Plan("dense", "a GPU waits for mini-batches, not for their products", d)
-    if kind == "auto" and epochs is not None and epochs < _FEW_EPOCHS[device.library]:
+    if kind == "auto" and epochs is not None and epochs < repay:
         return Plan("dense", f"{epochs} epochs do not repay the sorting", d)
-    sample = device.to_host(X[:: max(1, n // _SAMPLE), :])
-    zeros = np.zeros(d, sample.dtype)
-    background = _background(sample) if batch_size is None and device.library == "cpu" else zeros
+    sample = _on_host(rows, rows.block(0, n)[:: max(1, n // _SAMPLE), :])
+    has_background = (
+        batch_size is None and device.plans_mini_batches
+    )  # else its correction costs more than the zeros save
+    background = usual_values(sample) if has_background else np.zeros(d, sample.dtype)
     if kind == "zero":
-        used = np.any([np.any(block != background, axis=0) for block in _blocks(X, device)], axis=0)
-        columns = np.argsort(~used, kind="stable")
-        extents = np.full(n, int(used.sum()))
-    else:
-        columns = _column_order(sample != background)
-        if kind == "auto":
-            expected = _mean_extent(
-                np.sort(_extents([sample], background, columns))[::-1], max(1, device.block_rows * len(sample) // n)
-            )
-            if expected > 0.85 * d:
-                return Plan("dense", f"rows need {expected:.0f} of {d} columns in the mean, too many to sort for", d)
-        extents = _extents(_blocks(X, device), background, columns)
-    mean = _mean_extent(np.sort(extents)[::-1], device.block_rows)
-    reason = f"rows need {mean:.0f} of {d} columns in the mean" if kind == "auto" else "asked for"
-    name = "zero" if kind == "zero" else "ragged"
-    return Plan(name, reason, mean, columns, extents, background if background.any() else None)
+        return _zero_plan(rows, background)
+    return _ragged_plan(rows, sample, background, device.block_rows, kind == "auto")
 
 
-def _blocks(X: Array, device: Device) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the rows of X on the host, so many at a time as are worth it."""
-    for i in range(0, X.shape[0], _BLOCK):
-        yield device.to_host(X[i : min(i + _BLOCK, X.shape[0]), :])
+def _zero_plan(rows: Rows, background: np.ndarray[Any, Any]) -> Plan:
+    used = np.any([np.any(block != background, axis=0) for block in _blocks(rows)], axis=0)
+    extents = np.full(rows.shape[0], int(used.sum()))
+    return _stored("zero", "asked for", int(used.sum()), np.argsort(~used, kind="stable"), extents, background)
 
 
-def _background(sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return each column's most common value (d,); zero where none is common, and for integers."""
-    background = np.zeros(sample.shape[1], sample.dtype)
-    if sample.dtype.kind == "f":
-        few = sample[:: max(1, len(sample) // 256)]
-        for j, column in enumerate(few.T):
-            values, counts = np.unique(column, return_counts=True)
-            if counts.max() > len(few) // 8:
-                background[j] = values[counts.argmax()]
-    return background
+def _ragged_plan(
+    rows: Rows, sample: np.ndarray[Any, Any], background: np.ndarray[Any, Any], block_rows: int, auto: bool
+) -> Plan:
+    (n, d), used = rows.shape, sample != background
+    if auto and used.mean() > _WORTH:  # so is the extent of a row, which is no less than the columns that it uses
+        return _too_wide(used.mean() * d, d)
+    columns = _column_order(used)
+    if auto:
+        in_sample = np.sort(_extents([sample], background, columns))[::-1]
+        expected = _mean_extent(in_sample, max(1, block_rows * len(sample) // n))
+        if expected > _WORTH * d:
+            return _too_wide(expected, d)
+    extents = _extents(_blocks(rows), background, columns)
+    mean = _mean_extent(np.sort(extents)[::-1], block_rows)
+    reason = f"rows need {mean:.0f} of {d} columns on average" if auto else "asked for"
+    return _stored("ragged", reason, mean, columns, extents, background)
+
+
+def _too_wide(needed: float, d: int) -> Plan:
+    return Plan("dense", f"rows need {needed:.0f} of {d} columns on average, too many to sort for", d)
+
+
+def _stored(kind: str, reason: str, mean: float, columns: Any, extents: Any, background: np.ndarray[Any, Any]) -> Plan:
+    return Plan(kind, reason, mean, columns, extents, background if background.any() else None)
+
+
+def _blocks(rows: Rows) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the rows on the host, as many at a time as are worth it."""
+    for i in range(0, rows.shape[0], _BLOCK):
+        yield _on_host(rows, rows.block(i, i + _BLOCK))
+
+
+def _on_host(rows: Rows, X: Array) -> np.ndarray[Any, Any]:
+    return np.asarray(X if rows.home is None else rows.home.to_host(X))
 
 
 def _column_order(used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

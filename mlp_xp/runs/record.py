@@ -1,67 +1,105 @@
-"""The file of a checkpoint: what is in it, and that it is what it says.
+"""The record of a run and its file: what is in it, and that it is what it says.
 
-A run has one file, and everything is in it. Two files could be of different moments after a crash; this one is
-replaced as a whole, once the new one has been written, flushed and verified (:mod:`mlp_xp.files.atomic`). That holds
-for the best parameters too: they are part of the state of early stopping, and a file of their own could contradict it.
+A run has one file, and everything is in it. Two files could be of different moments after a crash. This one is replaced
+as a whole, once the new one has been written, flushed and verified (:mod:`mlp_xp.files.atomic`). That holds for the
+best parameters too: they are part of the state of early stopping, and a file of their own could contradict it.
 
-The format, version 1
+The format, version 2
 ---------------------
-A :mod:`mlp_xp.files.tensors`. Its metadata are ``kind``, ``version``, ``settings`` and ``config`` (:class:`Saved`), and
-``state``, which holds records by name: ``run`` and ``optimizer`` (:class:`Snapshot`), ``history``, and ``stopping.0``
-and so on. Arrays of a record are tensors, named ``run.theta``, ``optimizer.mean``, ``history.loss``,
-``stopping.0.theta``: parameters and what goes with them as (P,), columns of the history as (epochs,).
+A :mod:`mlp_xp.files.tensors`. Its metadata are ``kind``, ``version``, ``settings``, ``config`` and ``versions``
+(:class:`Record`), and ``state``, which holds records by name: ``run`` and ``optimizer`` (:class:`Snapshot`),
+``history``, and ``callback.0`` and so on. Arrays of a record are tensors, named ``run.theta``, ``optimizer.mean``,
+``history.loss``, ``callback.0.theta``: parameters and what goes with them as (P,), columns of the history as (epochs,).
+
+Version 1 has no ``versions``, calls ``callback.0`` ``stopping.0``, and R^2 ``val_accuracy``. It is read as well.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..callbacks import EarlyStopping, History
 from ..files import tensors as tensor_file
 from ..files.tensors import CheckpointError
 from ..loop import Snapshot
 from ..mlp import MLP
+from ..objective import OUTPUTS
 from ..optim import Optimizer
 
-__all__ = ["FILE", "Saved", "fits", "read", "write"]
+__all__ = ["FILE", "Record", "check_same", "check_snapshot", "read", "size", "write"]
 
 FILE = "checkpoint.safetensors"
-VERSION = 1
+VERSION = 2
+_MOST = 2**53  # of any count: what a float holds exactly
+_SHOWN = 200  # letters of a setting that a message quotes
 
 
-class Saved(NamedTuple):
-    """The content of a checkpoint file."""
+class Record(NamedTuple):
+    """The content of a checkpoint file.
+
+    Attributes
+    ----------
+    snapshot : Snapshot
+        Where the training is.
+    history : dict
+        What :meth:`mlp_xp.History.dump` returned.
+    callbacks : list of dict
+        What the other callbacks that have ``dump`` returned.
+    settings : dict
+        What decides where the run goes; see :meth:`mlp_xp.runs.training.Training.settings`.
+    config : dict
+        Plain data of the caller's.
+    versions : list of dict
+        The versions of each program that went on with the run, see :func:`mlp_xp.runs.versions.versions`.
+    """
 
     snapshot: Snapshot
-    history: dict[str, np.ndarray[Any, Any]]
-    stopping: list[dict[str, Any]]
+    history: dict[str, Any]
+    callbacks: list[dict[str, Any]]
     settings: dict[str, Any]
     config: dict[str, Any]
+    versions: list[dict[str, str]]
 
 
-def write(path: str | os.PathLike[str], saved: Saved) -> None:
-    """Write a checkpoint file, all or nothing; see :func:`mlp_xp.files.tensors.save`."""
-    run = vars(saved.snapshot)
-    records = {
+def write(path: str | os.PathLike[str], record: Record) -> None:
+    """Write a checkpoint file, all or nothing; see :func:`mlp_xp.files.tensors.save`. A link is replaced."""
+    tensor_file.save(path, *_content(record), follow_links=False)
+
+
+def size(record: Record) -> int:
+    """Return the bytes of the file.
+
+    Raises
+    ------
+    CheckpointError
+        If something in it cannot be saved.
+    """
+    return tensor_file.serialized_size(*_content(record))
+
+
+def _content(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arrays and metadata of the file."""
+    run = vars(record.snapshot)
+    parts = {
         "run": {name: value for name, value in run.items() if name != "optimizer"},
         "optimizer": run["optimizer"],
-        "history": saved.history,
-        **{f"stopping.{i}": state for i, state in enumerate(saved.stopping)},
+        "history": record.history,
+        **{f"callback.{i}": state for i, state in enumerate(record.callbacks)},
     }
     arrays: dict[str, Any] = {}
     state: dict[str, dict[str, Any]] = {}
-    for record, values in records.items():
-        state[record] = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
-        arrays |= {f"{record}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
-    own = {"kind": "checkpoint", "version": VERSION, "settings": saved.settings, "config": saved.config}
-    tensor_file.save(path, arrays, {**own, "state": state})
+    for part, values in parts.items():
+        state[part] = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        arrays |= {f"{part}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
+    own = {"kind": "checkpoint", "version": VERSION, "settings": record.settings, "config": record.config}
+    return arrays, {**own, "versions": record.versions, "state": state}
 
 
-def read(path: str | os.PathLike[str]) -> Saved:
+def read(path: str | os.PathLike[str]) -> Record:
     """Read a checkpoint file.
 
     Raises
@@ -73,49 +111,125 @@ def read(path: str | os.PathLike[str]) -> Saved:
     """
     arrays, metadata = tensor_file.load(path)
     if metadata.get("kind") != "checkpoint":
-        raise CheckpointError(f"{os.fspath(path)!r} is no checkpoint of a run; give the {FILE} of its folder")
-    if metadata.get("version") != VERSION:
-        found = metadata.get("version")
+        raise CheckpointError(f"{os.fspath(path)!r} is not the checkpoint of a run; give the {FILE} of its folder")
+    version = metadata.get("version")
+    if type(version) is not int or version not in (1, VERSION):
         raise CheckpointError(
-            f"{os.fspath(path)!r} is a checkpoint of version {found!r}, and this mlp_xp reads {VERSION}; update mlp_xp"
+            f"{os.fspath(path)!r} is a checkpoint of version {version!r}, and this mlp_xp reads 1 to {VERSION}; "
+            "update mlp_xp"
         )
     try:
-        records = {name: dict(values) for name, values in metadata["state"].items()}
+        state = {name: dict(values) for name, values in metadata["state"].items()}
         for name, array in arrays.items():
-            record, _, last = name.rpartition(".")
-            records[record][last] = array
-        snapshot = Snapshot(**records.pop("run"), optimizer=records.pop("optimizer"))
-        history = records.pop("history")
-        stopping = [records.pop(f"stopping.{i}") for i in range(len(records))]
-        return Saved(snapshot, history, stopping, dict(metadata["settings"]), dict(metadata["config"]))
+            part, _, last = name.rpartition(".")
+            state[part][last] = array
+        settings, config = dict(metadata["settings"]), dict(metadata["config"])
+        if version == 1:
+            state, settings = _from_version_1(state, settings)
+        versions = [dict(each) for each in metadata.get("versions", [])]
+        snapshot = Snapshot(**state.pop("run"), optimizer=state.pop("optimizer"))
+        history = state.pop("history")
+        callbacks = [state.pop(f"callback.{i}") for i in range(len(state))]
+        return Record(snapshot, history, callbacks, settings, config, versions)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{os.fspath(path)!r} does not describe a run: {error!r}") from None
 
 
-def fits(saved: Saved, model: MLP, optimizer: Optimizer, history: History, stoppings: Sequence[EarlyStopping]) -> bool:
-    """Return whether every value of the state is of the type, the dtype and the shape that it has to have."""
-    run = saved.snapshot
-    fresh = optimizer.init(model.theta)
-    if run.optimizer.keys() != fresh.keys() or len(saved.stopping) != len(stoppings):
-        return False
-    numbers = [name for name, value in fresh.items() if isinstance(value, int | float)]
-    vectors = [run.theta, *(value for name, value in run.optimizer.items() if name not in numbers)]
-    counts = [run.epoch, run.update, run.rows, *(run.optimizer[name] for name in numbers)]
-    reals = [run.loss_sum, run.seconds]
-    for state in saved.stopping:
-        if not {"best", "best_epoch", "waited"} <= state.keys() <= {"best", "best_epoch", "waited", "theta"}:
-            return False
-        counts += [state["best_epoch"], state["waited"]]
-        reals.append(state["best"])
-        vectors += [state["theta"]] if "theta" in state else []
-    return (
-        all(_is_vector(value, model.layout.size) and value.dtype == model.dtype for value in vectors)
-        and all(type(value) is int and value >= 0 for value in counts)
-        and all(type(value) in (int, float) for value in reals)
-        and all(_is_vector(column, run.epoch) for column in saved.history.values())
-        and saved.history.keys() == history.columns().keys()
-    )
+def _from_version_1(state: dict[str, Any], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return state and settings of a file of version 1 as version 2 has them."""
+    score = "val_r2" if OUTPUTS[settings["model.output"]].task == "values" else "val_accuracy"
+    history = {}
+    for name, column in state["history"].items():
+        name = score if name == "val_accuracy" else name
+        history[name] = column.astype(np.int64 if name == "epoch" else np.float64)
+    measured = [name for name in ("val_loss", score) if name in history]
+    rest = {name.replace("stopping.", "callback.", 1): value for name, value in state.items() if name != "history"}
+    settings = {"callbacks" if name == "early_stopping" else name: value for name, value in settings.items()}
+    return {**rest, "history": {"order": measured, **history}}, settings
 
 
-def _is_vector(value: Any, length: int) -> bool:
-    return isinstance(value, np.ndarray) and value.shape == (length,)
+def check_same(folder: str | os.PathLike[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ValueError that lists all the settings of the run in `folder` that are others now.
+
+    Settings that the run does not know came with a later version; they did not affect the run.
+    """
+    changed = [
+        f"{_brief(name)}: {_brief(then[name])}, now {_brief(now.get(name))}"
+        for name in then
+        if now.get(name) != then[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} cannot be resumed with other settings than it was started with ({'; '.join(changed)}); "
+            "leave them as they were, or start a new run in another folder"
+        )
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def check_snapshot(start: Snapshot, model: MLP, optimizer: Optimizer, rows: int, batch_size: int | None) -> None:
+    """Raise a ValueError unless a training of this model, with this optimizer, can go on from `start`.
+
+    Parameters
+    ----------
+    start : Snapshot
+        Of a run, or read from a file, where it may hold anything.
+    model : MLP
+    optimizer : Optimizer
+    rows : int
+        Rows of the training data.
+    batch_size : int, optional
+        Rows per update; None takes all.
+    """
+    for name in ("epoch", "update", "rows"):
+        if not _is_count(getattr(start, name)):
+            raise ValueError(f"start has {name} {_brief(getattr(start, name))}; it must be a whole number below 2^53")
+    for name in ("loss_sum", "seconds"):
+        if not _is_real(getattr(start, name)):
+            raise ValueError(f"start has {name} {_brief(getattr(start, name))}; it must be a finite number")
+    batch = rows if batch_size is None else min(batch_size, rows)
+    if start.update >= -(-rows // batch) or start.rows != start.update * batch:
+        raise ValueError(
+            f"start is after update {start.update} with {start.rows} rows, and an epoch of {rows} rows in batches of "
+            f"{batch} has no such place; use the data and the batch size it was taken with"
+        )
+    if start.seconds < 0 or (start.update == 0 and (start.loss_sum or start.seconds)):
+        raise ValueError("start has a loss or a duration that nothing in its epoch can have; use it as it was taken")
+    if start.plan not in ("dense", "zero", "ragged"):
+        raise ValueError(f"start has the plan {_brief(start.plan)}; it must be 'dense', 'zero' or 'ragged'")
+    _check_vector("theta", start.theta, model)
+    _check_optimizer(start.optimizer, model, optimizer)
+
+
+def _check_optimizer(state: Any, model: MLP, optimizer: Optimizer) -> None:
+    kind, fresh = type(optimizer).__name__, optimizer.init(model.theta)
+    if not isinstance(state, dict) or state.keys() != fresh.keys():
+        found, wanted = (", ".join(names) or "nothing" for names in (map(str, state), fresh))
+        raise ValueError(f"start has an optimizer that keeps {_brief(found)}, and {kind} keeps {wanted}; use the same")
+    for name, value in fresh.items():
+        if not isinstance(value, int | float):
+            _check_vector(name, state[name], model)
+        elif not (_is_count(state[name]) if isinstance(value, int) else _is_real(state[name])):
+            raise ValueError(f"start has {name} {_brief(state[name])}, which the state of {kind} cannot have")
+
+
+def _check_vector(name: str, value: Any, model: MLP) -> None:
+    size = model.layout.size
+    if not isinstance(value, np.ndarray) or value.shape != (size,):
+        shape = value.shape if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"start has {name} of shape {shape}, and the model has {size} parameters; use the same model")
+    if value.dtype != model.dtype:
+        raise ValueError(f"start has {name} of {value.dtype}, and the model computes in {model.dtype}; use the same")
+    if not np.isfinite(value).all():
+        raise ValueError(f"start has {name} with values that are NaN or infinite; take a start from before")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _is_real(value: Any) -> bool:
+    return _is_count(value) or (type(value) is float and math.isfinite(value))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,37 +15,32 @@ from threadpoolctl import threadpool_info
 
 from ..callbacks import History, accuracy_by_class
 from ..datasets import Dataset
-from ..devices import Device
-from ..engines.shards import available_cores
-from ..files.atomic import replace_file
+from ..devices.blas_threads import default_threads
 from ..mlp import MLP
-from ..model import OUTPUTS
+from ..objective import OUTPUTS
 from ..rows.plan import Plan
 
-__all__ = ["environment", "epoch_flops", "result_table", "write_json"]
+__all__ = ["environment", "epoch_flops", "result_table"]
+
+WIDTH = 80  # columns of a terminal
 
 
 def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
     """Return what the result and its speed depend on, as plain data."""
     return {
-        "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *_library(model))},
+        "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *model.device.packages)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": available_cores(),
-        "threads": available_cores() if threads is None else threads,
+        "cores": os.cpu_count(),
+        "threads": default_threads() if threads is None else threads,
         "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
         "device": model.device.name,
-        "gpu": _gpu(model.device),
+        "gpu": model.device.hardware(),
         "dtype": model.dtype,
         "precision": model.precision,
         "plan": {"kind": plan.kind, "reason": plan.reason, "mean_columns": round(plan.mean_columns, 1)},
     }
-
-
-def _library(model: MLP) -> list[str]:
-    packages = {"cuda": ["cupy-cuda12x", "cupy-cuda13x", "nvmath-python"], "strict": ["array-api-strict"], "cpu": []}
-    return packages.get(model.device.library, [model.device.library])
 
 
 def _version(package: str) -> str | None:
@@ -65,13 +60,6 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _gpu(device: Device) -> str | None:
-    if device.library != "cuda":
-        return None
-    cuda = device.xp.cuda
-    return str(cuda.runtime.getDeviceProperties(cuda.Device().id)["name"].decode())
-
-
 def epoch_flops(sizes: Sequence[int], samples: int) -> int:
     """Return the floating-point operations of the matrix products of one epoch, forward and backward.
 
@@ -81,26 +69,32 @@ def epoch_flops(sizes: Sequence[int], samples: int) -> int:
     return 2 * samples * (3 * sum(products) - products[0])
 
 
-def result_table(model: MLP, history: History, train: Dataset, test: Dataset, labels: Sequence[str]) -> str:
-    """Return the table at the end of a run: losses, scores, by class, and speed."""
-    task = OUTPUTS[model.output].task
+def result_table(model: MLP, history: History, parts: Mapping[str, Dataset], labels: Sequence[str]) -> str:
+    """Return the table at the end of a run: loss and score of each part, accuracy by class, speed.
+
+    Parameters
+    ----------
+    model : MLP
+        With its final parameters.
+    history : History
+    parts : mapping of str to Dataset
+        By name, with ``"training"`` and ``"test"``.
+    labels : sequence of str
+        Names of the classes.
+    """
+    task, train, test = OUTPUTS[model.output].task, parts["training"], parts["test"]
     score = "R^2" if task == "values" else "accuracy"
     lines = [f"{'':12s}{'loss':>10s}{score:>12s}"]
-    for name, data in (("training", train), ("test", test)):
+    for name, data in parts.items():
         loss, value = model.evaluate(*data)
         lines.append(f"{name:12s}{loss:10.4f}{value:12.4f}")
     if task != "values":
         by_class = accuracy_by_class(test.y, model.predict(test.X))
-        shares = (f"{labels[label]} {100 * share:.1f}%" for label, share in by_class.items())
-        lines.append("by class    " + "  ".join(shares))
+        shares = [f"{labels[label]}\N{NO-BREAK SPACE}{100 * share:.1f}%" for label, share in by_class.items()]
+        wrapped = fill("  ".join(shares), WIDTH, initial_indent=f"{'by class':12s}", subsequent_indent=" " * 12)
+        lines.append(wrapped.replace("\N{NO-BREAK SPACE}", " "))
     seconds = float(np.median(history.seconds))
     flops = epoch_flops(model.sizes, len(train.X)) / seconds / 1e9
     speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s in {model.precision}"
-    lines.append(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}")
+    lines.append(fill(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}", WIDTH))
     return "\n".join(lines)
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write plain data as JSON, the whole file or nothing."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, [memoryview(text.encode())], verify=lambda file: None)

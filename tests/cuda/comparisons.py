@@ -65,6 +65,9 @@ def cases(rng: np.random.Generator, n: int, d: int, h: int) -> dict[str, Case]:
 
         return Case(run, (dZ, GenericKernels(np, "float64").activate(name, Z), block[0]))
 
+    def loss(name: str, y: Array, scale: float = 1.0) -> Case:
+        return Case(lambda k, A, y: k.loss(name, A, y), (scale * Z, y))
+
     return {
         "features of bytes": Case(lambda k, X: k.features(X), (X,)),
         "features of numbers": Case(lambda k, X: k.features(X), (A,)),
@@ -80,11 +83,11 @@ def cases(rng: np.random.Generator, n: int, d: int, h: int) -> dict[str, Case]:
             lambda k, dZ, A, block: k.weight_gradient(dZ, A, block[1:].T), (dZ, A[:, : (d + 1) // 2], block)
         ),
         "input_gradient": Case(lambda k, dZ, block: k.input_gradient(dZ, block[1:].T), (dZ, block)),
-        "softmax_cross_entropy": Case(lambda k, A, y: k.softmax_cross_entropy(A, y), (Z, y)),
-        "softmax_cross_entropy of large logits": Case(lambda k, A, y: k.softmax_cross_entropy(A, y), (1e4 * Z, y)),
-        "sigmoid_cross_entropy": Case(lambda k, A, Y: k.sigmoid_cross_entropy(A, Y), (Z, (Y > 0).astype(float))),
-        "half_squared_error": Case(lambda k, A, Y: k.half_squared_error(A, Y), (Z, Y)),
-        "perceptron_criterion": Case(lambda k, A, Y: k.perceptron_criterion(A, Y), (Z, (Y > 0).astype(float))),
+        "softmax_cross_entropy": loss("softmax_cross_entropy", y),
+        "softmax_cross_entropy of large logits": loss("softmax_cross_entropy", y, 1e4),
+        "sigmoid_cross_entropy": loss("sigmoid_cross_entropy", (Y > 0).astype(float)),
+        "half_squared_error": loss("half_squared_error", Y),
+        "perceptron_criterion": loss("perceptron_criterion", (Y > 0).astype(float)),
         "sum": Case(lambda k, losses: k.sum(losses), (Z[:, 0],)),
     }
 
@@ -135,5 +138,5 @@ def make_pass(
     model = mx.MLP(sizes, activation, output)
     theta = model.theta + 0.1 * rng.standard_normal(model.layout.size)
     X = rng.integers(0, 256, (rows, sizes[0])).astype(np.uint8)
-    y = model.check_targets(targets(output, rows, sizes[-1]), rows)
+    y = model.targets(targets(output, rows, sizes[-1]), rows).y
     return Pass(model, theta, X, y)

@@ -5,6 +5,9 @@ functions of the array library, unlike its operators, do their work at once, aft
 for. New memory holds NaNs, and ends in bytes that no kernel may change; what is copied from pinned memory is what that
 holds when it is the copy's turn.
 
+There are two devices. As CuPy's, they are current by thread, new threads begin on the first, and neither can reach the
+memory of the other.
+
 While a stream is captured nothing runs, and anything but kernels and matrix products on that stream is an error: a
 wait, a copy from or to the host, an allocation, an operation of the array library. A graph keeps no array alive.
 """
@@ -15,6 +18,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,9 +36,10 @@ _MODULES: dict[tuple[str, tuple[str, ...]], CpuModule] = {}
 
 
 class Block:
-    """Memory of the device, which counts as long as an array is on it, and bytes behind it that belong to nobody."""
+    """Memory of a device, which counts as long as an array is on it, and bytes behind it that belong to nobody."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, device: int) -> None:
+        self.device = device
         self.memory, self.behind = np.split(np.full(nbytes + 256, 255, np.uint8), [nbytes])
 
 
@@ -52,19 +57,19 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         self.shape, self.dtype, self.strides, self.flags = host.shape, host.dtype, host.strides, host.flags
         self.ndim, self.size, self.itemsize, self.nbytes = host.ndim, host.size, host.itemsize, host.nbytes
         self.data = SimpleNamespace(ptr=host.ctypes.data)
-        self.device = gpu.device
+        self.device = gpu.cuda.Device(block.device)
 
     @property
     def T(self) -> Array:
         return Array(self.gpu, self.host.T, self.block)
 
     def get(self) -> Any:
-        self.gpu.request("copy to the host")
+        self.gpu.request("copy to the host", self)
         self.gpu.current.last.finish()
         return self.host.copy()
 
     def set(self, host: Any) -> None:
-        self.gpu.request("copy from the host")
+        self.gpu.request("copy from the host", self)
         assert type(host) is np.ndarray
         assert (host.dtype, host.shape) == (self.dtype, self.shape)
         assert self.flags.c_contiguous
@@ -73,7 +78,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         self.gpu.current.ask(partial(np.copyto, self.host, source), by_bus=pinned)
 
     def copy(self) -> Array:
-        self.gpu.request("allocation")
+        self.gpu.request("allocation", self)
         copy = self.gpu.new(self.shape, self.dtype)
         self.gpu.current.ask(partial(np.copyto, copy.host, self.host))
         return copy
@@ -99,12 +104,12 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return Array(self.gpu, self.host[keys if ... in keys else (*keys, ...)], self.block)  # never a number
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.gpu.request("assignment")
+        self.gpu.request("assignment", self)
         value = value.copy() if isinstance(value, np.ndarray) else _host(value)
         self.gpu.current.ask(partial(self.host.__setitem__, key, value))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Array:
-        self.gpu.request(ufunc.__name__)
+        self.gpu.request(ufunc.__name__, *(x for x in inputs if isinstance(x, Array)))
         run = partial(getattr(ufunc, method), *_host(inputs), **kwargs)
         if out is None:
             with np.errstate(all="ignore"):
@@ -129,11 +134,13 @@ class FakeLibrary(Library):
 
     def __init__(self, gpu: GPU) -> None:
         super().__init__()
-        self.gpu, self.streams = gpu, {}
+        self.gpu, self.streams, self.devices = gpu, {}, {}
 
     def create(self) -> int:
         self.gpu.request("a handle of cuBLAS")
-        return len(self.streams) + 1
+        handle = len(self.devices) + 1
+        self.devices[handle] = self.gpu.cuda.Device().id
+        return handle
 
     def destroy(self, handle: int) -> None:
         pass
@@ -147,6 +154,7 @@ class FakeLibrary(Library):
 
     def gemm_ex(self, handle: int, *rest: Any) -> None:
         assert self.streams[handle] == self.gpu.current.ptr, "the product is on another stream"
+        assert self.devices[handle] == self.gpu.cuda.Device().id, "the product is on another device"
         ops, (m, n, k), (alpha, a, a_type, lda, b, b_type, ldb, beta, c, *last) = rest[:2], rest[2:5], rest[5:]
         scalar = ctypes.c_double if last[-2] == COMPUTE_64F else ctypes.c_float
         factor, keep = (scalar(scalar.from_address(address).value) for address in (alpha, beta))
@@ -159,17 +167,27 @@ class FakeLibrary(Library):
 
 
 class Device:
-    id = 0
+    """One of the devices; like CuPy's, an object keeps the devices to go back to, and is not for two threads."""
 
-    def __init__(self, gpu: GPU, multiprocessors: int) -> None:
-        self.gpu = gpu
+    def __init__(self, gpu: GPU, number: int, multiprocessors: int) -> None:
+        self.gpu, self.id, self.before = gpu, number, []
         self.attributes = {"MultiProcessorCount": multiprocessors, "MaxSharedMemoryPerBlockOptin": 227 * 1024}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def use(self) -> None:
+        self.gpu.thread.device = self.id
+
     def __enter__(self) -> None:
-        pass
+        self.before.append(self.gpu.cuda.Device().id)
+        self.use()
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self.gpu.thread.device = self.before.pop()
 
     @property
     def mem_info(self) -> tuple[int, int]:
@@ -205,14 +223,15 @@ class GPU:
         self.slow = "device"
         self.captured: list[Any] | None = None
         self.capturing: Stream | None = None
-        self.current = Stream(self, 0)
-        self.streams = [self.current]
+        self.thread = threading.local()
+        self.streams = [Stream(self, 0), Stream(self, 0)]  # the default streams of both devices
+        self._current = list(self.streams)
         self.blocks: weakref.WeakValueDictionary[range, Block] = weakref.WeakValueDictionary()
         self.pinned: weakref.WeakValueDictionary[range, PinnedMemory] = weakref.WeakValueDictionary()
         self.library = FakeLibrary(self)
-        self.device = Device(self, multiprocessors)
+        self.device = Device(self, 0, multiprocessors)
         self.cuda = SimpleNamespace(
-            Stream=self._stream, Device=lambda *_: self.device, get_current_stream=lambda: self.current,
+            Stream=self._stream, Device=self._device, get_current_stream=lambda: self.current,
             MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=self._allocator,
             alloc_pinned_memory=self._pinned, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             get_elapsed_time=_elapsed_time, runtime=SimpleNamespace(
@@ -220,14 +239,34 @@ class GPU:
             ),
         )  # fmt: skip
 
-    def request(self, what: str) -> None:
+    @property
+    def current(self) -> Stream:
+        """The current stream of the current device."""
+        return self._current[self.cuda.Device().id]
+
+    @current.setter
+    def current(self, stream: Stream) -> None:
+        self._current[self.cuda.Device().id] = stream
+
+    def _device(self, number: int | None = None) -> Device:
+        if number is None:
+            number = getattr(self.thread, "device", 0)
+        return Device(self, number, self.device.attributes["MultiProcessorCount"])
+
+    def request(self, what: str, *arrays: Array) -> None:
         """Log what is asked for; a stream that is captured takes nothing but launches."""
         assert self.captured is None, f"{what} while a stream is captured"
+        self._check_device(what, [array.block for array in arrays])
         self.log.append(what)
+
+    def _check_device(self, what: str, blocks: list[Block]) -> None:
+        here = self.cuda.Device().id
+        assert all(block.device == here for block in blocks), f"{what} on device {here}, and its memory is elsewhere"
 
     def launch(self, entry: tuple[Any, ...], run: Callable[[], None], blocks: list[Block]) -> None:
         """Ask the current stream, or the graph that is captured from it, for work on memory."""
         assert None not in blocks, f"{entry[0]} works on memory that is not the device's"
+        self._check_device(entry[0], blocks)
         owners, behind = list(map(weakref.ref, blocks)), [block.behind for block in blocks]
 
         def run_within() -> None:
@@ -253,7 +292,7 @@ class GPU:
             gc.collect()  # as CuPy does
             if self.used + size > self.limit:
                 raise OutOfMemoryError(size, self.used, self.limit)
-        block = Block(size)
+        block = Block(size, self.cuda.Device().id)
         self.used += size
         weakref.finalize(block, self._give_back, block.memory).atexit = False
         self.blocks[_place(block.memory)] = block
@@ -303,8 +342,9 @@ class GPU:
         found = getattr(numpy_xp, name)
         return found if isinstance(found, type) or not callable(found) else partial(self._call, name)
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Array:
-        self.request(name)
+    def _call(self, name: str, *args: Any, device: Any = None, **kwargs: Any) -> Array:
+        assert device in (None, self.cuda.Device()), "CuPy allocates on the current device, whatever device= says"
+        self.request(name, *(x for x in (*args, *kwargs.values()) if isinstance(x, Array)))
         self.current.last.finish()
         result = np.asarray(getattr(numpy_xp, name)(*_host(args), **{key: _host(x) for key, x in kwargs.items()}))
         if block := _find(self.blocks, result.ctypes.data):

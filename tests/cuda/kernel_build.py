@@ -74,7 +74,9 @@ class CpuModule:
         with tempfile.TemporaryDirectory() as folder:
             cpp, library = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
             cpp.write_text("\n".join([f'#include "{SHIM}"', text.replace("__restrict__", ""), *entries]))
-            command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", *_flags(macros)]
+            # fortified, longjmp refuses to go to another stack
+            options = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+            command = ["g++", *options, *_flags(macros)]
             subprocess.run([*command, "-o", str(library), str(cpp)], check=True)
             self._library = ctypes.CDLL(str(library))
 
@@ -147,6 +149,14 @@ class Compiled(NamedTuple):
 
     ptx: str
     log: str
+
+
+@cache
+def compiler_version() -> tuple[int, int]:
+    """Return the release of NVRTC, such as (13, 5)."""
+    nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
+    _, major, minor = nvrtc.nvrtcVersion()
+    return major, minor
 
 
 @cache

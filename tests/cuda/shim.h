@@ -7,6 +7,7 @@
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,7 @@ constexpr size_t STACK = 64 * 1024;
 constexpr int MOST_THREADS = 1024;
 enum State { READY, AT_WARP_BARRIER, AT_BLOCK_BARRIER, DONE };
 
-static ucontext_t scheduler, fibers[MOST_THREADS];
+static jmp_buf scheduler, fibers[MOST_THREADS];  // where each goes on; swapcontext would ask the system at every switch
 static State states[MOST_THREADS];
 static unsigned char mailbox[MOST_THREADS][8];  // what a lane offers in a shuffle
 static char* dynamic_shared;
@@ -40,14 +41,25 @@ static int current;
 static void (*body)(void*);
 static void* arguments;
 
-static void run_fiber() {
-  body(arguments);
-  states[current] = DONE;  // and on to the scheduler, the fiber's successor
+static void wait(State state) {
+  states[current] = state;
+  if (!_setjmp(fibers[current])) _longjmp(scheduler, 1);
 }
 
-static void wait(State barrier) {
-  states[current] = barrier;
-  swapcontext(&fibers[current], &scheduler);
+static void run_fiber() {  // one thread of every block, until the launch ends
+  for (;;) {
+    wait(DONE);
+    body(arguments);
+  }
+}
+
+static void start_fiber(char* stack) {
+  ucontext_t context, unused;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = STACK;
+  makecontext(&context, run_fiber, 0);
+  if (!_setjmp(scheduler)) swapcontext(&unused, &context);
 }
 
 // Let the threads [begin, end) go on if each is at the barrier or has ended.
@@ -62,21 +74,14 @@ static bool release(State barrier, int begin, int end) {
   return any;
 }
 
-static void run_block(int threads, char* stacks, bool reversed) {
-  for (int i = 0; i < threads; ++i) {
-    states[i] = READY;
-    getcontext(&fibers[i]);
-    fibers[i].uc_stack.ss_sp = stacks + i * STACK;
-    fibers[i].uc_stack.ss_size = STACK;
-    fibers[i].uc_link = &scheduler;
-    makecontext(&fibers[i], run_fiber, 0);
-  }
+static void run_block(int threads, bool reversed) {
+  for (int i = 0; i < threads; ++i) states[i] = READY;
   for (int done = 0; done < threads;) {
     for (int k = 0; k < threads; ++k) {
       current = reversed ? threads - 1 - k : k;
       if (states[current] != READY) continue;
       threadIdx = {current % blockDim.x, current / blockDim.x};
-      swapcontext(&scheduler, &fibers[current]);
+      if (!_setjmp(scheduler)) _longjmp(fibers[current], 1);
     }
     bool released = release(AT_BLOCK_BARRIER, 0, threads);
     for (int i = 0; i < threads; i += 32) released |= release(AT_WARP_BARRIER, i, i + 32 < threads ? i + 32 : threads);
@@ -97,13 +102,14 @@ static void launch(Index grid, Index block, size_t shared_bytes, bool reversed, 
   body = kernel;
   arguments = kernel_arguments;
   char* stacks = static_cast<char*>(malloc(threads * STACK));
+  for (current = 0; current < threads; ++current) start_fiber(stacks + current * STACK);
   dynamic_shared = static_cast<char*>(aligned_alloc(64, (shared_bytes + 127) / 64 * 64));
   for (int k = 0; k < blocks; ++k) {
     const unsigned b = reversed ? blocks - 1 - k : k;
     blockIdx = {b % grid.x, b / grid.x};
     memset(dynamic_shared, 0xff, shared_bytes);
     if (__start_cuda_shared) memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
-    run_block(threads, stacks, reversed);
+    run_block(threads, reversed);
   }
   free(stacks);
   free(dynamic_shared);

@@ -74,16 +74,6 @@ class Library:
         product = (A if op_a == 0 else A.T).astype(precision) @ (B if op_b == 0 else B.T).astype(precision)
         C[...] = factor * product + (keep * C if keep else 0)
 
-    def gemm_strided_batched_ex(self, handle: int, op_a: int, op_b: int, m: int, n: int, k: int, *rest: int) -> None:
-        alpha, a, a_type, lda, step_a, b, b_type, ldb, step_b, beta, c, c_type, ldc, step_c, count, *how = rest
-        for i in range(count):
-            a_i, b_i, c_i = (
-                address + i * step * DTYPES[code].itemsize
-                for address, step, code in ((a, step_a, a_type), (b, step_b, b_type), (c, step_c, c_type))
-            )
-            operands = alpha, a_i, a_type, lda, b_i, b_type, ldb, beta, c_i, c_type, ldc
-            self.gemm_ex(handle, op_a, op_b, m, n, k, *operands, *how)
-
 
 def _matrix(address: int, code: int, shape: tuple[int, int], leading: int) -> Array:
     """Return the column-major matrix at an address as a NumPy view."""
@@ -149,23 +139,6 @@ def test_gemm_of_vectors(shapes: tuple[int, int, int], layout: str, blas: CuBLAS
     np.testing.assert_allclose(C, A @ B, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f8", "f8"), ("f2", "f4")], ids="-".join)
-@pytest.mark.parametrize("rows", [4, 60, 63])
-@pytest.mark.parametrize("layout", ["rows", "rows cut"])
-def test_weight_gradient(
-    layout: str, rows: int, dtypes: tuple[str, str], blas: CuBLAS, rng: np.random.Generator
-) -> None:
-    A, dZ = matrix(rng, (rows, 13), dtypes[0], layout), matrix(rng, (rows, 5), dtypes[0], layout)
-    flat = np.full((4, 5 + 13 * 5), np.nan, dtypes[1])  # a gradient vector per part: the biases come before the weights
-    parts = flat[:, 5:].reshape(4, 13, 5)
-    blas.weight_gradient(DeviceArray(A), DeviceArray(dZ), DeviceArray(parts), alpha=2.0)
-    assert np.shares_memory(parts, flat)
-    assert np.isnan(flat[:, :5]).all()
-    np.testing.assert_allclose(
-        parts.sum(axis=0), 2 * A.T.astype(np.float64) @ dZ, atol=1e-13 if "f8" in dtypes else 1e-4
-    )
-
-
 @pytest.mark.parametrize(
     ("dtype", "precision", "compute"),
     [
@@ -212,12 +185,6 @@ def test_scalars_outlive_the_call(blas: CuBLAS, library: Library) -> None:
 def test_refuses_what_cublas_cannot_do(A: Array, B: Array, C: Array, message: str, blas: CuBLAS) -> None:
     with pytest.raises(ValueError, match=message):
         blas.gemm(DeviceArray(A), DeviceArray(B), DeviceArray(C))
-
-
-def test_refuses_more_parts_than_rows(blas: CuBLAS) -> None:
-    A, dZ, parts = DeviceArray(np.ones((3, 2))), DeviceArray(np.ones((3, 5))), DeviceArray(np.ones((4, 2, 5)))
-    with pytest.raises(ValueError, match="s at most n"):
-        blas.weight_gradient(A, dZ, parts)
 
 
 def test_importing_needs_no_cuda() -> None:

@@ -20,7 +20,7 @@ from bench import compare, gpu_ceilings, gpu_sweep, memory, on_gpu
 from bench.contender import CONTENDERS
 from bench.on_gpu import DENSE, EPOCHS, Part, floor_seconds, parts, run_part, summary, timings
 from bench.problem import Problem
-from mlp_xp.devices import Device
+from mlp_xp.devices import CupyDevice
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.kernels.cuda.cublas import CuBLAS
 
@@ -28,7 +28,7 @@ from .fake_cupy import GPU, Array
 
 CEILINGS = {"gemm_flops": {"fp32": 5e13, "tf32": 4e14, "fp16": 8e14, "fp64": 5e13}, "bytes_per_second": 4e12}
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for a GPU is made for Linux")
+on_linux = pytest.mark.needs("g++")
 
 
 class Cupy(GPU):
@@ -40,10 +40,6 @@ class Cupy(GPU):
         super().__init__()
         self.cuda.runtime.getDeviceCount = lambda: 1
         self.cuda.is_available = lambda: True
-        self.device.use = lambda: None
-
-    def _call(self, name: str, *args: Any, device: Any = None, **kwargs: Any) -> Array:
-        return super()._call(name, *args, **kwargs)
 
     def copyto(self, target: Array, source: Array) -> None:
         target[...] = source
@@ -77,7 +73,7 @@ def small(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Problem:
         monkeypatch.setattr(
             module, "case", lambda name: replace(problem, batch_size=32 if name == "mini-batch" else None)
         )
-    monkeypatch.setattr(Device, "block_rows", 16)
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
     monkeypatch.setattr(gpu_sweep, "EPOCHS", 2)
     for name, value in {"SIZE": 32, "FLOATS": 64, "ROWS": 90, "INPUTS": 12, "UNITS": 4, "LAUNCHES": 3}.items():
         monkeypatch.setattr(gpu_ceilings, name, value)
@@ -225,7 +221,7 @@ def test_sweep_is_of_the_plans_it_names(gpu: Cupy, small: Problem, tmp_path: Pat
         columns.append(run.columns)
     assert columns[0] < columns[1] < columns[2]
     assert columns[3] == columns[1]
-    assert Device.block_rows == 16
+    assert CupyDevice.block_rows == 16
 
 
 @on_linux
@@ -241,7 +237,7 @@ def test_sweep_says_what_went_wrong(gpu: Cupy, small: Problem, tmp_path: Path, m
 def test_sweep_needs_a_gpu(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", None)
     assert gpu_sweep.main(["--out", str(tmp_path)]) == 2
-    assert "there are no plans to time here: device 'cuda' needs cupy" in capsys.readouterr().err
+    assert "there are no plans to time here: device 'cuda' needs CuPy" in capsys.readouterr().err
 
 
 @on_linux
@@ -249,7 +245,7 @@ def test_ceilings_on_the_stand_in(gpu: Cupy, small: Problem, tmp_path: Path) -> 
     assert gpu_ceilings.main(["--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "ceilings.json").read_text())
     assert found["gemm_flops"].keys() == gpu_ceilings.PRODUCTS.keys()
-    assert found["layer_seconds"]["fp16"].keys() > {"forward", "weight gradient", "weight gradient in 30 parts"}
+    assert found["layer_seconds"]["fp16"].keys() == {"forward", "weight gradient"}
     assert min(*found["gemm_flops"].values(), found["bytes_per_second"], found["launch_in_a_graph_seconds"]) > 0
     assert gpu.log.count("graph") == 1 + 1 + 10  # when it was captured, to warm up, and timed
 

@@ -1,15 +1,15 @@
-"""Matrix products that add to their result, C += A B, in NumPy's own BLAS; the same bits for any number of threads.
+"""Matrix products that add to their result, C += A B, in NumPy's own BLAS, with the same bits for any thread count.
 
 NumPy's ``matmul`` can only overwrite: a sum of products over shards would need a second pass over the gradient for each
 shard, and an affine layer a second pass for its bias. BLAS does both inside the product (beta = 1), so this module
 calls, through ctypes, the very library that NumPy has loaded.
 
-A threaded BLAS cuts a product where it suits the number of threads, and rounds differently along the cuts. Here the
-cuts depend on the shape alone: a large product goes as a batch of column tiles, one BLAS thread to a tile
-(``cblas_?gemm_batch``); all else is left to a single thread. Callers set BLAS to one thread.
+A threaded BLAS splits a product where it suits the number of threads, and rounds differently along the cuts. Here the
+cuts depend on the shape alone: a large product becomes a batch of column tiles, one BLAS thread per tile
+(``cblas_?gemm_batch``). Everything else is left to a single thread. Callers set BLAS to one thread.
 
-Where NumPy's BLAS does not export these functions under a name known here, NumPy's operators take their place: the
-same values up to rounding, a little slower.
+If NumPy's BLAS does not export these functions under a name known here (Accelerate, MKL, a BLAS of the system), NumPy's
+operators take their place: the same values up to rounding, a little slower.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+
+from ...devices.blas_threads import Library, blas_libraries, one_blas_thread
 
 __all__ = ["Tile", "add_matmul", "add_tiles", "blas_threads", "column_tiles", "row_tiles"]
 
@@ -36,8 +37,9 @@ _SYMBOLS: tuple[
 )
 _ROW_MAJOR, _NO_TRANS, _TRANS = 101, 111, 112
 _TILE = 128  # columns of a tile, at most
-_SMALL = 10**6  # no batch of tiles with fewer multiplications: there OpenBLAS before its PR #5980 jumps nowhere
-_SECOND_PASS = 2**15  # entries of C that are sooner passed over twice than handed through ctypes
+_SMALL = 10**6  # multiplications: with fewer per tile, OpenBLAS before its PR #5980 crashes in a batch
+_SECOND_PASS = 2**15  # entries of C: with fewer, a second pass over them costs less than a call through ctypes
+_MOST_SHAPES = 1024  # whose arguments are kept: some kB each, and a training uses a hundred of them
 
 _Matrix = np.ndarray[Any, Any]
 _Real = {"f": ctypes.c_float, "d": ctypes.c_double}
@@ -76,10 +78,10 @@ def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
 
 
 def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner: Sequence[int], threads: int) -> None:
-    """Add tiles of (m, k) @ (k, n) to (m, n) in place, on so many threads; layouts as for :func:`add_matmul`.
+    """Add tiles of (m, k) @ (k, n) to (m, n) in place, on this many threads. Layouts as for :func:`add_matmul`.
 
-    Each tile takes the first `inner` of the k columns of A and rows of B; the rest would add zero. Where tiles are too
-    small, there are fewer.
+    Each tile takes the first `inner` of the k columns of A and rows of B, as the rest would add zero. If tiles are too
+    small, there are fewer of them.
     """
     blas = _numpy_blas()
     gemm_batch = blas and blas.function("gemm_batch", C.dtype.char)
@@ -93,6 +95,8 @@ def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner
     key = C.dtype.char, tiles, A.strides, B.strides, C.strides
     batch = _batches.known.get(key)
     if batch is None:
+        if len(_batches.known) == _MOST_SHAPES:
+            _batches.known.clear()
         batch = _batches.known[key] = _Batch(A, B, C, tiles, blas.integer)
     arguments = batch.arguments(A, B, C, inner)
     blas.set_threads(threads)
@@ -104,17 +108,17 @@ def _are_large(tiles: tuple[Tile, ...], inner: Sequence[int]) -> bool:
     return all(k * tile.size() > _SMALL for k, tile in zip(inner, tiles, strict=True))
 
 
-@cache
+@lru_cache(_MOST_SHAPES)
 def column_tiles(m: int, n: int) -> tuple[Tile, ...]:
-    """Cut a product (m, n) into tiles of equally many columns, at multiples of 16."""
+    """Split a product (m, n) into tiles of about equally many columns, at multiples of 16."""
     count = -(-n // _TILE)
     cuts = [n * i // count // 16 * 16 for i in range(count)] + [n]
     return tuple(Tile(0, m, left, right) for left, right in pairwise(cuts))
 
 
-@cache
+@lru_cache(_MOST_SHAPES)
 def row_tiles(cuts: tuple[int, ...], n: int) -> tuple[Tile, ...]:
-    """Cut a product (cuts[-1], n) into tiles of all columns, between the cuts."""
+    """Split a product (cuts[-1], n) at the cuts into tiles of all columns."""
     return tuple(Tile(top, bottom, 0, n) for top, bottom in pairwise(cuts))
 
 
@@ -127,7 +131,7 @@ def _operand(X: _Matrix) -> tuple[int, int]:
 
 
 class _Batch:
-    """The arguments of one batched product, made once for a shape; addresses and inner lengths change by the call."""
+    """The arguments of one batched product, made once for a shape. Addresses and inner lengths change in each call."""
 
     def __init__(self, A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], integer: Any) -> None:
         count = len(tiles)
@@ -170,10 +174,10 @@ _batches = _Batches()
 
 
 class _Blas:
-    """C BLAS in a library that threadpoolctl found loaded."""
+    """The C interface of a BLAS library that NumPy has loaded."""
 
-    def __init__(self, library: Any) -> None:
-        self.library, self.set_threads = library.dynlib, library.set_num_threads
+    def __init__(self, library: Library) -> None:
+        self.library, self.set_threads = library.controller.dynlib, library.set
         self.found: dict[tuple[str, str], Any] = {}
         known = (pair for pair in _SYMBOLS if hasattr(self.library, pair[0].format("s", "gemm")))
         self.name: str
@@ -199,16 +203,26 @@ class _Blas:
         return function
 
 
-@cache
-def blas_threads() -> ThreadpoolController:
-    """Return what sets the number of BLAS threads; to find the libraries takes as long as a small network's epoch."""
-    return ThreadpoolController().select(user_api="blas")
+class _Limiter:
+    """What the engines expect of threadpoolctl, on the count that all users share."""
+
+    def limit(self, limits: int) -> _Limiter:
+        one_blas_thread.__enter__()
+        return self
+
+    def restore_original_limits(self) -> None:
+        one_blas_thread.__exit__()
+
+
+def blas_threads() -> _Limiter:
+    """Return what limits BLAS to one thread."""
+    return _Limiter()
 
 
 @cache
 def _numpy_blas() -> Any:
-    """Return the :class:`_Blas` that NumPy has loaded, or None where it is not an OpenBLAS of its own."""
-    for library in blas_threads().lib_controllers:
-        if library.internal_api == "openblas" and "numpy" in library.filepath:
+    """Return the :class:`_Blas` that NumPy has loaded, or None if that is not an OpenBLAS of its own."""
+    for library in blas_libraries():
+        if library.controller.internal_api == "openblas" and "numpy" in library.controller.filepath:
             return _Blas(library)
     return None

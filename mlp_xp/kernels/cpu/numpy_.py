@@ -1,4 +1,9 @@
-"""The operations for NumPy, as fast as NumPy goes: buffers used again, passes saved, reductions along the long axis."""
+"""The operations for NumPy, as fast as NumPy gets.
+
+What is not a matrix product is bound by memory, not by arithmetic, and new arrays cost the most: the operating system
+zeroes each page on its first use. So buffers are used again, passes over them are saved, and reductions run along the
+long axis.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import LEAK, GenericKernels
+from ..functions import LEAK
+from ..generic import GenericKernels
 from ..staircase import Ragged
 from .blas import add_matmul, add_tiles, column_tiles, row_tiles
 
 __all__ = ["NumpyKernels"]
 
-_NARROW = 64  # a product with fewer columns is not worth sharing
+_NARROW = 64  # products with fewer columns are too small to share among threads
 
 _Array = np.ndarray[Any, Any]
 
@@ -21,7 +27,7 @@ _Array = np.ndarray[Any, Any]
 class _Buffers(threading.local):
     """Scratch arrays of one thread, handed out in the order of the calls and taken back all at once.
 
-    A pass over a shard makes the same requests as the pass before it, so from the second on nothing is allocated.
+    A pass over a shard makes the same requests as the previous pass, so only the first one allocates memory.
     """
 
     def __init__(self, dtype: Any) -> None:
@@ -34,7 +40,7 @@ class _Buffers(threading.local):
         self.used = 0
 
     def take(self, rows: int, columns: int) -> _Array:
-        """Return an uninitialised C-contiguous array (rows, columns)."""
+        """Return an uninitialized C-contiguous array (rows, columns)."""
         key = self.used, rows, columns
         self.used += 1
         view = self.views.get(key)
@@ -59,8 +65,8 @@ class NumpyKernels(GenericKernels):
     dtype : str
         ``"float32"`` or ``"float64"``.
     product_threads : int, optional
-        Threads that share each large product, for callers that run one batch at a time; None where shards run on
-        threads themselves.
+        Threads that share each large product, for callers that run one batch at a time. None for callers that run
+        shards on threads of their own.
     """
 
     def __init__(self, dtype: str, product_threads: int | None = None) -> None:
@@ -100,7 +106,7 @@ class NumpyKernels(GenericKernels):
             tiles = column_tiles(*C.shape)
             add_tiles(A, B, C, tiles, [A.shape[1]] * len(tiles), self.product_threads)
 
-    def activate(self, name: str, Z: _Array) -> _Array:
+    def activate(self, name: str, Z: _Array) -> Any:
         match name:
             case "sigmoid":
                 np.negative(Z, out=Z)
@@ -116,9 +122,9 @@ class NumpyKernels(GenericKernels):
             case "leaky_relu":
                 return np.maximum(Z, LEAK * Z, out=Z)
             case _:
-                return Z
+                return super().activate(name, Z)
 
-    def activation_gradient(self, name: str, dA: _Array, A: _Array) -> _Array:
+    def activation_gradient(self, name: str, dA: _Array, A: _Array) -> Any:
         match name:
             case "sigmoid":
                 slope = np.subtract(self.dtype(1), A, out=self._buffers.take(*A.shape))
@@ -131,6 +137,8 @@ class NumpyKernels(GenericKernels):
                 dA *= ~np.signbit(A)
             case "leaky_relu":
                 np.multiply(dA, self.dtype(LEAK), out=dA, where=A < 0)
+            case _:
+                return super().activation_gradient(name, dA, A)
         return dA
 
     def weight_gradient(self, dZ: _Array, A: Any, into: _Array) -> _Array:
@@ -146,23 +154,35 @@ class NumpyKernels(GenericKernels):
         ones = self._ones  # a name of our own: other threads may put a shorter one there
         if ones.size < dZ.shape[0]:
             ones = self._ones = np.ones(dZ.shape[0], self.dtype)
-        into += ones[: dZ.shape[0]] @ dZ  # three times faster than sum(axis=0)
+        into += ones[: dZ.shape[0]] @ dZ  # BLAS: three times as fast as sum(axis=0), which adds row by row
         return into
 
     def input_gradient(self, dZ: _Array, W: _Array) -> _Array:
         dA = self._buffers.take(dZ.shape[0], W.shape[1])
         if dZ.shape[1] < _NARROW:
             return np.matmul(dZ, W, out=dA)
-        dA.fill(0)
+        dA.fill(0)  # the product adds to it
         self._add_matmul(dZ, W, dA)
         return dA
 
     def sum(self, losses: _Array) -> Any:
         return np.add.reduce(losses)
 
-    def softmax_cross_entropy(self, A: _Array, y: _Array) -> tuple[_Array, _Array]:
+    def loss(self, name: str, A: _Array, y: _Array) -> tuple[_Array, _Array]:
+        match name:
+            case "softmax_cross_entropy":
+                return self._softmax_cross_entropy(A, y)
+            case "sigmoid_cross_entropy":
+                softplus = (np.abs(A) + A) / 2 + np.log1p(np.exp(-np.abs(A)))
+                losses = np.sum(softplus - A * y, axis=1)
+                return losses, self.activate("sigmoid", A) - y
+            case _:
+                return super().loss(name, A, y)
+
+    def _softmax_cross_entropy(self, A: _Array, y: _Array) -> tuple[_Array, _Array]:
         n, k = A.shape
-        Z = self._buffers.take(k, n)  # classes by rows: maxima and sums then run along the long axis
+        # Classes by rows: along an axis of ten, NumPy's maxima and sums take a call of the inner loop for each row.
+        Z = self._buffers.take(k, n)
         np.copyto(Z, A.T)
         Z -= np.maximum.reduce(Z, axis=0)
         entries = Z.reshape(-1)

@@ -1,9 +1,13 @@
 // The two sweeps over a hidden layer that are not matrix products. Matrices are (rows, units), C order, with no gap
 // between rows and on a 16-byte boundary.
 //
+// Both are bound by memory: the first reads and writes Z once, the second reads dA and A and writes dZ. What counts is
+// wide loads, and to make no second pass for the sum over rows: CuPy's sum(axis=0) starts a block for every 32 columns and
+// leaves most of a GPU idle (cupy/cupy#5194).
+//
 // Both kernels cut a row into packs and give each thread one column of packs, for a lane of rows: where a row has
 // fewer packs than the block has threads, the block works on several rows at once; where it has more, in chunks.
-// So a thread fetches its bias once, finds its place without dividing, and neighbours read neighbouring addresses.
+// So a thread fetches its bias once, finds its place without dividing, and neighbors read neighboring addresses.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -83,7 +87,7 @@ DEVICE void add_columns(Pack<N>* sums, int packs, int begin, int end, Source sou
 
 template <int N>
 DEVICE void activation_gradient_by(Pack<N>* sums, bool* last, REAL* dZ, const REAL* __restrict__ A, REAL* partial,
-                                   REAL* db, unsigned* ticket, int rows, int units, int accumulate) {
+                                   REAL* db, unsigned* ticket, int rows, int units) {
   const int packs = units / N;
   const int share = (rows + gridDim.x - 1) / gridDim.x;
   const int begin = min((long long)rows, (long long)share * blockIdx.x);
@@ -113,20 +117,18 @@ DEVICE void activation_gradient_by(Pack<N>* sums, bool* last, REAL* dZ, const RE
   add_columns(
       sums, packs, 0, gridDim.x, [=](int block, int column) { return block_sums[(long long)block * packs + column]; },
       [=](int column, const Pack<N>& sum) {
-        for (int j = 0; j < N; ++j) db[column * N + j] = sum.x[j] + (accumulate ? db[column * N + j] : 0);
+        for (int j = 0; j < N; ++j) db[column * N + j] = sum.x[j];
       });
 }
 
-// dZ (rows, units): dA on entry. A (rows, units). db (units,) is added to if `accumulate`, else overwritten.
+// dZ (rows, units): dA on entry. A (rows, units). db (units,) is overwritten.
 // partial (blocks, units) is scratch on a 16-byte boundary. *ticket is 0, on entry and on return.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    activation_gradient(REAL* dZ, const REAL* A, REAL* partial, REAL* db, unsigned* ticket, int rows, int units,
-                        int accumulate) {
+    activation_gradient(REAL* dZ, const REAL* A, REAL* partial, REAL* db, unsigned* ticket, int rows, int units) {
   __shared__ Pack<WIDE> sums[THREADS];
   __shared__ bool last;
   if (units % WIDE == 0)
-    activation_gradient_by<WIDE>(sums, &last, dZ, A, partial, db, ticket, rows, units, accumulate);
+    activation_gradient_by<WIDE>(sums, &last, dZ, A, partial, db, ticket, rows, units);
   else
-    activation_gradient_by<1>(reinterpret_cast<Pack<1>*>(sums), &last, dZ, A, partial, db, ticket, rows, units,
-                              accumulate);
+    activation_gradient_by<1>(reinterpret_cast<Pack<1>*>(sums), &last, dZ, A, partial, db, ticket, rows, units);
 }

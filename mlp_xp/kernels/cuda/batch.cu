@@ -1,5 +1,8 @@
 // The rows of a batch, gathered in the order of the epoch and made the numbers that the first product takes.
 //
+// Bound by memory: each row is read once, by neighboring threads. Bytes are converted on the way, because cuBLAS
+// multiplies no bytes into floats.
+//
 // Macros besides REAL:
 //   INPUT   byte or REAL: the type of the data
 //   ENTRY   REAL, or half_bits for bytes only: the type of the batch

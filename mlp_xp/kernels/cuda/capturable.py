@@ -29,8 +29,8 @@ class KeptKernels(CudaKernels):
 
     Attributes
     ----------
-    totals : array (blocks, 2)
-        Sums of losses and numbers of hits, of which the first `used` are of this step.
+    totals : array (blocks,)
+        Sums of losses, of which the first `used` are of this step.
     used : int
     head_gradients : (array (blocks, head.gradients), FusedHead) or None
         What the head of this step left for the update.
@@ -39,7 +39,7 @@ class KeptKernels(CudaKernels):
     def __init__(self, xp: Any, dtype: str, precision: str, shards: int, rows: int) -> None:
         super().__init__(xp, dtype, precision)
         self.shards = shards
-        self.totals = xp.zeros((shards * grid_for(rows, *SWEEP) + PENALTY_BLOCKS, 2), dtype=self.dtype)
+        self.totals = xp.zeros(shards * grid_for(rows, *SWEEP) + PENALTY_BLOCKS, dtype=self.dtype)
         self.used = 0
         self.head_gradients: tuple[Array, FusedHead] | None = None
         self._arrays: dict[Any, Array] = {}
@@ -50,9 +50,9 @@ class KeptKernels(CudaKernels):
         self.used, self.head_gradients = 0, None
 
     def take_totals(self, blocks: int) -> Array:
-        """Return room (blocks, 2) in `totals`."""
+        """Return room (blocks,) in `totals`."""
         self.used += blocks
-        return self.totals[self.used - blocks : self.used, :]
+        return self.totals[self.used - blocks : self.used]
 
     def features(self, X: Array | Blocks) -> Array | Blocks:
         self._next = 0

@@ -1,6 +1,6 @@
 // What the kernels share. Macros of a build:
 //   REAL        float or double: the type of every number
-//   ACTIVATION  sigmoid, tanh, relu, leaky_relu or identity
+//   ACTIVATION  a struct of namespace activation
 // No header of the CUDA toolkit is needed, so NVRTC compiles the sources anywhere.
 
 #ifndef REAL
@@ -32,7 +32,7 @@ DEVICE float from_half(half_bits bits) {
 }
 #endif
 
-// N neighbouring numbers that travel in one load or store.
+// N neighboring numbers that travel in one load or store.
 template <int N>
 struct alignas(N * sizeof(REAL)) Pack {
   REAL x[N];
@@ -64,7 +64,8 @@ DEVICE float join(float high, float low) { return PIXEL * (high + low / LOW); }
 DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
 DEVICE double reciprocal(double x) { return 1.0 / x; }
 
-// A = value(Z), and dA/dZ = derivative(A): from the output, so that Z need not be kept.
+// A = value(Z), and dA/dZ = derivative(A): from the output, so that Z need not be kept. The host looks here for the names
+// of the activations that have kernels; any other runs by its formula in kernels/functions.py.
 // Both ReLUs have slope 1 at Z = 0. The output of relu is 0 there and -0 for Z < 0: the sign of the zero tells which.
 namespace activation {
 

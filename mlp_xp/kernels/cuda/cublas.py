@@ -84,40 +84,6 @@ class CuBLAS:
             C.data.ptr, _type(C), ldc, compute, _DEFAULT_ALGORITHM,
         )  # fmt: skip
 
-    def weight_gradient(self, A: Any, dZ: Any, parts: Any, alpha: float = 1.0) -> None:
-        """(n, d).T @ (n, h) -> (s, d, h): alpha A.T dZ as s partial sums over equal blocks of rows, in place.
-
-        One product with few rows and columns and a long sum cannot occupy a large GPU; s of them can. The rows that are
-        left over when n is divided by s go to the last part.
-
-        Parameters
-        ----------
-        A, dZ : array (n, d) and (n, h)
-            As for :meth:`gemm`, both with contiguous rows.
-        parts : array (s, d, h)
-            With contiguous rows.
-
-        Raises
-        ------
-        ValueError
-            If shapes, dtypes or strides are not of this kind, or n < s.
-        """
-        (n, d), (s, _, h) = A.shape, parts.shape
-        if dZ.shape != (n, h) or parts.shape[1] != d or n < s:
-            raise ValueError(
-                f"shapes {A.shape}.T @ {dZ.shape} -> {parts.shape} do not fit; "
-                "give (n, d).T @ (n, h) -> (s, d, h) with s at most n"
-            )
-        lda, ldz, ldp = _rows(A, "A"), _rows(dZ, "dZ"), _rows(parts[0], "parts[0]")
-        compute, rows = self._compute(A, dZ, parts), n // s
-        self._library.gemm_strided_batched_ex(
-            self._handle, _N, _T, h, d, rows, self._scalar(alpha, parts),
-            dZ.data.ptr, _type(dZ), ldz, rows * ldz, A.data.ptr, _type(A), lda, rows * lda, self._scalar(0.0, parts),
-            parts.data.ptr, _type(parts), ldp, parts.strides[0] // parts.itemsize, s, compute, _DEFAULT_ALGORITHM,
-        )  # fmt: skip
-        if rows * s < n:
-            self.gemm(A[rows * s :].T, dZ[rows * s :], parts[s - 1], alpha, beta=1.0)
-
     def _compute(self, A: Any, B: Any, C: Any) -> int:
         """Return the precision of the sums, having checked that cuBLAS has such a product."""
         a, b, c = A.dtype.name, B.dtype.name, C.dtype.name

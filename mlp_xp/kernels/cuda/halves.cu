@@ -1,4 +1,4 @@
-// Matrices as pairs of float16, see common.cuh: to and fro.
+// Matrices as pairs of float16, see common.cuh: to and fro. Bound by memory, each number read and written once.
 #include "common.cuh"
 
 constexpr int THREADS = 256;

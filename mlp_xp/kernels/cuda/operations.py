@@ -10,7 +10,7 @@ import numpy as np
 from ...devices import Array
 from ..staircase import Blocks
 from .products import CudaProducts
-from .sources import SWEEP, THREADS, FusedHead, Kernel, chip, fused_head, grid_for
+from .sources import SWEEP, THREADS, FusedHead, Kernel, activations, chip, fused_head, grid_for, kernels_of
 
 __all__ = ["CudaKernels", "Pending"]
 
@@ -27,23 +27,26 @@ class Pending(NamedTuple):
 
 
 class _Kept(threading.local):
-    """What one thread keeps from call to call, on whatever stream it works: a thread works on one at a time.
+    """What one thread keeps from call to call.
 
     Attributes
     ----------
-    ticket : array (1,)
-        The counter by which the blocks of ``activation_gradient`` find out which is last: 0 between launches.
+    tickets : dict of array (1,)
+        By device and stream, whose launches run one after another: the counter by which the blocks of
+        ``activation_gradient`` find out which is last. It is 0 between launches.
     dZ, db : array (n, h) and (h,)
         The last result of :meth:`CudaKernels.activation_gradient` and its column sums.
-    losses, totals : array (n,) and (blocks, 2)
-        The last losses, and each block's sum of them and number of hits.
+    losses, totals : array (n,) and (blocks,)
+        The last losses, and each block's sum of them.
     """
 
-    ticket: Array = None
     dZ: Array = None
     db: Array = None
     losses: Array = None
     totals: Array = None
+
+    def __init__(self) -> None:
+        self.tickets: dict[tuple[int, int], Array] = {}
 
 
 class CudaKernels(CudaProducts):
@@ -56,7 +59,7 @@ class CudaKernels(CudaProducts):
     those of the pass before: there are no buffers here.
 
     The kernels of ``activation.cu`` take matrices of this dtype, in C order and on a 16-byte boundary, which is what
-    the operations make; for any other the generic operation is used.
+    the operations make. Other matrices, and activations and losses without a kernel, take the generic operation.
 
     Parameters
     ----------
@@ -86,7 +89,7 @@ class CudaKernels(CudaProducts):
 
     def activate(self, name: str, Z: Array | Pending) -> Array:
         Z, b = Z if isinstance(Z, Pending) else (Z, None)
-        if not self._takes(Z):
+        if name not in activations() or not self._takes(Z):
             return super().activate(name, Z if b is None else Z + b)
         if b is not None:
             b = self._as(b, self.dtype)
@@ -96,17 +99,18 @@ class CudaKernels(CudaProducts):
         return Z
 
     def activation_gradient(self, name: str, dA: Array, A: Array) -> Array:
-        if not self._takes(dA, A):
+        if name not in activations() or not self._takes(dA, A):
             return super().activation_gradient(name, dA, A)
         kept, (rows, units) = self._kept, dA.shape
-        if kept.ticket is None:
-            kept.ticket = self.xp.zeros(1, dtype=self.xp.uint32)
+        place = self._place()
+        if place not in kept.tickets:
+            kept.tickets[place] = self.xp.zeros(1, dtype=self.xp.uint32)
         grid = grid_for(rows, *_SUM)
         partial = self._empty(grid, units)
         kept.dZ, kept.db = dA, self._empty(units)
         self.launch(
             Kernel("activation", "activation_gradient", (("ACTIVATION", name),)), grid,
-            dA, A, partial, kept.db, kept.ticket, np.int32(rows), np.int32(units), np.int32(False),
+            dA, A, partial, kept.db, kept.tickets[place], np.int32(rows), np.int32(units),
         )  # fmt: skip
         return dA
 
@@ -120,10 +124,12 @@ class CudaKernels(CudaProducts):
 
     def bias_gradient(self, dZ: Array, into: Array) -> Array:
         kept = self._kept
-        if dZ is not kept.dZ:
-            return super().bias_gradient(dZ, into)
-        self._add_shards(kept.db, into)
-        kept.dZ = kept.db = None
+        if dZ is kept.dZ:
+            self._add_shards(kept.db, into)
+            kept.dZ = kept.db = None
+        else:  # a product, because CuPy's sum(axis=0) leaves most of a GPU idle (cupy/cupy#5194)
+            ones = self.xp.ones((1, dZ.shape[0]), dtype=self.dtype)
+            self._multiply(ones, self._as(dZ, self.dtype), into[None, :], self.adds)
         return into
 
     def input_gradient(self, dZ: Array, W: Array) -> Array:
@@ -131,17 +137,12 @@ class CudaKernels(CudaProducts):
         self._multiply(dZ, W, dA)
         return dA
 
-    def softmax_cross_entropy(self, A: Array, y: Array) -> tuple[Array, Array]:
-        return self._loss(Kernel("softmax_cross_entropy", "softmax_cross_entropy"), A, self._as(y, self.xp.int32))
-
-    def sigmoid_cross_entropy(self, A: Array, Y: Array) -> tuple[Array, Array]:
-        return self._loss(Kernel("losses", "sigmoid_cross_entropy"), A, self._as(Y, self.dtype))
-
-    def half_squared_error(self, A: Array, Y: Array) -> tuple[Array, Array]:
-        return self._loss(Kernel("losses", "half_squared_error"), A, self._as(Y, self.dtype))
-
-    def perceptron_criterion(self, A: Array, Y: Array) -> tuple[Array, Array]:
-        return self._loss(Kernel("losses", "perceptron_criterion"), A, self._as(Y, self.dtype))
+    def loss(self, name: str, A: Array, y: Array) -> tuple[Array, Array]:
+        if name == "softmax_cross_entropy":
+            return self._loss(Kernel(name, name), A, self._as(y, self.xp.int32))
+        if name in kernels_of("losses"):
+            return self._loss(Kernel("losses", name), A, self._as(y, self.dtype))
+        return super().loss(name, A, y)
 
     def _loss(self, kernel: Kernel, A: Array, y: Array) -> tuple[Array, Array]:
         kept, (rows, units) = self._kept, A.shape
@@ -154,9 +155,11 @@ class CudaKernels(CudaProducts):
 
     def sum(self, losses: Array) -> Array:
         kept = self._kept
-        if losses is not kept.losses:
-            return super().sum(losses)
-        totals, kept.losses, kept.totals = kept.totals, None, None
+        if losses is kept.losses:
+            totals, kept.losses, kept.totals = kept.totals, None, None
+        else:
+            totals = self._totals(1)
+            totals[0] = super().sum(losses)
         return self._sum(totals)
 
     # All of them at once.
@@ -169,10 +172,17 @@ class CudaKernels(CudaProducts):
         Returns
         -------
         array () or None
-            The sum of losses; None, and nothing done, where the network is not one of those: then the text has to do.
+            The sum of losses. None, and nothing done, if the network is not one of those: then the text has to do.
         """
         W, b, g = params.W, params.b, net.g
-        if len(W) != 3 or net.loss != "softmax_cross_entropy" or g[2] != "identity" or self._real != "float":
+        if (
+            len(W) != 3
+            or net.objective.output.loss != "softmax_cross_entropy"
+            or g[2] != "identity"
+            or self._real != "float"
+        ):
+            return None
+        if g[1] not in activations():
             return None
         (blocks, shared), rows = self._chip(), X.shape[0]
         head = fused_head(W[1].shape[0], W[2].shape[0], shared, self.precision == "fp16x2", rows <= 32 * blocks)
@@ -205,12 +215,12 @@ class CudaKernels(CudaProducts):
     # Memory: what a subclass may keep.
 
     def _totals(self, blocks: int) -> Array:
-        """Return an array (blocks, 2) for sums of losses and numbers of hits."""
-        return self._empty(blocks, 2)
+        """Return an array (blocks,) for sums of losses."""
+        return self._empty(blocks)
 
     def _sum(self, totals: Array) -> Array:
-        """(blocks, 2) -> (): the sum of losses."""
-        return self.xp.sum(totals[:, 0])
+        """(blocks,) -> (): the sum of losses."""
+        return self.xp.sum(totals)
 
     # What they are made of.
 

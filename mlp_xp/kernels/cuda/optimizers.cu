@@ -1,5 +1,8 @@
 // Updates of the flat parameter vector, which first add up what the shards left behind: one launch for all layers.
 //
+// Bound by memory, or for the usual 155,830 parameters by the time of a launch (some microseconds): hence one kernel for
+// the sum over shards, the penalty, and the update.
+//
 // Nothing here waits for the host: learning rates and the number of the step are read from the device, so that one CUDA
 // graph replays any number of steps.
 #include "common.cuh"
@@ -108,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   theta[i] -= u.rate * (direction / (size + epsilon) + decay * theta[i]);
 }
 
-// totals (blocks, 2): pairs of factor times the block's sum of squared weights, and 0, for `tick` to add to the losses.
+// totals (blocks,): factor times each block's sum of squared weights, for `tick` to add to the losses.
 extern "C" __global__ void __launch_bounds__(THREADS)
     squared_weights(const REAL* theta, const Range* ranges, REAL* totals, int parameters, REAL factor) {
   __shared__ REAL sums[THREADS];
@@ -121,32 +124,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __syncthreads();
   if (threadIdx.x == 0) {
     for (int i = 1; i < THREADS; ++i) sum += sums[i];
-    totals[2 * blockIdx.x] = factor * sum;
-    totals[2 * blockIdx.x + 1] = 0;
+    totals[blockIdx.x] = factor * sum;
   }
 }
 
-// Close a step, with one block: the pairs (loss, hits) in totals (count, 2) are added to sums (2,), which every epoch of
-// `updates` steps begins anew. step (2,): steps before this one, and those of this epoch; counted on.
+// Close a step, with one block: what is in totals (count,) is added to *sum, which every epoch of `updates` steps begins
+// anew. step (2,): steps before this one, and those of this epoch; counted on.
+//
+// *sum is a double even for floats: a float that has grown to the sum of 200,000 losses would lose five digits of each
+// loss that is added to it. One such addition a step costs nothing, even on GPUs with slow doubles.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    tick(int* step, const REAL* totals, int count, REAL* sums, int updates) {
-  __shared__ REAL parts[2][THREADS];
-  REAL loss = 0, hits = 0;
-  for (int i = threadIdx.x; i < count; i += THREADS) {
-    loss += totals[2 * i];
-    hits += totals[2 * i + 1];
-  }
-  parts[0][threadIdx.x] = loss;
-  parts[1][threadIdx.x] = hits;
+    tick(int* step, const REAL* totals, int count, double* sum, int updates) {
+  __shared__ REAL sums[THREADS];
+  REAL loss = 0;
+  for (int i = threadIdx.x; i < count; i += THREADS) loss += totals[i];
+  sums[threadIdx.x] = loss;
   __syncthreads();
-  if (threadIdx.x < 2) {
-    REAL sum = 0;
-    for (int i = 0; i < THREADS; ++i) sum += parts[threadIdx.x][i];
-    sums[threadIdx.x] = (step[1] == 0 ? 0 : sums[threadIdx.x]) + sum;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    step[0] += 1;
-    step[1] = (step[1] + 1) % updates;
-  }
+  if (threadIdx.x > 0) return;
+  for (int i = 1; i < THREADS; ++i) loss += sums[i];
+  *sum = (step[1] == 0 ? 0 : *sum) + loss;
+  step[0] += 1;
+  step[1] = (step[1] + 1) % updates;
 }

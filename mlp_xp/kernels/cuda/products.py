@@ -19,10 +19,10 @@ _WORKSPACE = 32 * 2**20  # bytes: what cuBLAS recommends for the largest GPUs
 
 
 class _Handles(threading.local):
-    """One thread's handles of cuBLAS, by the address of the stream that each works on."""
+    """One thread's handles of cuBLAS, by where each works."""
 
     def __init__(self) -> None:
-        self.by_stream: dict[int, CuBLAS] = {}
+        self.by_place: dict[tuple[int, int], CuBLAS] = {}
 
 
 class CudaProducts(GenericKernels):
@@ -56,6 +56,10 @@ class CudaProducts(GenericKernels):
                 f"precision {self.precision!r} needs nvmath-python and its cuBLAS, which are not to be had here; "
                 "pip install nvmath-python, or use 'fp32'"
             )
+
+    def _place(self) -> tuple[int, int]:
+        """Return the current device and stream. The default stream has the address 0 on every device."""
+        return self.xp.cuda.Device().id, self.xp.cuda.get_current_stream().ptr
 
     def _empty(self, *shape: int, dtype: Any = None) -> Array:
         """Return an array, of this dtype if not told otherwise, for the time of one pass."""
@@ -110,12 +114,12 @@ class CudaProducts(GenericKernels):
     def _multiply(self, A: Array, B: Array, into: Array, add: bool = False) -> None:
         """(m, k) @ (k, n) -> (m, n), written or added to `into`, by cuBLAS where a graph can capture it."""
         if self._library is not None:
-            handles, stream = self._handles.by_stream, self.xp.cuda.get_current_stream().ptr
-            if stream not in handles:
+            handles, place = self._handles.by_place, self._place()
+            if place not in handles:
                 precision = self.precision if self.precision in ("tf32", "bf16") else "fp32"
                 workspace = self.xp.empty(_WORKSPACE, dtype=self.xp.uint8)
-                handles[stream] = CuBLAS(stream, workspace, precision=precision, library=self._library)
-            handles[stream].gemm(A, B, into, beta=float(add))
+                handles[place] = CuBLAS(place[1], workspace, precision=precision, library=self._library)
+            handles[place].gemm(A, B, into, beta=float(add))
         elif add:
             into += A @ B
         else:

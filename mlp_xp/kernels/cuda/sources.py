@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,12 @@ __all__ = [
     "THREADS",
     "FusedHead",
     "Kernel",
+    "activations",
     "chip",
     "function_of",
     "fused_head",
     "grid_for",
+    "kernels_of",
     "source",
 ]
 
@@ -42,6 +45,20 @@ def source(name: str) -> str:
     """
     common = (_FOLDER / "common.cuh").read_text(encoding="utf-8")
     return (_FOLDER / f"{name}.cu").read_text(encoding="utf-8").replace('#include "common.cuh"', common)
+
+
+@cache
+def activations() -> frozenset[str]:
+    """Return the names of the activations that the kernels know: the structs of their namespace in the header."""
+    text = (_FOLDER / "common.cuh").read_text(encoding="utf-8")
+    inside = text[text.index("namespace activation {") : text.index("}  // namespace activation")]
+    return frozenset(re.findall(r"^struct (\w+)", inside, re.MULTILINE))
+
+
+@cache
+def kernels_of(name: str) -> frozenset[str]:
+    """Return the names of the kernels of ``name.cu``."""
+    return frozenset(re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(', source(name)))
 
 
 class Kernel(NamedTuple):
@@ -99,7 +116,7 @@ class FusedHead:
         stride = self.hidden + 4 * (self.hidden % 8 == 0)
         padded = -(-self.classes // 4) * 4
         weights = self.hidden * (padded + 1)
-        per_row = stride + padded + self.threads // 32 * self.classes + self.classes + 2
+        per_row = stride + padded + self.threads // 32 * self.classes + self.classes + 1
         return -(-4 * (weights + self.tile * per_row) // 16) * 16
 
     @property

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import array_api_compat as compat
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,11 +17,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_info
 
 import mlp_xp as mx
-from mlp_xp.engines.shards import SerialExecutor, Shard, ThreadExecutor, _Pace, make_executor
+from mlp_xp.engines import Setup, make_engine
+from mlp_xp.engines.host import HostEngine
+from mlp_xp.engines.threads import Pace, ThreadEngine
 from mlp_xp.kernels.cpu import blas
 from mlp_xp.kernels.staircase import Cuts
-from mlp_xp.rows.batches import FullBatch, make_batches
+from mlp_xp.optim import Optimizer
+from mlp_xp.params import Parameters
+from mlp_xp.rows.batches import FullBatch, RaggedMiniBatches, Shard, shards_by_need, shuffled_rows
 from mlp_xp.rows.plan import make_plan
+from mlp_xp.rows.source import InMemory
+
+from .libraries import each_device
 
 KINDS = ("dense", "zero", "ragged")
 
@@ -31,16 +40,11 @@ def sparse_rows(rng, n, d, dtype=np.float64):
     return (255 * X).astype(np.uint8) if dtype == np.uint8 else X.astype(dtype)
 
 
-def gradient_by_plan(model, X, y, kind, threads=2, batch_size=None):
-    plan = make_plan(X, model, kind, batch_size=batch_size)
-    batches = make_batches(X, y, plan, model.device, model.seed, batch_size)
-    executor = make_executor(model, plan, threads, shards=-(-len(X) // model.device.shard_rows))
-    try:
-        with executor:
-            total = executor.grad_sum(plan.inward(model.theta, model), next(iter(batches(1))))
-    finally:
-        executor.close()
-    return total.loss, total.rows, plan.outward(total.grad, model)
+def setup(model, X, y, kind="dense", threads=2, batch_size=None, optimizer=None):
+    rows = model.open(X)
+    plan = make_plan(rows, model.device, kind, batch_size=batch_size)
+    targets = model.targets(y, rows.shape[0])
+    return Setup(model, model.objective, optimizer or mx.SGD(), rows, targets, batch_size, plan, threads)
 
 
 @settings(max_examples=30, deadline=None)
@@ -51,24 +55,18 @@ def test_any_partition_of_rows_gives_the_same_sums(cuts, seed):
     X, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40).astype(np.int32)
     edges = [0, *sorted(cuts), 40]  # equal edges make empty shards
     shards = [Shard(X[i:j], y[i:j]) for i, j in pairwise(edges)]
-    executors = [SerialExecutor(model), ThreadExecutor(model, 2, len(shards))]
     loss, gradient = model.loss_and_gradient(X, y)
-    for executor in executors:
-        with executor:
-            total = own_copy(executor.grad_sum(model.theta, shards))
-            parts = [own_copy(executor.grad_sum(model.theta, [shard])) for shard in shards]
-        executor.close()
+    for kind in (HostEngine, ThreadEngine):
+        with cut_as(kind, shards)(setup(model, X, y)) as engine:
+            total = engine.grad_sum(model.theta)
         assert total.rows == 40
         assert_allclose(total.loss / 40, loss, rtol=1e-12)
         assert_allclose(model.layout.split(total.grad).W[1] / 40, gradient.weights[0], rtol=1e-10, atol=1e-13)
-        added = sum(parts[1:], parts[0])
-        assert added.rows == 40
-        assert_allclose(added.loss, total.loss, rtol=1e-12)
-        assert_allclose(added.grad, total.grad, rtol=1e-10, atol=1e-12)
 
 
-def own_copy(total):
-    return total._replace(grad=total.grad.copy())  # an executor's gradient is its own until the next call
+def cut_as(kind, shards):
+    """Return an engine of a kind that cuts the rows as these shards."""
+    return type("Cut", (kind,), {"_make_batches": lambda self, setup: FullBatch(shards)})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,13 +75,14 @@ def own_copy(total):
 def test_every_plan_gives_the_same_gradient(kind, dtype, batch_size, rng):
     X, y = sparse_rows(rng, 2500, 30, dtype), rng.integers(0, 3, 2500).astype(np.int32)
     model = mx.MLP([30, 7, 3], dtype="float64")
-    loss, n, grad = gradient_by_plan(model, X, y, kind, batch_size=batch_size)
-    rows = np.random.default_rng([model.seed, 1]).permutation(2500)[:batch_size]
-    wanted, gradient = model.loss_and_gradient(X[rows], y[rows])
-    assert n == len(rows)
-    assert_allclose(loss / n, wanted, rtol=1e-12)
-    assert_allclose(model.layout.split(grad).W[1] / n, gradient.weights[0], rtol=1e-10, atol=1e-14)
-    assert_allclose(model.layout.split(grad).b[2] / n, gradient.biases[1], rtol=1e-10, atol=1e-14)
+    wanted, gradient = model.loss_and_gradient(X, y)
+    for engine in (make_engine, HostEngine):  # the plain engine takes no plan but the dense one
+        with engine(setup(model, X, y, kind if engine is make_engine else "dense", batch_size=batch_size)) as own:
+            loss, n, grad = own.grad_sum(model.theta)
+        assert n == 2500
+        assert_allclose(loss / n, wanted, rtol=1e-12)
+        assert_allclose(model.layout.split(grad).W[1] / n, gradient.weights[0], rtol=1e-10, atol=1e-14)
+        assert_allclose(model.layout.split(grad).b[2] / n, gradient.biases[1], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("batch_size", [None, 300])
@@ -115,8 +114,8 @@ def test_standardised_data_train_as_they_would_as_they_are(kind, batch_size, rng
 def test_standardised_data_keep_their_zeros(rng):
     X = sparse_rows(rng, 2500, 30)
     model = mx.MLP([30, 7, 3])
-    plan = make_plan(X, model)
-    again = make_plan((X - X.mean(axis=0)) / (X.std(axis=0) + 0.1), model)
+    plan = make_plan(InMemory(X), model.device)
+    again = make_plan(InMemory((X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)), model.device)
     assert again.kind == "ragged"
     assert again.mean_columns == plan.mean_columns < 25
     assert plan.background is None
@@ -126,7 +125,7 @@ def test_standardised_data_keep_their_zeros(rng):
 @pytest.mark.parametrize("n", [1, 7, 96, 128])
 def test_cuts_cover_a_batch_and_share_its_work(n, mnist):
     train, _ = mnist
-    extents = make_plan(train.X, mx.MLP([784, 196, 10]), "ragged").extents
+    extents = make_plan(InMemory(train.X), mx.devices.get_device("cpu"), "ragged").extents
     cuts = Cuts.of(extents, n)
     assert cuts.rows[0] == cuts.columns[0] == 0
     assert cuts.rows[-1] == n
@@ -142,9 +141,9 @@ def test_cuts_cover_a_batch_and_share_its_work(n, mnist):
 
 def test_ragged_mini_batches_leave_products_out_and_lose_nothing(mnist):
     train, _ = mnist
-    model = mx.MLP([784, 196, 10])
-    plan = make_plan(train.X, model, "ragged")
-    batches = make_batches(train.X, train.y, plan, model.device, 3, 128)
+    rows = InMemory(train.X)
+    plan = make_plan(rows, mx.devices.get_device("cpu"), "ragged")
+    batches = RaggedMiniBatches(rows, train.y, plan, 3, 128)
     order = np.random.default_rng([3, 2]).permutation(60_000)
     seen = []
     for i, (shard,) in enumerate(batches(2)):
@@ -191,9 +190,8 @@ def test_the_gradient_of_an_epoch_is_that_of_its_last_update(rng):
 
 def test_ragged_shards_hold_every_row_and_little_else(rng):
     X, y = sparse_rows(rng, 3000, 40), np.arange(3000)
-    model = mx.MLP([40, 2])
-    plan = make_plan(X, model, "ragged")
-    shards = FullBatch(X, y, plan, 1024).shards
+    plan = make_plan(InMemory(X), mx.devices.get_device("cpu"), "ragged")
+    shards = shards_by_need(InMemory(X), y, plan, 1024)
     widths = [shard.X.shape[1] for shard in shards]
     assert widths == sorted(widths, reverse=True)
     assert plan.mean_columns == np.average(widths, weights=[len(shard.X) for shard in shards]) < 35
@@ -207,7 +205,7 @@ def test_ragged_shards_hold_every_row_and_little_else(rng):
 @pytest.mark.parametrize("kind", KINDS)
 def test_inward_and_outward_are_inverse(kind, rng):
     model = mx.MLP([30, 7, 3])
-    plan = make_plan(sparse_rows(rng, 500, 30), model, kind)
+    plan = make_plan(InMemory(sparse_rows(rng, 500, 30)), model.device, kind)
     inward = plan.inward(model.theta, model)
     assert_array_equal(plan.outward(inward, model), model.theta)
     assert not np.shares_memory(inward, model.theta)
@@ -215,15 +213,19 @@ def test_inward_and_outward_are_inverse(kind, rng):
 
 
 def test_auto_is_ragged_where_that_pays(rng):
-    model = mx.MLP([30, 7, 3])
-    sparse, full = sparse_rows(rng, 5000, 30), rng.random((5000, 30)) + 1
-    assert make_plan(sparse, model).kind == "ragged"
-    assert make_plan(sparse, model, epochs=3).kind == "dense"
-    assert make_plan(full, model).kind == "dense"
-    strict = mx.MLP([30, 7, 3], device="strict")
-    assert make_plan(strict.device.asarray(sparse), strict).kind == "dense"
-    with pytest.raises(ValueError, match="plan 'ragged' is there on the devices 'cpu' and 'cuda'"):
-        make_plan(strict.device.asarray(sparse), strict, "ragged")
+    cpu, strict = (mx.devices.get_device(name) for name in ("cpu", "strict"))
+    sparse, full = InMemory(sparse_rows(rng, 5000, 30)), InMemory(rng.random((5000, 30)) + 1)
+    assert make_plan(sparse, cpu).kind == "ragged"
+    assert make_plan(full, cpu).kind == "dense"
+    assert make_plan(sparse, strict).kind == "dense"
+    with pytest.raises(ValueError, match="plan 'ragged' is not available on device 'strict'; use plan='auto'"):
+        make_plan(sparse, strict, "ragged")
+
+
+@pytest.mark.parametrize("epochs", [7, 8])
+def test_auto_sorts_for_eight_epochs_and_not_for_fewer(epochs, rng):
+    rows = InMemory(sparse_rows(rng, 5000, 30))
+    assert make_plan(rows, mx.devices.get_device("cpu"), epochs=epochs).kind == ("ragged" if epochs == 8 else "dense")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,7 +258,7 @@ def test_same_bits_for_any_number_of_threads(kind, batch_size, rows, mnist):
 
 
 def test_products_stay_on_one_thread_for_a_while_after_they_had_to_wait():
-    pace = _Pace(4)
+    pace = Pace(4)
     assert [pace.threads_after(seconds) for seconds in (5, 1, 2, 1)] == [4, 4, 4, 4]
     for updates_alone in (4, 8, 16):
         assert pace.threads_after(3.1) == 1
@@ -272,7 +274,7 @@ def test_changing_the_number_of_threads_changes_no_bit(mnist, monkeypatch):
     thetas, turns = [], itertools.cycle([2, 1, 1])
     for change in (False, True):
         if change:
-            monkeypatch.setattr(_Pace, "threads_after", lambda self, seconds: next(turns))
+            monkeypatch.setattr(Pace, "threads_after", lambda self, seconds: next(turns))
         model = mx.MLP([784, 196, 10])
         mx.fit(model, train.X[:2000], train.y[:2000], epochs=2, batch_size=128, plan="ragged", threads=2)
         thetas.append(model.theta)
@@ -298,6 +300,95 @@ def test_a_failing_worker_leaves_everything_as_it_was(batch_size, monkeypatch, r
     assert len(calls) >= 4
     assert_array_equal(model.theta, before)
     assert [pool["num_threads"] for pool in threadpool_info()] == limits
+
+
+@dataclass(frozen=True)
+class Sign(Optimizer):
+    """Steps of one length along the signs of the gradient, ever shorter: an optimizer that no engine knows."""
+
+    def init(self, theta):
+        return {"steps": 0, "last": theta * 0}
+
+    def update(self, theta, grad, state, rate):
+        steps = state["steps"] + 1
+        step = compat.array_namespace(theta).sign(grad) * rate / steps
+        return theta - step, {"steps": steps, "last": step}
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize("device", each_device("cpu", "torch", "jax", "strict"))
+def test_an_optimizer_of_your_own_trains_on_every_engine(device, batch_size, rng):
+    X, y = rng.standard_normal((100, 4)), rng.integers(0, 2, 100)
+    model = mx.MLP([4, 5, 2], "tanh", dtype="float64", device=device)
+    theta, twin, wanted = model.theta, mx.MLP([4, 5, 2], "tanh", dtype="float64"), Sign(lr=0.1, l2=0.01, lr_bias=0.05)
+    is_bias = twin.layout.is_bias().astype(float)
+    state = wanted.init(twin.theta)
+    for epoch in (1, 2):
+        order = np.arange(100) if batch_size is None else shuffled_rows(0, epoch, 100)
+        for i in range(0, 100, batch_size or 100):
+            rows = order[i : i + (batch_size or 100)]
+            _, gradient = twin.loss_and_gradient(X[rows], y[rows])
+            flat = twin.layout.join(Parameters([None, *gradient.weights], [None, *gradient.biases]))
+            flat += 0.01 * twin.theta * (1 - is_bias)
+            theta, state = wanted.update(twin.theta, flat, state, 0.1 - 0.05 * is_bias)
+            twin.theta = theta
+    states = list(mx.epochs(model, X, y, optimizer=wanted, batch_size=batch_size, epochs=2))
+    assert_allclose(model.device.to_host(model.theta), theta, rtol=1e-9, atol=1e-12)
+    assert states[-1].optimizer_state["steps"] == (2 if batch_size is None else 8)
+    again = mx.MLP([4, 5, 2], "tanh", dtype="float64", device=device)
+    first = next(mx.epochs(again, X, y, optimizer=wanted, batch_size=batch_size)).snapshot()
+    list(mx.epochs(again, X, y, optimizer=wanted, batch_size=batch_size, start=first, epochs=2))
+    assert_array_equal(model.device.to_host(again.theta), model.device.to_host(model.theta))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_of_an_epoch_of_many_updates_keeps_its_digits(dtype):
+    X, y = np.zeros((20_000, 1), np.uint8), np.zeros(20_000)
+    model = mx.MLP([1, 1], output="sigmoid", init="zeros", dtype=dtype)
+    state = next(mx.epochs(model, X, y, batch_size=1, optimizer=mx.SGD(lr=1e-30)))
+    assert state.loss.dtype == dtype
+    assert abs(float(state.loss) / np.log(2) - 1) < (1e-7 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_one_thread_is_the_callers_own(batch_size, rng, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    X, y = rng.random((3000, 8)), rng.integers(0, 3, 3000)
+    assert len(mx.fit(mx.MLP([8, 6, 3]), X, y, epochs=2, threads=1, batch_size=batch_size)) == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_trainings_that_overlap_leave_blas_its_threads(order, rng):
+    X, y = rng.random((500, 8)), rng.integers(0, 3, 500)
+    before = [pool["num_threads"] for pool in threadpool_info()]
+    runs = [mx.epochs(mx.MLP([8, 6, 3]), X, y, batch_size=64, pause=lambda: True) for _ in range(2)]
+    for run in runs:
+        next(run)  # in the middle of an epoch
+    for i in order:
+        runs[i].close()
+    assert [pool["num_threads"] for pool in threadpool_info()] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"theta": np.zeros(5)}, "start has 5 parameters, and the model 27"),
+        ({"theta": np.zeros(27, np.float32)}, "start is of dtype float32, and the model of float64"),
+        ({"optimizer": {}}, "start holds nothing of an optimizer, and Adam needs mean, square, updates"),
+        ({"optimizer": {"velocity": np.zeros(27)}}, "start holds velocity of an optimizer"),
+    ],
+)
+def test_a_snapshot_of_another_run_is_refused(change, message, rng):
+    X, y = rng.random((20, 4)), rng.integers(0, 2, 20)
+    model = mx.MLP([4, 3, 3], dtype="float64")
+    snapshot = next(mx.epochs(model, X, y, optimizer=mx.Adam())).snapshot()
+    before = model.theta
+    with pytest.raises(ValueError, match=message):
+        mx.epochs(model, X, y, optimizer=mx.Adam(), start=replace(snapshot, **change))
+    assert model.theta is before
 
 
 PEAK = """

@@ -1,27 +1,31 @@
-"""Training on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
+"""Setup on a stand-in for a GPU, by the loop that a real one would have, against training in NumPy."""
 
 from __future__ import annotations
 
 import logging
 import re
-import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mlp_xp as mx
-from mlp_xp.devices import Device
-from mlp_xp.engines.cuda.epochs import CudaEpochs, make_epochs
+from mlp_xp.devices import CupyDevice
+from mlp_xp.engines import Setup
+from mlp_xp.engines.cuda.engine import CudaEngine
+from mlp_xp.engines.cuda.memory import make_cuda_engine
 from mlp_xp.kernels.cuda import products as cuda_products
+from mlp_xp.optim import Optimizer
 from mlp_xp.params import Parameters
 from mlp_xp.rows.batches import shuffled_rows
 from mlp_xp.rows.plan import make_plan
 from mlp_xp.runs.report import environment
 
+from ..test_recipes import follow_recipes
 from .fake_cupy import GPU
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim is made for Linux")
+pytestmark = pytest.mark.needs("g++")
 
 N, EPOCHS = 100, 4
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -72,7 +76,7 @@ class Run:
         self.y = targets(output, N, sizes[-1]) if y is None else y
         self.want, self.got = (
             mx.MLP(list(sizes), activation, output, dtype=dtype, seed=1, device=device, precision=own)
-            for device, own in (("cpu", None), (Device("cuda", gpu), precision))
+            for device, own in (("cpu", None), (CupyDevice("cuda", gpu), precision))
         )
         self.gpu, self.dtype = gpu, dtype
         self.arguments: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size}
@@ -80,9 +84,9 @@ class Run:
         self.states = mx.epochs(self.got, gpu.asarray(self.X) if here else self.X, self.y, plan=plan, **self.arguments)
 
     @property
-    def epochs(self) -> CudaEpochs:
+    def engine(self) -> CudaEngine:
         """What the loop runs."""
-        return self.states.gi_frame.f_locals["run"]
+        return self.states.gi_frame.f_locals["engine"]
 
     def train(self) -> list[Any]:
         """Train one epoch and return the log of it."""
@@ -121,6 +125,28 @@ def test_epochs_equal_numpys(dtype: str, optimizer: Any, batch_size: int | None,
     assert 0 < float(run.state.seconds) < 60
 
 
+@dataclass(frozen=True)
+class Rooted(Optimizer):
+    """Steps along the root of the gradient, ever shorter: an optimizer that no kernel knows."""
+
+    def init(self, theta: Any) -> Any:
+        return {"steps": 0, "last": theta * 0}
+
+    def update(self, theta: Any, grad: Any, state: Any, rate: Any) -> Any:
+        step = rate * grad / (1 + grad * grad) / (state["steps"] + 1)
+        return theta - step, {"steps": state["steps"] + 1, "last": step}
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_an_optimizer_that_no_kernel_knows(batch_size: int | None, gpu: GPU, rng, targets) -> None:
+    """It updates by its own rule, each step launched by the host."""
+    optimizer = Rooted(lr=0.5, l2=0.01, lr_bias=0.1)
+    run = Run(gpu, rng, targets, dtype="float64", optimizer=optimizer, batch_size=batch_size)
+    for _ in range(EPOCHS):
+        assert "graph" not in run.train()
+        run.check()
+
+
 @pytest.mark.parametrize("output", mx.OUTPUTS)
 @pytest.mark.parametrize("sizes", [(20, 3), (20, 12, 3), (9, 7, 5, 2)], ids=str)
 def test_other_networks(sizes: tuple[int, ...], output: str, gpu: GPU, rng, targets) -> None:
@@ -133,7 +159,7 @@ def test_other_networks(sizes: tuple[int, ...], output: str, gpu: GPU, rng, targ
 @pytest.mark.parametrize("sizes", [(20, 12, 3), (20, 12, 8, 3)], ids=["head", "text"])
 @pytest.mark.parametrize("batch_size", [None, 70])
 def test_batches_of_several_shards(batch_size: int | None, sizes: Any, gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 32)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 32)
     run = Run(gpu, rng, targets, sizes=sizes, batch_size=batch_size, optimizer=OPTIMIZERS[1])
     for _ in range(EPOCHS):
         run.train()
@@ -144,7 +170,7 @@ def test_batches_of_several_shards(batch_size: int | None, sizes: Any, gpu: GPU,
 def test_batches_of_two_sizes_need_no_more_room_than_the_larger(
     shard_rows: int, late_gpu: GPU, rng, targets, monkeypatch
 ) -> None:
-    monkeypatch.setattr(Device, "shard_rows", shard_rows)
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
     monkeypatch.setattr("mlp_xp.kernels.cuda.capturable.PENALTY_BLOCKS", 0)  # no room to spare
     run = Run(late_gpu, rng, targets, sizes=(20, 12, 8, 3), batch_size=60)
     for _ in range(EPOCHS):
@@ -191,11 +217,11 @@ def test_plans_train_the_same(
     plan: str, batch_size: int | None, shard_rows: int, sizes: Any, precision: str | None,
     late_gpu: GPU, rng, targets, monkeypatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(Device, "block_rows", 16)
-    monkeypatch.setattr(Device, "shard_rows", shard_rows)
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
     options = {"optimizer": mx.Adam(lr=0.01, l2=0.01), "batch_size": batch_size, "precision": precision}
     run = Run(late_gpu, rng, targets, sizes=sizes, X=ragged_rows(rng, N, 50), plan=plan, **options)
-    assert run.epochs.plan.kind == plan
+    assert run.engine.plan.kind == plan
     for _ in range(3):
         log = run.train()
         run.check()
@@ -213,7 +239,7 @@ def test_plans_of_data_on_the_device(plan: str, batch_size: int | None, late_gpu
 
 
 def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "block_rows", 16)
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
     run = Run(late_gpu, rng, targets, sizes=(50, 12, 3), X=ragged_rows(rng, N, 50), plan="ragged")
     run.train()
     gemms = [sizes for name, *sizes in (entry for entry in late_gpu.log if isinstance(entry, tuple)) if name == "gemm"]
@@ -228,14 +254,15 @@ def test_a_ragged_plan_leaves_out_products(late_gpu: GPU, rng, targets, monkeypa
 
 
 def test_plan_on_a_gpu_is_chosen_by_what_it_repays(late_gpu: GPU, rng, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "block_rows", 16)
-    model = mx.MLP([50, 3], device=Device("cuda", late_gpu))
+    monkeypatch.setattr(CupyDevice, "block_rows", 16)
+    model = mx.MLP([50, 3], device=CupyDevice("cuda", late_gpu))
     X = ragged_rows(rng, N, 50)
     for data in (X, late_gpu.asarray(X)):
-        assert make_plan(data, model).kind == "ragged"
-        assert make_plan(data, model, epochs=100).kind == "dense"
-        assert make_plan(data, model, batch_size=32).kind == "dense"
-    assert make_plan(X | 1, model).kind == "dense"
+        rows = model.open(data)
+        assert make_plan(rows, model.device).kind == "ragged"
+        assert make_plan(rows, model.device, epochs=100).kind == "dense"
+        assert make_plan(rows, model.device, batch_size=32).kind == "dense"
+    assert make_plan(model.open(X | 1), model.device).kind == "dense"
 
 
 @pytest.mark.parametrize("batch_size", [None, 32])
@@ -245,26 +272,25 @@ def test_steps_are_few_and_the_same_each_time(batch_size: int | None, gpu: GPU, 
     steps = 1 if batch_size is None else 4
     gather = [] if batch_size is None else ["gather"]
     assert [entry[0] for entry in work] == [*gather, "gemm", "fused_head", "gemm", "sgd", "tick"] * steps
-    epochs = run.epochs
+    engine = run.engine
     run.train()
-    (graph,) = epochs._graphs._graphs.values()
+    (graph,) = engine._graphs._graphs.values()
     assert [entry for entry, _ in graph.launches] == work
     log = run.train()
-    watch = ["event"]
     order = [] if batch_size is None else ["copy from the host"]
-    assert log == [*watch, *order, "graph", "take", *watch, "allocation"]
-    assert len(epochs._graphs._graphs) == 1
+    assert log == ["event", *order, "graph", "allocation", "event", "take"]
+    assert len(engine._graphs._graphs) == 1
 
 
 def test_long_epochs_are_cut_into_graphs_that_serve_again(gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._MOST_STEPS", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 3)
     run = Run(gpu, rng, targets, batch_size=12)  # 8 whole batches and one of 4 rows
-    epochs = run.epochs
+    engine = run.engine
     for _ in range(EPOCHS):
         log = run.train()
         run.check()
     assert log.count("graph") == 3
-    assert [len(sizes) for sizes in epochs._graphs._graphs] == [3, 3]
+    assert [len(sizes) for sizes in engine._graphs._graphs] == [3, 3]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -273,7 +299,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     optimizer: Any, streamed: bool, gpu: GPU, rng, targets, monkeypatch
 ) -> None:
     """Bit for bit, and whichever update it stopped after."""
-    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._MOST_STEPS", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 3)
     if streamed:
         leave_on_host(monkeypatch)
     options: dict[str, Any] = {"optimizer": optimizer, "batch_size": 12}
@@ -291,7 +317,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     assert (state.epoch, state.updates, state.rows) == (2, 3, 36)
     snapshot = state.snapshot()
     for device in ("cuda", "cpu"):
-        model = mx.MLP([20, 12, 3], "tanh", seed=1, device=Device("cuda", gpu) if device == "cuda" else "cpu")
+        model = mx.MLP([20, 12, 3], "tanh", seed=1, device=CupyDevice("cuda", gpu) if device == "cuda" else "cpu")
         states = list(mx.epochs(model, run.X, run.y, start=snapshot, epochs=3, **options))
         assert [state.updates for state in states] == [9, 9]
         if device == "cuda":
@@ -307,7 +333,7 @@ def asked_in(run: Run, asked: Any) -> bool:
 
 def leave_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all data streamed, in chunks of 32 rows."""
-    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._attempts", lambda shard_rows, size, on_host: iter([(True, 32)]))
+    monkeypatch.setattr("mlp_xp.engines.cuda.memory._attempts", lambda shard_rows, size, on_host: iter([(True, 32)]))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -321,7 +347,7 @@ def test_data_that_stay_on_the_host(
     X = rng.integers(0, 256, (N, 20)).astype(np.uint8)
     X = X if dtype == "uint8" else (X / np.float32(255)).astype(np.float32)
     run = Run(gpu, rng, targets, output=output, X=X, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, momentum=0.9))
-    assert "host" in run.epochs.plan.reason
+    assert "host" in run.engine.plan.reason
     for _ in range(EPOCHS):
         log = run.train()
         run.check()
@@ -330,7 +356,7 @@ def test_data_that_stay_on_the_host(
 
 @pytest.mark.parametrize("batch_size", [None, 16, 70])
 def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 32)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 32)
     X, y, bits = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3), []
     for streamed in (False, True):
         if streamed:
@@ -345,7 +371,7 @@ def test_streamed_data_give_the_same_bits(batch_size: int | None, gpu: GPU, rng,
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_bytes_stay_bytes_on_the_device(batch_size: int | None, late_gpu: GPU, rng, targets, monkeypatch) -> None:
     """Their numbers, all at once, would take four times the room."""
-    monkeypatch.setattr(Device, "shard_rows", 16)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 16)
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
     run = Run(late_gpu, rng, targets, sizes=(200, 3), batch_size=batch_size)
     run.train()
@@ -361,9 +387,9 @@ def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch)
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "shard_rows", 64)
-    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._ENOUGH_ROWS", 32)
-    monkeypatch.setattr("mlp_xp.engines.cuda.epochs._LEAST_ROWS", 8)
+    monkeypatch.setattr(CupyDevice, "shard_rows", 64)
+    monkeypatch.setattr("mlp_xp.engines.cuda.memory._ENOUGH_ROWS", 32)
+    monkeypatch.setattr("mlp_xp.engines.cuda.memory._LEAST_ROWS", 8)
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
 
 
@@ -396,7 +422,7 @@ def test_too_little_memory_ends_in_smaller_shards(
     late_gpu.limit = int(share * need)
     run = Run(late_gpu, rng, targets, **options)
     assert (share == 1.0) == (not caplog.records)
-    assert ("host" in run.epochs.plan.reason) == (share <= 0.7)
+    assert ("host" in run.engine.plan.reason) == (share <= 0.7)
     *failures, last = [record.getMessage() for record in caplog.records] or [""]
     for message in failures:
         assert re.match(
@@ -418,9 +444,9 @@ def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, sma
 
 def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, monkeypatch) -> None:
     monkeypatch.setattr(cuda_products, "_WORKSPACE", 256)
-    monkeypatch.setattr("mlp_xp.mlp._LEAST_ROWS", 8)
+    monkeypatch.setattr("mlp_xp.devices.base.LEAST_ROWS", 8)
     X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
-    model = mx.MLP([300, 12, 3], seed=1, device=Device("cuda", late_gpu))
+    model = mx.MLP([300, 12, 3], seed=1, device=CupyDevice("cuda", late_gpu))
     need = memory_of(late_gpu, lambda: model.outputs(X)) - late_gpu.used
     late_gpu.limit = late_gpu.used + need // 3
     np.testing.assert_allclose(model.outputs(X), mx.MLP([300, 12, 3], seed=1).outputs(X), rtol=0, atol=1e-6)
@@ -430,13 +456,15 @@ def test_predictions_take_the_rows_that_there_is_room_for(late_gpu: GPU, rng, mo
 
 
 def test_data_that_are_on_the_device_are_not_left_on_the_host(late_gpu: GPU, rng, targets, small_shards) -> None:
-    run = Run(late_gpu, rng, targets)
-    X = late_gpu.asarray(run.X)
-    need = memory_of(late_gpu, lambda: make_epochs(run.got, mx.SGD(), X, run.y, None, make_plan(X, run.got, "dense")))
+    run, model = Run(late_gpu, rng, targets, here=True), mx.MLP([20, 12, 3], device=CupyDevice("cuda", late_gpu))
+    rows, y = model.open(late_gpu.asarray(run.X)), model.targets(run.y, N)
+    plan = make_plan(rows, model.device, "dense")
+    setup = Setup(model, model.objective, mx.SGD(), rows, y, None, plan, 1)
+    need = memory_of(late_gpu, lambda: make_cuda_engine(setup))
     late_gpu.limit = need - 500
-    epochs = make_epochs(run.got, mx.SGD(), X, run.y, None, make_plan(X, run.got, "dense"))
-    assert type(epochs._rows).__name__ == "WholeBatch"
-    assert len(list(epochs._rows.samples())) > 2
+    engine = make_cuda_engine(setup)
+    assert type(engine._rows).__name__ == "WholeBatch"
+    assert len(list(engine._rows.samples())) > 2
 
 
 def test_a_state_from_elsewhere_does_not_shift_the_batches(gpu: GPU, rng, targets) -> None:
@@ -474,6 +502,28 @@ def test_what_is_assigned_between_epochs_is_taken_up(gpu: GPU, rng, targets) -> 
             model.weights = [0.9 * W for W in model.weights]
 
 
+@pytest.mark.parametrize("batch_size", [None, 40])
+@pytest.mark.parametrize("shard_rows", [32, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("names", [{"activation": "softsign"}, {"output": "absolute"}], ids=["activation", "loss"])
+def test_functions_without_a_kernel_train_by_their_formula(
+    names: dict[str, str], dtype: str, shard_rows: int, batch_size: int | None, gpu: GPU, rng, targets, monkeypatch,
+    caplog,
+) -> None:  # fmt: skip
+    """The stand-in captures kernels only, and these are operations of the library: the graphs give up, and say so."""
+    monkeypatch.setattr(CupyDevice, "shard_rows", shard_rows)
+    follow_recipes(monkeypatch)
+    run = Run(gpu, rng, targets, dtype=dtype, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, l2=0.01), **names)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(EPOCHS):
+            run.train()
+            run.check()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no CUDA graphs, so every step is launched by the host")
+    X = run.X[:50]
+    np.testing.assert_allclose(run.got.outputs(X), run.want.outputs(X), rtol=0, atol=10 * TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("missing", ["nvmath", "capture"])
 def test_without_capture_every_step_is_launched(missing: str, late_gpu: GPU, rng, targets, monkeypatch, caplog) -> None:
     if missing == "nvmath":
@@ -498,7 +548,7 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
     """History, validation, early stopping, checkpoints: all that is put on the loop."""
     X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3)
     histories = []
-    for device in ("cpu", Device("cuda", late_gpu)):
+    for device in ("cpu", CupyDevice("cuda", late_gpu)):
         model = mx.MLP([20, 12, 3], "tanh", seed=1, device=device)
         folder = tmp_path / str(len(histories))
         for epochs in (3, 6):
@@ -508,7 +558,7 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
                     tol=0.0, checkpoint=mx.Checkpoint(folder, resume=epochs == 6),
                 )
             )  # fmt: skip
-    about = environment(model, None, make_plan(X, model))
+    about = environment(model, None, make_plan(model.open(X), model.device))
     assert (about["device"], about["gpu"], about["precision"]) == ("cuda", "a stand-in", "fp32")
     cpu, cuda_ = histories[1], histories[3]
     assert cpu.epoch == cuda_.epoch == [1, 2, 3, 4, 5, 6]
@@ -519,7 +569,7 @@ def test_fit_on_a_gpu_is_numpys(late_gpu: GPU, rng, targets, tmp_path) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_divergence_on_a_gpu_keeps_the_last_finite_parameters(late_gpu: GPU, rng, targets) -> None:
     X, y = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("identity", N, 3)
-    model = mx.MLP([20, 12, 3], "relu", "identity", seed=1, device=Device("cuda", late_gpu))
+    model = mx.MLP([20, 12, 3], "relu", "identity", seed=1, device=CupyDevice("cuda", late_gpu))
     with pytest.raises(mx.DivergenceError, match="with learning rate 1e\\+20"):
         mx.fit(model, X, y, optimizer=mx.SGD(lr=1e20))
     assert np.isfinite(model.theta.get()).all()

@@ -1,0 +1,164 @@
+"""How the suite runs: its seed, what it skips and why, and the check that no test leaves the process changed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController
+
+NEEDS = {  # what the marker `needs` takes: the module to look for, and what installs it
+    "torch": ("torch", "pip install -e '.[torch]'"),
+    "jax": ("jax", "pip install -e '.[jax]'"),
+    "onnx": ("onnx", "pip install -e '.[test-onnx]'"),
+    "onnxruntime": ("onnxruntime", "pip install -e '.[test-onnx]'"),
+    "nvrtc": ("cuda.bindings", "pip install -e '.[test-cuda]'"),
+}
+
+
+def pytest_addoption(parser):
+    """Add --slow."""
+    parser.addoption("--slow", action="store_true", help="also run the tests that take more than ten seconds")
+
+
+def pytest_configure(config):
+    """Take the suite's seed; without one, hypothesis draws the same examples in every run too."""
+    config.seed = int(os.environ.get("MLP_XP_SEED", "2024"))
+    if importlib.util.find_spec("hypothesis") and "MLP_XP_SEED" not in os.environ:
+        from hypothesis import settings
+
+        settings.register_profile("fixed", derandomize=True, database=None)
+        settings.load_profile("fixed")
+
+
+def pytest_report_header(config):
+    """Name the seed, so that a failure can be had again."""
+    return f"MLP_XP_SEED={config.seed}"
+
+
+@cache
+def missing(need):
+    """Return why a test that has this need cannot run here, or nothing."""
+    if need == "gpu":
+        from mlp_xp.devices import get_device
+
+        try:
+            get_device("cuda")
+        except ValueError as error:
+            return str(error)
+        return ""
+    if need == "g++":  # it makes of the CUDA kernels a library for Linux
+        return "" if sys.platform == "linux" and shutil.which("g++") else "needs Linux with the compiler g++"
+    module, remedy = NEEDS[need]
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        found = False
+    return "" if found else f"needs {need}, which is not installed: {remedy}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip what cannot run or was not asked for; all from this line, so that pytest adds up equal reasons."""
+    reasons = [missing(need) for marker in item.iter_markers("needs") for need in marker.args]
+    if item.get_closest_marker("gpu"):
+        reasons.append(missing("gpu"))
+    if item.get_closest_marker("slow") and not item.config.getoption("slow"):
+        reasons.append("takes more than ten seconds: python -m pytest --slow")
+    if reason := next(filter(None, reasons), None):
+        pytest.skip(reason)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What belongs to the process is as it was after every test.
+
+SIGNALS = sorted(signal.valid_signals())
+DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)  # Windows has neither
+PATIENCE = 2  # seconds for a thread that is ending
+FOREIGN = {
+    "PYTEST_CURRENT_TEST",
+    "TF_CPP_MIN_LOG_LEVEL",
+    "TPU_SKIP_MDS_QUERY",
+}  # set by pytest, and when JAX is imported
+
+
+class Pools:
+    """The thread pools of BLAS and OpenMP; libraries are looked for only after an import, as that takes 1 ms."""
+
+    def __init__(self):
+        self.modules = 0
+
+    def threads(self):
+        if len(sys.modules) != self.modules:
+            self.modules, self.controller = len(sys.modules), ThreadpoolController()
+        return {library["filepath"]: library["num_threads"] for library in self.controller.info()}
+
+
+POOLS = Pools()
+
+
+def open_files():
+    """Return what each open descriptor leads to; matplotlib keeps its fonts open, as a cache."""
+    files = {}
+    for number in os.listdir(DESCRIPTORS) if DESCRIPTORS else ():
+        with contextlib.suppress(OSError):  # the one that lists them is closed by now
+            files[number] = os.readlink(f"{DESCRIPTORS}/{number}")
+    return {number: name for number, name in files.items() if "/mpl-data/" not in name}
+
+
+def process():
+    """Return what a test must leave as it was, by name; tqdm's one monitor stays."""
+    return {
+        "threads of BLAS": POOLS.threads(),
+        "open files": open_files(),
+        "threads": {thread.name: thread for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"},
+        "signal handlers": {
+            number.name: signal.getsignal(number) for number in SIGNALS if isinstance(number, signal.Signals)
+        },
+        "environment": {name: value for name, value in os.environ.items() if name not in FOREIGN},
+        "working directory": {"": os.getcwd()},
+        # comparable if nothing was imported: libraries add filters then, which pytest takes off again
+        "warning filters": {len(sys.modules): list(map(str, warnings.filters))},
+        "floating-point errors": np.geterr(),
+    }
+
+
+def changes(before, after):
+    """Return what differs, a line for each; what was open or running may end, and a library may be loaded."""
+    lines = []
+    for name, now in after.items():
+        then, keys = before[name], now.keys()
+        if name in ("threads of BLAS", "warning filters"):
+            keys &= then.keys()
+        elif name not in ("open files", "threads"):
+            keys |= then.keys()
+        lines += [
+            f"{name}: {key} {then.get(key)} -> {now.get(key)}"
+            for key in sorted(keys, key=str)
+            if then.get(key) != now.get(key)
+        ]
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_process_as_it_was():
+    """Fail a test that leaves a thread, an open file, a handler or a setting of the process behind."""
+    before, deadline = process(), None
+    yield
+    while found := changes(before, process()):
+        deadline = deadline or time.monotonic() + PATIENCE
+        if time.monotonic() > deadline:
+            pytest.fail("this test leaves the process changed:\n" + "\n".join(found))
+        gc.collect()
+        time.sleep(0.01)

@@ -1,0 +1,110 @@
+"""What an engine is: where rows are and updates are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self, SupportsFloat
+
+from ..devices import Array
+from ..mlp import MLP
+from ..objective import Objective, Targets
+from ..optim import Optimizer, OptimizerState
+from ..params import GradSum
+from ..rows.plan import Plan
+from ..rows.source import Rows
+
+__all__ = ["Done", "Engine", "Setup"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What is to be trained on what, checked.
+
+    Attributes
+    ----------
+    model : MLP
+        Its parameters are where the training begins.
+    objective : Objective
+    optimizer : Optimizer
+    rows, targets : Rows and Targets
+    batch_size : int or None
+        Rows of an update, at most those that there are; None for all.
+    plan : Plan
+    threads : int
+        On the CPU, at most.
+    """
+
+    model: MLP
+    objective: Objective
+    optimizer: Optimizer
+    rows: Rows
+    targets: Targets
+    batch_size: int | None
+    plan: Plan
+    threads: int
+
+
+class Done(NamedTuple):
+    """What was done of an epoch.
+
+    Attributes
+    ----------
+    updates, rows : int
+        Updates, and the rows that they saw.
+    loss_sum : float or 0-d array of the device
+        Sum of the rows' losses, with the penalty.
+    seconds : float, or what ``float`` makes one of, having waited for the device
+    """
+
+    updates: int = 0
+    rows: int = 0
+    loss_sum: SupportsFloat = 0.0
+    seconds: SupportsFloat = 0.0
+
+
+class Engine(Protocol):
+    """Where rows are and updates are computed; an epoch is ``begin``, and ``advance`` until all updates are done.
+
+    Every engine trains the same: what it overrides of :class:`mlp_xp.engines.host.HostEngine` is there for speed.
+
+    Attributes
+    ----------
+    updates : int
+        Of an epoch.
+    stride : int
+        Updates that are worth an :meth:`advance` of their own.
+    plan : Plan
+        As it is carried out.
+    """
+
+    updates: int
+    stride: int
+    plan: Plan
+
+    def grad_sum(self, theta: Array) -> GradSum:
+        """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data."""
+
+    def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
+        """Begin an epoch at `theta` (P,), in the order of the data, or go on with one of which something is done."""
+
+    def advance(self, most: int) -> Done:
+        """Do up to so many more updates; return what is done of the epoch."""
+
+    def theta(self) -> Array:
+        """Return a copy of the parameters (P,), in the order of the data."""
+
+    def gradient(self) -> Array | None:
+        """Return the gradient (P,) of the last update that kept one, in the plan's order; valid until the next."""
+
+    def state(self) -> OptimizerState:
+        """Return the optimizer's state: arrays (P,) in the plan's order, valid until the next update, and numbers."""
+
+    def restore(self, state: OptimizerState) -> None:
+        """Take up a state of the optimizer whose arrays are on the host, in the order of the data."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,213 @@
+"""The engine for a GPU: the host starts epochs and reads a loss, nothing else.
+
+A step gathers its rows, computes their gradient, updates the parameters and counts itself, all from what it finds in
+the device's memory. Steps can therefore be captured once and replayed as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import pairwise
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from ...devices import Array
+from ...kernels.cuda.capturable import PENALTY_BLOCKS, KeptKernels
+from ...kernels.cuda.graph import Graphs
+from ...kernels.cuda.sources import RANGE, THREADS, Kernel, grid_for
+from ...model import Network, grad_sum
+from ...optim import OptimizerState
+from ...params import GradSum
+from ...rows.batches import shuffled_rows
+from ...rows.plan import Plan
+from ..base import Done, Setup
+from ..host import HostEngine
+from .clock import Clock
+from .gather import Shard
+from .rows import MiniBatch, WholeBatch
+from .streamed import Streamed
+from .update import Ranges, make_update
+
+__all__ = ["CudaEngine"]
+
+_MOST_STEPS = 512  # of a graph: with more, the time to start one is negligible already, and its memory is not
+
+
+class CudaEngine:
+    """Epochs of training on a GPU, in which the host has no part once they are captured.
+
+    Parameters
+    ----------
+    setup : Setup
+    shard_rows : int
+        Rows to work on at a time.
+    streamed : bool
+        Whether the data stay on the host, where they have to be then, and visit the device in every epoch.
+    """
+
+    stride = _MOST_STEPS
+
+    def __init__(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
+        self.model, self.device, self.plan = setup.model, setup.model.device, setup.plan
+        self._setup, self._xp = setup, self.device.xp
+        self._network = Network(self.model.network.g, setup.objective)
+        n = setup.rows.shape[0]
+        self._size = size = setup.batch_size or n
+        self._sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
+        self.updates = len(self._sizes)
+        self._held, self._done = False, Done()
+        self._make_room(setup, shard_rows, streamed)
+        self._clock = Clock(self._xp)
+        self._known, self._count = self.model.theta, 0
+
+    def _make_room(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
+        model, xp, n = self.model, self._xp, setup.rows.shape[0]
+        rows = min(self._size, shard_rows)
+        k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-self._size // rows), rows)
+        self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
+        if streamed:
+            self.plan = Plan(
+                "dense", "the data come from the host: the device has no room for them", self.model.sizes[0]
+            )
+            self._rows: WholeBatch | MiniBatch | Streamed = Streamed(k, setup, self._sizes, shard_rows)
+        elif self._size == n and setup.batch_size is None:
+            self._rows = WholeBatch(k, setup, shard_rows)
+        else:
+            self._rows = MiniBatch(k, setup, self._sizes, shard_rows, self._step)
+        self._theta = self.plan.inward(model.theta, model)
+        self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
+        self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
+        self._update = make_update(k, setup, self._theta, self._step)
+        self._outward = self.plan.outward(self.device.asarray(np.arange(model.layout.size, dtype=np.int32)), model)
+        self._tables: dict[int, Ranges] = {}
+        self._graphs = Graphs(xp, self._rows.captures and self._update.captures)
+
+    def take_memory(self) -> Self:
+        """Compute the gradient of a shard of each size, of whatever there is, and hold what epochs hand out.
+
+        Raises
+        ------
+        MemoryError
+            If the device has too little; nothing was trained then.
+        """
+        self._graphs.call(self._rehearse)
+        held = [self.theta() for _ in range(3)]
+        del held
+        self.device.synchronize()
+        return self
+
+    # The interface of engines.
+
+    def grad_sum(self, theta: Array) -> GradSum:
+        return HostEngine(self._setup).grad_sum(theta)
+
+    def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
+        with self.device.active():
+            self._clock.start(float(done.seconds) if done.updates else 0.0)
+            if theta is not self._known:
+                self._theta[...] = self.plan.inward(theta, self.model)
+            if done.updates and done is not self._done:  # from a snapshot
+                self._step.set(np.asarray([self._count, done.updates], np.int32))
+                self._sums.set(np.asarray([float(done.loss_sum)], np.float64))
+            self._done = done
+            self._update.begin(epoch, lr)
+            n = self._setup.rows.shape[0]
+            order = None if self._setup.batch_size is None else shuffled_rows(self.model.seed, epoch, n)
+            self._rows.begin(order, done.updates)
+
+    def advance(self, most: int) -> Done:
+        with self.device.active():
+            self._clock.go_on()
+            updates = self._done.updates
+            end = min(self.updates, updates + most)
+            while updates < end:
+                piece = self._sizes[updates : min(end, updates + _MOST_STEPS)]
+                self._graphs.run(piece, partial(self._run, piece))
+                updates, self._count = updates + len(piece), self._count + len(piece)
+            rows = min(self._setup.rows.shape[0], updates * self._size)
+            self._done = Done(updates, rows, self._sums[0].copy(), self._clock.stop())
+            return self._done
+
+    def theta(self) -> Array:
+        with self.device.active():
+            self._known = self._xp.take(self._theta, self._outward)  # given this, `begin` need not read it
+            return self._known
+
+    def gradient(self) -> Array:
+        return self._update.gradient
+
+    def state(self) -> OptimizerState:
+        return self._update.state_after(self._count)
+
+    def restore(self, state: OptimizerState) -> None:
+        with self.device.active():
+            for name, value in self._update.state.items():
+                if isinstance(value, int | float):
+                    self._update.state[name] = state[name]
+                else:
+                    value[...] = self.plan.inward(self.device.asarray(state[name]), self.model)
+            self._count = state.get("updates", 0)
+            self._step.set(np.asarray([self._count, 0], np.int32))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release nothing: what is on the device goes with its arrays."""
+
+    # The work of a step.
+
+    def _run(self, sizes: tuple[int, ...]) -> None:
+        for rows in sizes:
+            self._take_step(rows)
+
+    def _rehearse(self) -> None:
+        for shard in self._rows.samples():
+            self._gradient([shard])  # one at a time: there is room for the sums of one step
+
+    def _take_step(self, rows: int) -> None:
+        """Launch one step, of so many rows."""
+        k = self._kernels
+        self._gradient(self._rows.shards(rows))
+        ranges = self._ranges(rows)
+        parameters, real = np.int32(self._theta.size), k.dtype
+        if l2 := self._setup.objective.l2:
+            grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
+            penalty = k.take_totals(grid)
+            kernel = Kernel("optimizers", "squared_weights")
+            k.launch(kernel, grid, self._theta, ranges.table, penalty, parameters, real(rows * l2 / 2))
+        self._update(ranges)
+        tick = Kernel("optimizers", "tick")
+        k.launch(tick, 1, self._step, k.totals, np.int32(k.used), self._sums, np.int32(self.updates))
+
+    def _gradient(self, shards: Iterable[Shard]) -> None:
+        """Launch the sums over shards, which replace those of the step before."""
+        k = self._kernels
+        k.begin_step()
+        for i, (X, y) in enumerate(shards):
+            k.adds = i > 0
+            if k.grad_sum(self._network, self._params, X, y, self._into) is None:
+                grad_sum(self._network, k, self._params, X, y, self._into)
+
+    def _ranges(self, rows: int) -> Ranges:
+        """Return where a step of so many rows leaves its gradients."""
+        if rows not in self._tables:
+            table, k = np.zeros(2 * len(self.model.layout.blocks), RANGE), self._kernels
+            lengths = [n for d, h in pairwise(self.model.sizes) for n in (h, d * h)]  # b and W, layer by layer
+            table["end"] = np.cumsum(lengths)
+            size, first = self._gradients.itemsize, k._address(self._gradients)
+            table["gradient"] = first + size * (table["end"] - lengths)
+            table["shards"] = 1
+            table["is_bias"] = [1, 0] * len(self.model.layout.blocks)
+            if k.head_gradients is not None:
+                parts, head = k.head_gradients
+                for row, at in ((0, 0), (2, head.hidden), (3, head.hidden + head.classes)):
+                    table["gradient"][row] = k._address(parts) + size * at
+                    table["stride"][row], table["shards"][row] = head.gradients, parts.shape[0]
+            self._tables[rows] = Ranges(k.xp.asarray(table.view(np.uint8)), int(table["shards"].max()), rows)
+        return self._tables[rows]

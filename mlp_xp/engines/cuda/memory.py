@@ -1,0 +1,62 @@
+"""An engine that the device's memory suffices for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from ..base import Setup
+from .engine import CudaEngine
+
+__all__ = ["make_cuda_engine"]
+
+_log = logging.getLogger(__name__)
+
+_SHORTAGE = "MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED"  # what CUDA, its driver and cuBLAS say of it
+_LEAST_ROWS = 256  # of a shard; with fewer a GPU is no faster than a CPU
+_ENOUGH_ROWS = 8192  # of a shard: rather than use fewer, data are left on the host
+
+
+def make_cuda_engine(setup: Setup) -> CudaEngine:
+    """Return an engine for a GPU.
+
+    If the memory does not suffice for shards of the usual size, they get smaller, and then data that came from the host
+    stay there. Smaller shards round differently; the log says what was chosen, and what did not fit.
+
+    Raises
+    ------
+    MemoryError
+        If there is too little for anything.
+    """
+    device, reason = setup.model.device, ""
+    size, on_host = setup.batch_size or setup.rows.shape[0], setup.rows.home is None
+    with device.active():
+        for streamed, shard_rows in _attempts(device.shard_rows, size, on_host):
+            what = f"shards of {shard_rows} rows, with the data on the {'host' if streamed else 'device'}"
+            try:
+                engine = CudaEngine(setup, shard_rows, streamed).take_memory()
+            except Exception as error:
+                if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SHORTAGE):
+                    raise
+                reason = str(error)
+                _log.warning("%s has no memory for %s: %s", device.name, what, reason)
+            else:
+                if reason:
+                    _log.warning("%s goes on with %s", device.name, what)
+                return engine
+            device.xp.get_default_memory_pool().free_all_blocks()
+    raise MemoryError(
+        f"device {device.name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "
+        f"{setup.model.layout.size} parameters: {reason} Use smaller layers, or device 'cpu'"
+    )
+
+
+def _attempts(shard_rows: int, size: int, on_host: bool) -> Iterator[tuple[bool, int]]:
+    """Yield what to try for batches of some size: whether to leave the data on the host, and the rows of a shard."""
+    for streamed in (False, True) if on_host else (False,):
+        yield streamed, shard_rows
+        rows, least = shard_rows // 2, _ENOUGH_ROWS if on_host and not streamed else _LEAST_ROWS
+        while rows >= least:
+            if streamed or rows < size:  # on the device larger shards are none
+                yield streamed, rows
+            rows //= 2

@@ -1,0 +1,152 @@
+"""The engine for any array library: the host starts each operation, and the optimizer's own rule updates.
+
+It is complete. Every other engine overrides pieces of it, or does the same by other means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+from ..devices import Array
+from ..kernels import Kernels
+from ..model import Network, grad_sum
+from ..optim import OptimizerState
+from ..params import GradSum, Parameters
+from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
+from .base import Done, Setup
+from .reduce import InOrder, groups_of
+
+__all__ = ["HostEngine"]
+
+
+class HostEngine:
+    """Updates by the operations of any library, one after another, with that library's own threads.
+
+    Parameters
+    ----------
+    setup : Setup
+    """
+
+    stride = 1
+    kernels: Kernels
+
+    def __init__(self, setup: Setup) -> None:
+        self.model, self.optimizer, self.objective = setup.model, setup.optimizer, setup.objective
+        self.device, self.layout, self.plan = self.model.device, self.model.layout, setup.plan
+        self.network = Network(self.model.network.g, setup.objective)
+        self.batches = self._make_batches(setup)
+        self.updates = self.batches.updates
+        self.groups = groups_of(len(self.batches.shards)) if isinstance(self.batches, FullBatch) else 1
+        self.kernels = self._make_kernels(setup)
+        self.reducer = InOrder()
+        self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
+        self._state = self.optimizer.init(self.model.theta)
+        self._held = ExitStack()  # the device, from the beginning of an epoch to its end
+        self._gradient: Array | None = None
+
+    def _make_batches(self, setup: Setup) -> Batches:
+        rows = setup.rows.to(self.device)
+        y = self.device.asarray(setup.targets.y)
+        if setup.batch_size is None:
+            return FullBatch(shards_as_stored(rows, y, self.device.shard_rows))
+        return MiniBatches(rows, y, self.device, self.model.seed, setup.batch_size)
+
+    def _make_kernels(self, setup: Setup) -> Kernels:
+        return self.model.kernels
+
+    # The interface of engines.
+
+    def grad_sum(self, theta: Array) -> GradSum:
+        with self.device.active():
+            inward = self.plan.inward(theta, self.model)
+            totals = (self._grad_sum(inward, shards) for shards in self.batches(1))
+            return self.reducer.reduce(
+                total._replace(grad=self.plan.outward(total.grad, self.model)) for total in totals
+            )
+
+    def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
+        began = perf_counter()
+        self._held.enter_context(self.device.active())
+        self._theta = self.plan.inward(theta, self.model)
+        self._rates, self._lr = self.optimizer.rates(epoch, self._is_bias), lr
+        self._left: Iterator[Sequence[Shard]] = islice(self.batches(epoch), done.updates, None)
+        self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
+
+    def advance(self, most: int) -> Done:
+        began, losses = perf_counter(), []
+        updates, rows, loss_sum, seconds = self._done
+        for shards in islice(self._left, most):
+            updates += 1
+            loss, count = self._update(shards, last=updates == self.updates)
+            losses.append(loss)
+            rows += count
+        # in float64, and only now: a float waits for the device
+        loss_sum = float(loss_sum) + sum(map(float, losses))
+        if updates == self.updates:
+            self._held.close()
+        self._done = Done(updates, rows, loss_sum, float(seconds) + perf_counter() - began)
+        return self._done
+
+    def theta(self) -> Array:
+        return self.plan.outward(self._theta, self.model)
+
+    def gradient(self) -> Array | None:
+        return self._gradient
+
+    def state(self) -> OptimizerState:
+        return self._state
+
+    def restore(self, state: OptimizerState) -> None:
+        self._state = {
+            name: value if isinstance(value, int | float) else self.plan.inward(self.device.asarray(value), self.model)
+            for name, value in state.items()
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    # What it is made of, and what may be overridden.
+
+    def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
+        """Do one update; return the sum () of its rows' losses, with the penalty, and their number."""
+        total = self._grad_sum(self._theta, shards)
+        gradient = total.grad
+        gradient *= 1 / total.rows
+        loss = total.loss
+        if self.objective.l2:
+            penalty, slope = self.objective.penalty(self._theta, self._is_bias)
+            gradient += slope
+            loss = loss + penalty * total.rows
+        self._gradient = gradient
+        self._theta, self._state = self.optimizer.update(self._theta, gradient, self._state, self._rates)
+        return loss, total.rows
+
+    def _grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
+        """Return the sums over the rows of some shards at `theta` (P,), both in the plan's order."""
+        params, groups = self.layout.split(theta, self.device.xp), range(min(self.groups, len(shards)))
+        return self.reducer.reduce(self._add_up(params, shards[i :: len(groups)]) for i in groups)
+
+    def _add_up(self, params: Parameters, shards: Sequence[Shard]) -> GradSum:
+        """Return the sums over a group of shards."""
+        xp = self.device.xp
+        into = self.layout.split(self.device.zeros((self.layout.size,), self.model.dtype), xp)
+        loss, rows = self._add_to(into, params, shards)
+        return GradSum(loss, rows, self.layout.join(into, xp))
+
+    def _add_to(self, into: Parameters, params: Parameters, shards: Sequence[Shard]) -> tuple[Any, int]:
+        """Add the gradients of a group of shards to `into`; return the sum () of losses, and the number of rows."""
+        loss: Any = 0
+        for X, y in shards:
+            part, _ = grad_sum(self.network, self.kernels, params, X, y, into)
+            loss = part + loss
+        return loss, sum(shard.X.shape[0] for shard in shards)

@@ -1,0 +1,204 @@
+"""Activations and losses: one record each, which all kernels, exporters, traces, plots, and tests read.
+
+A new record in a table below is all that a new function needs. It then trains on every device, at the speed of its
+formula; a kernel class may know a faster way for some of them, and uses the formula for the rest.
+
+Formulas take the array library as `xp` and keep to the Array API standard. They leave their arguments as they are and
+return numbers of the dtype that they are given.
+
+Legend: n rows, h units of a layer, k outputs of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..devices import Array
+
+__all__ = ["ACTIVATIONS", "LEAK", "LOSSES", "Activation", "Loss", "softmax"]
+
+LEAK = 0.01  # slope of the leaky ReLU below zero
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """An activation function g.
+
+    Attributes
+    ----------
+    name : str
+        What users call it.
+    value : callable
+        ``value(xp, Z)``: (n, h) -> A = g(Z) (n, h).
+    gradient : callable
+        ``gradient(xp, dA, A)``: (n, h), (n, h) -> dZ = dA ∘ g'(Z) (n, h). The slope comes from the output A, so that
+        no kernel has to keep Z.
+    symbol : str
+        How formulas write g, as in "σ"; "" for the identity, which they leave out.
+    onnx : tuple of str
+        Nodes in ONNX's text format that compute ``A#`` from ``Z#``, with operators of opset 13. ``#`` stands for the
+        number of the layer and ``REAL`` for the model's dtype. Empty if ONNX cannot express it.
+    torch : str
+        Name of the module in ``torch.nn``; "" if there is none.
+    torch_options : mapping of str to number
+        Arguments of that module, which are also its attributes.
+    line : str
+        Line style in the plot of all activations; "" leaves it out.
+    """
+
+    name: str
+    value: Callable[[Any, Array], Array]
+    gradient: Callable[[Any, Array, Array], Array]
+    symbol: str
+    onnx: tuple[str, ...] = ()
+    torch: str = ""
+    torch_options: Mapping[str, float] = field(default_factory=dict)
+    line: str = "-"
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss on the outputs A[L] of a network.
+
+    Attributes
+    ----------
+    name : str
+        What :class:`mlp_xp.model.Output` calls it.
+    formula : callable
+        ``formula(xp, A, y)``: (n, k) and targets -> each row's loss (n,), and dA = ∂loss/∂A (n, k). Targets are labels
+        (n,) for outputs whose task is classes, otherwise Y (n, k).
+    written : str
+        How a trace writes the loss: ``{0}`` stands for Y and ``{1}`` for the prediction Ŷ.
+    predicted : str
+        How a trace writes Ŷ: ``{}`` stands for A.
+    slope : str
+        How a trace writes dA: ``{0}`` stands for Ŷ and ``{1}`` for Y.
+    """
+
+    name: str
+    formula: Callable[[Any, Array, Array], tuple[Array, Array]]
+    written: str
+    predicted: str = "{}"
+    slope: str = "{0} - {1}"
+
+
+def sigmoid(xp: Any, Z: Array) -> Array:
+    """(n, h) -> (n, h): 1 / (1 + e⁻ᶻ)."""
+    e = xp.exp(-xp.abs(Z))  # never overflows
+    return xp.where(Z >= 0, xp.ones_like(Z), e) / (1 + e)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    g.name: g
+    for g in (
+        Activation(
+            "sigmoid",
+            value=sigmoid,
+            gradient=lambda xp, dA, A: dA * A * (1 - A),
+            symbol="σ",
+            onnx=("A# = Sigmoid (Z#)",),
+            torch="Sigmoid",
+        ),
+        Activation(
+            "tanh",
+            value=lambda xp, Z: xp.tanh(Z),
+            gradient=lambda xp, dA, A: dA * (1 - A * A),
+            symbol="tanh",
+            onnx=("A# = Tanh (Z#)",),
+            torch="Tanh",
+        ),
+        Activation(
+            "relu",
+            # -0.0 for Z < 0 and 0.0 for Z = 0: the sign tells the gradient which side of the kink it is on.
+            value=lambda xp, Z: Z * xp.astype(Z >= 0, Z.dtype),
+            gradient=lambda xp, dA, A: xp.where(xp.signbit(A), xp.zeros_like(dA), dA),  # slope 1 at Z = 0
+            symbol="relu",
+            onnx=("A# = Relu (Z#)",),
+            torch="ReLU",
+        ),
+        Activation(
+            "leaky_relu",
+            value=lambda xp, Z: xp.where(Z >= 0, Z, LEAK * Z),
+            gradient=lambda xp, dA, A: xp.where(A >= 0, dA, LEAK * dA),  # slope 1 at Z = 0
+            symbol="leaky_relu",
+            # ONNX's LeakyRelu would round the leak to float32, also in a float64 model.
+            onnx=(
+                f"leak# = Constant <value = REAL {{{LEAK}}}> ()",
+                "leaked# = Mul (leak#, Z#)",
+                "A# = Max (Z#, leaked#)",
+            ),
+            torch="LeakyReLU",
+            torch_options={"negative_slope": LEAK},
+            line="--",  # it covers the ReLU
+        ),
+        Activation(
+            "identity",
+            value=lambda xp, Z: Z,
+            gradient=lambda xp, dA, A: dA,
+            symbol="",
+            onnx=("A# = Identity (Z#)",),
+            torch="Identity",
+            line="",
+        ),
+    )
+}
+"""The activations by name."""
+
+
+def softmax(xp: Any, A: Array) -> Array:
+    """(n, k) -> (n, k): rows of probabilities."""
+    E = xp.exp(A - xp.max(A, axis=1, keepdims=True))  # shifted so that nothing overflows
+    return E / xp.sum(E, axis=1, keepdims=True)
+
+
+def softmax_cross_entropy(xp: Any, A: Array, y: Array) -> tuple[Array, Array]:
+    """(n, k), labels (n,) -> -log softmax(A)[y] (n,) and softmax(A) - Y (n, k), where Y has a 1 at each label."""
+    classes = xp.arange(A.shape[1], dtype=y.dtype, device=y.device)
+    Y = xp.astype(y[:, None] == classes[None, :], A.dtype)
+    A = A - xp.max(A, axis=1, keepdims=True)
+    E = xp.exp(A)
+    total = xp.sum(E, axis=1, keepdims=True)
+    return xp.log(total[:, 0]) - xp.sum(A * Y, axis=1), E / total - Y
+
+
+def sigmoid_cross_entropy(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) -> Σ -Y log s - (1 - Y) log(1 - s) (n,) and s - Y (n, k), with s = σ(A)."""
+    softplus = (xp.abs(A) + A) / 2 + xp.log1p(xp.exp(-xp.abs(A)))  # log(1 + e^A) without overflow
+    return xp.sum(softplus - A * Y, axis=1), sigmoid(xp, A) - Y
+
+
+def half_squared_error(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) -> |A - Y|² / 2 (n,) and A - Y (n, k)."""
+    dA = A - Y
+    return xp.sum(dA * dA, axis=1) / 2, dA
+
+
+def perceptron_criterion(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) of 0 or 1 -> Σ max(0, -s A) (n,) and -s wherever s A <= 0 (n, k), with s = 2 Y - 1."""
+    s = 2 * Y - 1
+    dA = xp.where(s * A <= 0, -s, xp.zeros_like(s))  # a point on the line counts as wrong: training can start at zero
+    return xp.sum(dA * A, axis=1), dA
+
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss("softmax_cross_entropy", softmax_cross_entropy, "-Σ {0} log {1}", predicted="softmax({})"),
+        Loss(
+            "sigmoid_cross_entropy",
+            sigmoid_cross_entropy,
+            "-Σ [{0} log {1} + (1-{0}) log(1-{1})]",
+            predicted="σ({})",
+        ),
+        Loss("half_squared_error", half_squared_error, "Σ ({1} - {0})² / 2"),
+        Loss(
+            "perceptron_criterion",
+            perceptron_criterion,
+            "Σ max(0, (1-2{0}) {1})",
+            slope="±1 where {0} and {1} disagree",
+        ),
+    )
+}
+"""The losses by name."""

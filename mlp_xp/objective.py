@@ -1,0 +1,102 @@
+"""What is minimized: the mean over rows of a loss of the outputs, and a penalty on the weights.
+
+An output is the last layer's activation, the loss on it, and how it is read. The loss and its slope come together, from
+linear outputs where that is what keeps them stable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import array_api_compat as compat
+import numpy as np
+
+from .checks import check_choice
+from .devices import Array, Device
+from .kernels import Kernels
+from .rows.checks import as_targets
+from .rows.source import Digest
+
+__all__ = ["OUTPUTS", "Objective", "Output", "Targets", "check_output"]
+
+
+class Output(NamedTuple):
+    """An output by name: the activation of the last layer, the loss on it, and how it is read."""
+
+    activation: str
+    loss: str
+    task: str  # "classes": one of n_L; "labels": each of n_L yes or no; "values": n_L numbers
+    probability: str = ""  # what makes probabilities of A[L]: "softmax" or "sigmoid"; "": nothing does
+
+
+OUTPUTS = {
+    "softmax": Output("identity", "softmax_cross_entropy", "classes", "softmax"),
+    "sigmoid": Output("identity", "sigmoid_cross_entropy", "labels", "sigmoid"),
+    "identity": Output("identity", "half_squared_error", "values"),
+    "softmax_of_sigmoid": Output("sigmoid", "softmax_cross_entropy", "classes", "softmax"),
+    "sigmoid_mse": Output("sigmoid", "half_squared_error", "values"),
+    "perceptron": Output("identity", "perceptron_criterion", "labels"),
+}
+"""The outputs: four losses, on linear or on sigmoid units."""
+
+
+def check_output(name: str, units: int) -> Output:
+    """Return the output of this name if it is one and can have so many units, else raise a ValueError."""
+    output = OUTPUTS[check_choice("output", name, OUTPUTS)]
+    if output.task == "classes" and units < 2:
+        raise ValueError(f"output {name!r} needs at least 2 output units, got {units}; use 'sigmoid' for two classes")
+    return output
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the rows should come out as, checked once.
+
+    Attributes
+    ----------
+    y : array
+        On the host: labels (n,) of int32 for classes, numbers (n, n_L) for all other outputs.
+    """
+
+    y: np.ndarray[Any, Any]
+
+    def fingerprint(self, digest: Digest) -> str:
+        """Add all targets to a digest, and return dtype and shape in words."""
+        digest.update(np.ascontiguousarray(self.y, dtype=self.y.dtype.newbyteorder("<")).data)
+        return f"{self.y.dtype} {self.y.shape}"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean over rows of an output's loss, plus l2/2 |W|² over the weights and not the biases.
+
+    Attributes
+    ----------
+    output : Output
+    l2 : float
+    """
+
+    output: Output
+    l2: float = 0.0
+
+    def targets(self, y: Any, rows: int, units: int, device: Device, dtype: str) -> Targets:
+        """Check the targets of so many rows; what was checked before is returned as it is.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many as rows, a label is out of range, or a value is NaN or infinite.
+        """
+        if isinstance(y, Targets) and len(y.y) == rows:
+            return y
+        return Targets(as_targets(y, self.output.task, rows, units, device, dtype))
+
+    def losses(self, k: Kernels, A: Array, y: Array) -> tuple[Array, Array]:
+        """(n, n_L) and targets -> each row's loss (n,), and its derivative dA (n, n_L)."""
+        return k.loss(self.output.loss, A, y)
+
+    def penalty(self, theta: Array, is_bias: Array) -> tuple[Array, Array]:
+        """Return the penalty () on parameters (P,), and its gradient (P,); `is_bias` (P,) is 1 at biases, else 0."""
+        weights = theta * (1 - is_bias)
+        return self.l2 / 2 * compat.array_namespace(theta).sum(weights * weights), self.l2 * weights
