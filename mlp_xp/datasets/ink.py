@@ -59,7 +59,7 @@ def find_ink(pixels: NDArray[Any]) -> Pixels:
 
 def _with_edges(ink: Pixels, along: Pixels, noise: float) -> Pixels:
     """Return the ink (h, w) with the soft edges of its strokes: what is fainter, no noise, and near."""
-    rows, columns = (ink.any(axis=axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     kept, faint = ink > 0, along > max(noise, FAINTEST_INK * float(ink.max(initial=0)))
     for _ in range(round(SOFT * max(np.ptp(rows), np.ptp(columns))) if len(rows) else 0):
         grown = kept.copy()
@@ -112,7 +112,7 @@ def _main_axis(rest: Pixels) -> Pixels:
     """(h, w, c) -> (c,), the direction in which pixels differ most from the ground; steps of gray keep their size."""
     flat = rest.reshape(-1, rest.shape[-1])
     axis = np.linalg.eigh(flat.T @ flat)[1][:, -1].astype(np.float32)
-    return axis / np.abs(axis).sum()
+    return np.asarray(axis / np.abs(axis).sum())
 
 
 def _strokes(ink: Pixels, threshold: float, drop_border: bool) -> Pixels:

@@ -183,7 +183,6 @@ def _flatten(image: Image.Image) -> Image.Image:
         return image
     for color in ("white", "black"):
         opaque = Image.alpha_composite(Image.new("RGBA", image.size, color), image).convert("RGB")
-        low, high = opaque.convert("L").getextrema()
-        if high - low >= LEAST_CONTRAST:
+        if np.ptp(np.asarray(opaque.convert("L"))) >= LEAST_CONTRAST:
             break
     return opaque
