@@ -86,11 +86,13 @@ def pytest_runtest_setup(item):
 SIGNALS = sorted(signal.valid_signals())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)  # Windows has neither
 PATIENCE = 2  # seconds for a thread that is ending
-FOREIGN = {
+FOREIGN = {  # set by pytest, and when JAX and scikit-learn are imported
     "PYTEST_CURRENT_TEST",
     "TF_CPP_MIN_LOG_LEVEL",
     "TPU_SKIP_MDS_QUERY",
-}  # set by pytest, and when JAX is imported
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+}
 
 
 class Pools:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import mlp_xp
+
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 WHAT = [
@@ -37,9 +39,8 @@ ARROW = '<path d="M{x} {y} v10 m-5 -5 l5 6 l5 -6" fill="none" stroke="#3f51b5" s
 def draw() -> str:
     """Return the picture as SVG, the highest level on top; levels without a module yet are left out."""
     levels = runpy.run_path(str(ROOT / "tests" / "test_layers.py"))["LEVELS"]
-    there = {
-        path.stem for path in (ROOT / "mlp_xp").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    package = Path(mlp_xp.__file__).parent
+    there = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     rows = [(what, sorted(names & there)) for what, names in zip(WHAT, levels, strict=True) if names & there]
     height = len(rows) * (HEIGHT + GAP) - GAP + 2 * MARGIN
     lines = [

@@ -71,10 +71,6 @@ class GradSum(NamedTuple):
     rows: int
     grad: Array
 
-    def __add__(self, other: GradSum) -> GradSum:  # type: ignore[override]
-        """Return the sums over the rows of both."""
-        return GradSum(self.loss + other.loss, self.rows + other.rows, self.grad + other.grad)
-
 
 class Layout:
     """How the flat parameter vector of length P is split into the layers' weights and biases.

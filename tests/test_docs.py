@@ -18,6 +18,7 @@ from mlp_xp import export, predict, trace, train
 from mlp_xp.cli import config
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(export.__file__).parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 
@@ -172,7 +173,7 @@ def test_formulas_quote_the_source():
     lines = re.findall(r"`([^`]+)` `([\w/]+\.py)`", text)
     assert len(lines) > 30
     for path, code in [*shown, *((path, code) for code, path in lines)]:
-        assert code in (ROOT / "mlp_xp" / path).read_text(encoding="utf-8"), f"no longer in {path}: {code}"
+        assert code in (PACKAGE / path).read_text(encoding="utf-8"), f"no longer in {path}: {code}"
 
 
 def test_every_system_of_the_lectures_is_on_both_pages():

@@ -114,6 +114,13 @@ def test_commands_of_the_workflows_exist(where, command):
         assert words[0] in PROJECT["scripts"]
 
 
+def test_files_that_ci_names_are_there():
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (names,) = re.findall(r"tests/test_\{([\w,]+)\}\.py", text)
+    named = {f"tests/test_{name}.py" for name in names.split(",")} | set(re.findall(r"\.ci/\w+\.txt", text))
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
 def test_platforms_are_the_promised_ones():
     matrix = WORKFLOWS["ci.yml"]["jobs"]["platforms"]["strategy"]["matrix"]
     said = {line.split(" :: ")[-1] for line in PROJECT["classifiers"] if line.startswith("Operating System")}

@@ -143,9 +143,8 @@ def test_the_ten_lines_of_python(
 
 
 def test_the_table_quotes_the_code() -> None:
-    source = (ROOT / "mlp_xp" / "model.py").read_text(encoding="utf-8") + (
-        ROOT / "mlp_xp" / "optim" / "sgd.py"
-    ).read_text()
+    package = Path(mx.__file__).parent
+    source = "".join((package / name).read_text(encoding="utf-8") for name in ("model.py", "optim/sgd.py"))
     table = README[README.index("| on the slide") : README.index("What each operation computes")]
     quoted = [code for code in re.findall(r"`([^`]+)`", table) if "=" in code and " " in code]
     assert len(quoted) == 6

@@ -55,8 +55,9 @@ class Device:
         Rows that a plan stores with one width: few enough to be narrow, and enough to occupy the device.
     epochs_to_repay_plan : int or None
         From how many epochs on sorting the data pays off. None: there are no plans but the dense one.
-    plans_mini_batches : bool
-        Whether sorting the columns also pays off for mini-batches.
+    plans_on_host : bool
+        Whether plans are carried out in the host's memory, where they also pay off for mini-batches and may subtract a
+        background.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Device:
     shard_rows: ClassVar[int] = 65_536
     block_rows: ClassVar[int] = 65_536
     epochs_to_repay_plan: ClassVar[int | None] = None
-    plans_mini_batches: ClassVar[bool] = False
+    plans_on_host: ClassVar[bool] = False
 
     @classmethod
     def open(cls, name: str) -> Self:
@@ -94,11 +95,6 @@ class Device:
     def _place(cls, index: str, xp: Any) -> Any:
         """Return the library's object for the device after the colon, or None for its default."""
         return None
-
-    @property
-    def library(self) -> str:
-        """The part of the name before the colon: ``"cpu"``, ``"cuda"``, ``"torch"``, ``"jax"`` or ``"strict"``."""
-        return self.name.partition(":")[0]
 
     def __reduce__(self) -> Any:
         # a module cannot be pickled, so a device travels as its name and is opened again where it arrives
