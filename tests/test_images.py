@@ -24,8 +24,8 @@ def chunk(kind, data):
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
-def ihdr(width, height, depth=8, colour=0):
-    return chunk(b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour, 0, 0, 0]))
+def ihdr(width, height, depth=8, color=0):
+    return chunk(b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, color, 0, 0, 0]))
 
 
 def png(*chunks):
@@ -97,7 +97,7 @@ def test_what_is_transparent_is_white(digit, read):
     np.testing.assert_array_equal(read(Image.fromarray(rgba)), digit)
 
 
-def test_colours_count_by_their_brightness(read):
+def test_colors_count_by_their_brightness(read):
     picture = Image.new("RGB", (28, 28), (255, 255, 0))  # light: the ground
     picture.paste((0, 0, 255), (10, 10, 20, 20))
     pixels = read(picture)
@@ -107,7 +107,7 @@ def test_colours_count_by_their_brightness(read):
 
 @pytest.mark.parametrize("invert", [False, True])
 def test_enlarged_and_moved_digits_come_back(invert, mnist, read):
-    """Cut out, scaled to 20 pixels and centred by mass: what made MNIST, done again, changes little."""
+    """Cut out, scaled to 20 pixels and centered by mass: what made MNIST, done again, changes little."""
     moved = 0
     for row in mnist[1].X[:40]:
         digit = row.reshape(28, 28)
@@ -117,7 +117,7 @@ def test_enlarged_and_moved_digits_come_back(invert, mnist, read):
     assert moved <= 3  # by one pixel, if the faintest ink, which is left out, decides where the center is
 
 
-def test_grey_paper_and_pale_ink(read):
+def test_gray_paper_and_pale_ink(read):
     paper = np.full((90, 60), 170, np.uint8)
     paper[20:70, 25:35] = 90
     pixels = read(Image.fromarray(paper))
@@ -128,8 +128,8 @@ def test_grey_paper_and_pale_ink(read):
 
 
 @pytest.mark.parametrize("side", [8, 20, 28, 56])
-def test_fit_ink_scales_and_centres(side):
-    """A bar of 30x10 takes 20/28 of the side; its centre of mass is at pixel side / 2, as in MNIST at pixel 14."""
+def test_fit_ink_scales_and_centers(side):
+    """A bar of 30x10 takes 20/28 of the side; its center of mass is at pixel side / 2, as in MNIST at pixel 14."""
     gray = np.zeros((200, 100))
     gray[100:130, 70:80] = 200
     ink = fit_ink(gray, 0, side)
@@ -175,7 +175,7 @@ def test_ink_stays_inside_where_its_mass_is_far_off_its_middle():
         (png(ihdr(28, 28), idat(100)), "a damaged PNG"),
         (png(ihdr(28, 28), chunk(b"IDAT", b"not deflated")), "a damaged PNG"),
         (png(ihdr(28, 28, depth=7), idat(1000)), "a damaged PNG"),
-        (png(ihdr(28, 28, colour=3), idat(28 * 29))[:-20], "a damaged PNG"),
+        (png(ihdr(28, 28, color=3), idat(28 * 29))[:-20], "a damaged PNG"),
         (png(ihdr(30, 30), idat(30 * 31)), "nothing stands out"),
         (PNG + bytes(MAX_BYTES), "16777216 are the most allowed"),
         (png(ihdr(28, 28), chunk(b"tEXt", b"") * 5000, idat(28 * 29)), "over 4096 chunks"),

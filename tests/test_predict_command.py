@@ -70,7 +70,7 @@ def predict(capsys):
 
 @pytest.fixture
 def png(tmp_path):
-    """Write grey values (height, width) as a PNG: f(name, array) -> path."""
+    """Write gray values (height, width) as a PNG: f(name, array) -> path."""
     Image = pytest.importorskip("PIL.Image")
 
     def write(name, array):
@@ -422,7 +422,7 @@ def test_what_is_not_there(run_folder, tmp_path, fails):
     fails("a folder, where a file is needed", run_folder, tmp_path)
     fails("model.safetensors: No such file", tmp_path, "image.png")
     fails("the following arguments are required: FILE; --help", run_folder)
-    fails("unrecognized arguments: --colour", run_folder, "image.png", "--colour")
+    fails("unrecognized arguments: --color", run_folder, "image.png", "--color")
 
 
 def test_a_run_that_is_not_finished(tmp_path, fails):

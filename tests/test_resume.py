@@ -353,7 +353,7 @@ def test_golden_run_of_version_1_resumes_for_ever(tmp_path):
     history = golden_run(mx.Checkpoint(tmp_path, resume=True))
     assert history.epoch == [1, 2, 3, 4, 5, 6]
     straight = golden_run(mx.Checkpoint(tmp_path / "straight"))
-    np.testing.assert_allclose(history.loss, straight.loss, rtol=1e-5)  # not to the bit: it is from another machine
+    np.testing.assert_allclose(history.loss, straight.loss, rtol=1e-5)  # not bit for bit: it is from another machine
 
 
 GOLDEN_2 = Path(__file__).parent / "golden" / "run_v2.safetensors"
