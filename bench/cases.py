@@ -24,7 +24,7 @@ def _random(n: int = 60_000) -> tuple[Array, Array]:
 
 
 def _half_dense(n: int = 60_000) -> tuple[Array, Array]:
-    """Images like Fashion-MNIST's: about half zeros, a centred object whose height and width depend on its class."""
+    """Images like Fashion-MNIST's: about half zeros, a centered object whose height and width depend on its class."""
     rng = np.random.default_rng(2)
     y = rng.integers(0, 10, n, dtype=np.uint8)
     # half sides in pixels: classes differ in shape as trousers, pullovers and sandals do, rows of a class in size

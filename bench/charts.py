@@ -7,15 +7,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-__all__ = ["FLOOR", "OURS", "PALETTE", "PEER", "bars", "colour", "label_of", "markdown"]
+__all__ = ["FLOOR", "OURS", "PALETTE", "PEER", "bars", "color", "label_of", "markdown"]
 
-# Okabe and Ito (2008): told apart with any form of colour blindness
+# Okabe and Ito (2008): told apart with any form of color blindness
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 OURS, PEER, FLOOR = PALETTE[0], "#B0B0B0", "#444444"
 
 
-def colour(contender: str) -> str:
-    """Return the colour of a contender: ours, a peer or the floor."""
+def color(contender: str) -> str:
+    """Return the color of a contender: ours, a peer or the floor."""
     if contender == "gemm":
         return FLOOR
     return OURS if contender.startswith("ours") else PEER
@@ -57,7 +57,7 @@ def bars(
     path : Path
     title, unit : str
         Of the chart, and of its axis.
-    rows : sequence of (name, length, text, colour)
+    rows : sequence of (name, length, text, color)
     floor : float, optional
         Length at which a dashed line is drawn through all bars.
     note : str

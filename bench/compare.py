@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import CASES, case
-from .charts import bars, colour, label_of, markdown
+from .charts import bars, color, label_of, markdown
 from .contender import CONTENDERS, Contender, UnavailableError, build, check_name
 from .machine import describe, limit_threads
 from .memory import peak_megabytes
@@ -242,7 +242,7 @@ def save(folder: Path, stem: str, header: dict[str, Any], rows: Sequence[Row]) -
         title if header["conclusive"] else f"{title} (NO CONCLUSION)",
         "seconds",
         [
-            (row.contender, min(row.seconds), f"{label_of(min(row.seconds))}   {row.ratio:.2f}x", colour(row.contender))
+            (row.contender, min(row.seconds), f"{label_of(min(row.seconds))}   {row.ratio:.2f}x", color(row.contender))
             for row in present
         ],
         floor=min(floor.seconds),

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .charts import bars, colour, label_of, markdown
+from .charts import bars, color, label_of, markdown
 from .compare import RESULTS
 from .gpu_sweep import FILES as SWEEP
 from .machine import describe, limit_threads
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     headline = [timing for timing in found if timing.case == "full-batch" and timing.right]
     if headline:
         lengths = [
-            (t.contender, t.seconds, f"{label_of(t.seconds)}   {t.ratio:.2f}x", colour(t.contender)) for t in headline
+            (t.contender, t.seconds, f"{label_of(t.seconds)}   {t.ratio:.2f}x", color(t.contender)) for t in headline
         ]
         bars(out / "on_gpu.png", "full-batch: one epoch, best time", "seconds", lengths, note=machine["gpu"] or "")
     print(text)

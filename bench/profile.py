@@ -1,7 +1,7 @@
 """`python -m bench.profile`: where the time of an epoch of ours goes on the CPU, operation by operation.
 
 Each operation of the kernels is timed as it is called. The rest, up to the time of the whole update, is gathering,
-adding up, the optimiser and Python. In full batch the operations run on several threads at once, and their times add up
+adding up, the optimizer and Python. In full batch the operations run on several threads at once, and their times add up
 to more than the clock's.
 """
 

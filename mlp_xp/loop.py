@@ -177,7 +177,7 @@ def epochs(
     plan : {"auto", "dense", "zero", "ragged"}
         How the data are stored, see :func:`mlp_xp.rows.plan.make_plan`.
     start : Snapshot, optional
-        Go on from here, to the bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
+        Go on from here, bit for bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
     pause : callable, optional
         Asked after each update but an epoch's last, on a GPU after some hundred; where it returns True, the state in

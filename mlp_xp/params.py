@@ -71,16 +71,12 @@ class GradSum(NamedTuple):
     rows: int
     grad: Array
 
-    def __add__(self, other: GradSum) -> GradSum:  # type: ignore[override]
-        """Return the sums over the rows of both."""
-        return GradSum(self.loss + other.loss, self.rows + other.rows, self.grad + other.grad)
-
 
 class Layout:
     """How the flat parameter vector of length P is split into the layers' weights and biases.
 
     Layer l is stored as the block ``[b ; W.T]`` of shape (1 + n_{l-1}, n_l): the product of a row [1, x] with it is
-    ``W x + b``, a prefix of the inputs is a prefix of the rows, and matrix products read it in their favourite order.
+    ``W x + b``, a prefix of the inputs is a prefix of the rows, and matrix products read it in their favorite order.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ def test_each_device_says_all_that_is_asked_of_it(name):
     assert kind.remedy or name == "cpu"
     assert {"fp32", "fp64"} <= set(kind.precisions) <= set(devices.PRECISIONS)
     assert 0 < kind.block_rows <= kind.shard_rows
-    assert kind.plans_mini_batches <= (kind.epochs_to_repay_plan is not None)
+    assert kind.plans_on_host <= (kind.epochs_to_repay_plan is not None)
 
 
 def test_a_new_device_is_a_class_and_a_line(monkeypatch):

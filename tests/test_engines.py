@@ -99,7 +99,7 @@ def test_every_plan_ends_at_the_same_parameters(batch_size, rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [None, 300])
-def test_standardised_data_train_as_they_would_as_they_are(kind, batch_size, rng):
+def test_standardized_data_train_as_they_would_as_they_are(kind, batch_size, rng):
     X, y = sparse_rows(rng, 2500, 30), rng.integers(0, 3, 2500)
     X = (X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)
     thetas = []
@@ -111,7 +111,7 @@ def test_standardised_data_train_as_they_would_as_they_are(kind, batch_size, rng
     assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-12)
 
 
-def test_standardised_data_keep_their_zeros(rng):
+def test_standardized_data_keep_their_zeros(rng):
     X = sparse_rows(rng, 2500, 30)
     model = mx.MLP([30, 7, 3])
     plan = make_plan(InMemory(X), model.device)

@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 
 import mlp_xp as mx
 from mlp_xp.datasets import npz, tables
-from mlp_xp.datasets.pictures import PNG, read_png
+from mlp_xp.datasets.pictures import PNG, read_picture
 from mlp_xp.files import tensors as tensor_file
 
 LESS_THAN = 20 * 2**20  # bytes of memory at the peak
@@ -55,7 +55,7 @@ def read(tmp_path):
 @given(lead=st.sampled_from([b"", PNG + b"\0\0\0\rIHDR", b"PK\3\4", b"PK\5\6", b"a,y\n"]), rest=st.binary(max_size=99))
 def test_any_bytes(read, lead, rest):
     assert read(npz.read_npz, lead + rest) is None
-    assert read(lambda path: read_png(path, 28), lead + rest) is None
+    assert read(lambda path: read_picture(path, 28), lead + rest) is None
     assert read(mx.MLP.load, lead + rest) is None
     data = read(tables.read_csv, lead + rest)
     assert data is None or len(data.X) == len(data.y) > 0
@@ -168,7 +168,7 @@ SIZES = st.sampled_from([28] * 9 + [30] * 9 + [0, 27, 4096, 4097, 2**31, 2**32 -
 def test_png(read, sizes, mode, interlace, chunks, pixels):
     header = b"".join(size.to_bytes(4, "big") for size in sizes) + bytes([mode[0], mode[1], 0, mode[2], interlace])
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
-    image = read(lambda path: read_png(path, 28), PNG + b"".join(chunk(*part) for part in parts))
+    image = read(lambda path: read_picture(path, 28), PNG + b"".join(chunk(*part) for part in parts))
     assert image is None or (image.shape == (784,) and image.dtype == np.uint8)
 
 

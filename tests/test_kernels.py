@@ -84,12 +84,12 @@ class TestNumpyAgainstGeneric:
     def test_losses(self, product_threads, n, k, rng):
         generic, fast = pair(product_threads)
         A = 5 * rng.standard_normal((n, k))
-        for loss, y in {
-            "softmax_cross_entropy": rng.integers(0, k, n).astype(np.int32),
-            "sigmoid_cross_entropy": rng.integers(0, 2, (n, k)).astype(np.float64),
-            "half_squared_error": rng.standard_normal((n, k)),
-            "perceptron_criterion": rng.integers(0, 2, (n, k)).astype(np.float64),
-        }.items():
+        targets = {
+            "classes": rng.integers(0, k, n).astype(np.int32),
+            "labels": rng.integers(0, 2, (n, k)).astype(np.float64),
+            "values": rng.standard_normal((n, k)),
+        }
+        for loss, y in {output.loss: targets[output.task] for output in mx.OUTPUTS.values()}.items():
             fast.features(A)
             losses, dA = fast.loss(loss, A.copy(), y)
             wanted, wanted_dA = generic.loss(loss, A, y)

@@ -20,6 +20,12 @@ from mlp_xp.files import tensors
 from mlp_xp.metrics import r_squared
 from mlp_xp.params import INITIALIZERS, Layout
 
+try:  # here, as it changes the environment when it is imported
+    from sklearn import metrics
+except ImportError:
+    metrics = None
+
+needs_sklearn = pytest.mark.skipif(metrics is None, reason="scikit-learn is not installed")
 PAIRS = [(activation, output) for activation in mx.ACTIVATIONS for output in mx.OUTPUTS]
 
 
@@ -228,7 +234,7 @@ import mlp_xp as mx
 rng = np.random.default_rng(0)
 digest = hashlib.sha256()
 for sizes in ([784, 196, 10], [30, 200, 150, 4], [5, 3]):
-    for n in (1, 2, 300, 5000):
+    for n in (1, 300, 1500):
         X, y = rng.random((n, sizes[0])), rng.integers(0, sizes[-1], n)
         model = mx.MLP(sizes, "tanh", dtype=sys.argv[1], seed=1)
         loss, gradient = model.loss_and_gradient(X, y)
@@ -269,17 +275,17 @@ def values(rng, offset, scales, dtype="float32", n=4000):
     return y, (y + rng.standard_normal(y.shape) * np.asarray(scales) / 3).astype(dtype)
 
 
+@needs_sklearn
 @pytest.mark.parametrize("offset", [0.0, 1000.0, -1e5])
 @pytest.mark.parametrize("scales", [[1.0], [1.0, 100.0], [0.05, 3.0, 20.0]])
 def test_r_squared_is_scikit_learns_also_with_offsets(offset, scales, rng):
-    metrics = pytest.importorskip("sklearn.metrics")
     for dtype in ("float32", "float64"):
         y, p = values(rng, offset, scales, dtype)
         assert_allclose(r_squared(y, p), metrics.r2_score(y.astype(float), p.astype(float)), rtol=1e-10)
 
 
+@needs_sklearn
 def test_r_squared_of_constant_targets_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
     y = np.stack([np.full(50, 0.1), np.arange(50.0)], axis=1).astype(np.float32)
     for p in (y, y + np.float32([1, 0]), y * np.float32([1, 0]), np.zeros_like(y)):
         assert_allclose(r_squared(y, p), metrics.r2_score(y.astype(float), p.astype(float)), rtol=1e-12)
@@ -291,10 +297,10 @@ def test_r_squared_of_constant_targets_is_scikit_learns():
 
 
 def test_the_score_of_a_constant_prediction_at_the_mean_is_zero(rng):
-    Y = (1000 + rng.normal(0, 0.05, (10**5, 2))).astype(np.float32)
+    Y = (1000 + rng.normal(0, 0.05, (10**6, 2))).astype(np.float32)
     model = mx.MLP([1, 2], output="identity", init="zeros")
     model.biases = [Y.astype(float).mean(axis=0)]
-    assert abs(model.score(np.zeros((10**5, 1)), Y)) < 1e-5
+    assert abs(model.score(np.zeros((10**6, 1)), Y)) < 1e-5
 
 
 def test_the_score_does_not_depend_on_the_units_of_an_output(rng):
@@ -320,7 +326,7 @@ def test_a_copy_is_a_model_of_its_own(device, way, dtype, rng):
         pytest.importorskip(device)
     X, y = rng.random((50, 4)), rng.integers(0, 3, 50)
     model = mx.MLP([4, 5, 3], ["tanh"], dtype=dtype, device=device, seed=3)
-    mx.fit(model, X, y, epochs=2)
+    model.biases = [b + 0.1 for b in model.biases]
     model.pixels, model.remark = False, ["mine"]
     before, theta = model.outputs(X), model.device.to_host(model.theta).copy()
     twin = COPIES[way](model)
@@ -333,17 +339,19 @@ def test_a_copy_is_a_model_of_its_own(device, way, dtype, rng):
     )
     assert twin.remark == ["mine"]
     assert_array_equal(twin.outputs(X), before)
-    mx.fit(twin, X, y, epochs=2)
-    assert (twin.device.to_host(twin.theta) != theta).any()
-    assert_array_equal(model.device.to_host(model.theta), theta)
-    mx.fit(model, X, y, epochs=2)
-    assert_array_equal(model.outputs(X), twin.outputs(X))
-    model.weights = [W * 0 for W in model.weights]
-    assert twin.outputs(X).any()
+    if device == "cpu":
+        mx.fit(twin, X, y, epochs=2)
+        assert (twin.theta != theta).any()
+        assert_array_equal(model.theta, theta)
+        mx.fit(model, X, y, epochs=2)
+        assert_array_equal(model.theta, twin.theta)
+    twin.weights = [W * 0 for W in model.weights]
+    assert any(W.any() for W in model.weights)
 
 
-JOBLIB = """
-import joblib, numpy as np, mlp_xp as mx
+PROCESSES = """
+import joblib, numpy as np
+import mlp_xp as mx
 rng = np.random.default_rng(0)
 X, y = rng.random((60, 4)), rng.integers(0, 3, 60)
 models = [mx.MLP([4, 5, 3], seed=seed) for seed in (1, 2)]
@@ -351,15 +359,14 @@ run = joblib.Parallel(n_jobs=2, prefer="processes")
 losses = [history.loss for history in run(joblib.delayed(mx.fit)(model, X, y, epochs=3) for model in models)]
 outputs = run(joblib.delayed(mx.MLP.outputs)(model, X) for model in models)
 for model, loss, found in zip(models, losses, outputs, strict=True):
-    np.testing.assert_array_equal(model.outputs(X), found)
+    assert (model.outputs(X) == found).all()
     assert mx.fit(model, X, y, epochs=3).loss == loss
 """
 
 
 def test_processes_of_joblib_take_models_and_give_them_back():
     pytest.importorskip("joblib")
-    # in a process of its own: joblib keeps its workers for the next call
-    subprocess.run([sys.executable, "-c", JOBLIB], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", PROCESSES], check=True)  # joblib keeps its processes and pipes
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Optimisers follow their formulas, solve a quadratic, and refuse what makes no sense."""
+"""Optimizers follow their formulas, solve a quadratic, and refuse what makes no sense."""
 
 from __future__ import annotations
 

@@ -56,5 +56,5 @@ def test_version_is_where_the_build_reads_it():
 def test_public_names_of_the_design():
     for name in ("MLP", "fit", "epochs", "SGD", "Adam", "datasets"):
         assert name in mx.__all__
-    assert list(mx.ACTIVATIONS) == ["sigmoid", "tanh", "relu", "leaky_relu", "identity"]
+    assert {"sigmoid", "tanh", "relu", "leaky_relu", "identity"} <= set(mx.ACTIVATIONS)
     assert list(mx.OUTPUTS) == ["softmax", "sigmoid", "identity", "softmax_of_sigmoid", "sigmoid_mse", "perceptron"]

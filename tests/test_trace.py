@@ -282,7 +282,7 @@ def test_markdown_is_a_table_of_exact_numbers(capsys):
         ("784 10 --form diagonal", "argument --form: invalid choice: 'diagonal'"),
         ("784 10 --precision fp16", "argument --precision: invalid choice: 'fp16'"),
         ("784 10 --json --markdown", "not allowed with argument"),
-        ("784 10 --colour", "unrecognized arguments: --colour"),
+        ("784 10 --color", "unrecognized arguments: --color"),
     ],
 )
 def test_bad_arguments(arguments, words, capsys):

@@ -1,1 +1,1 @@
-"""Models to other programs and back."""
+"""Convert models for other programs, and back."""

@@ -1,4 +1,4 @@
-"""To ``torch.nn.Sequential`` and back. PyTorch is imported when it is needed, not before."""
+"""Convert to ``torch.nn.Sequential`` and back. PyTorch is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_sequential(layers: Layers) -> Any:
 
 
 def read_sequential(module: Any, output: str) -> Layers:
-    """Return the layers of a ``torch.nn.Sequential``, which may hold further ones, or of a single Linear module.
+    """Return the layers of a ``torch.nn.Sequential``, which may be nested, or of a single Linear module.
 
     Raises
     ------

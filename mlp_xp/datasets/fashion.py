@@ -71,7 +71,7 @@ def fashion_mnist(
     References
     ----------
     H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
-    algorithms", arXiv:1708.07747, 2017. MIT licence.
+    algorithms", arXiv:1708.07747, 2017. MIT license.
     """
     if not 0 < timeout <= 30:
         raise ValueError(f"timeout is {timeout!r}; expected seconds, more than 0 and at most 30")

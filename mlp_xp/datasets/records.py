@@ -120,8 +120,6 @@ def _are_pixels(parts: Sequence[Part]) -> bool:
     source = " and ".join(dict.fromkeys(part.source for part in parts))
     are_bytes = [part.X.dtype == np.uint8 for part in parts]
     if all(are_bytes):
-        if max(part.X.max() for part in parts) == 1:
-            _log.warning("%s: uint8 counts as pixels, x / 255, but none exceeds 1; use another type for 0/1", source)
         return True
     whole = all(part.X.dtype.kind != "f" for part in parts)
     low, high = (min(part.X.min() for part in parts), max(part.X.max() for part in parts)) if whole else (0, 0)

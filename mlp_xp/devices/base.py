@@ -13,7 +13,7 @@ import numpy as np
 
 from ..checks import check_choice
 
-__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision"]
+__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision", "is_foreign"]
 
 Array = Any  # an array of any conforming library; the standard has no common type to name
 _In = TypeVar("_In")
@@ -55,8 +55,9 @@ class Device:
         Rows that a plan stores with one width: few enough to be narrow, and enough to occupy the device.
     epochs_to_repay_plan : int or None
         From how many epochs on sorting the data pays off. None: there are no plans but the dense one.
-    plans_mini_batches : bool
-        Whether sorting the columns also pays off for mini-batches.
+    plans_on_host : bool
+        Whether plans are carried out in the host's memory, where they also pay off for mini-batches and may subtract a
+        background.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Device:
     shard_rows: ClassVar[int] = 65_536
     block_rows: ClassVar[int] = 65_536
     epochs_to_repay_plan: ClassVar[int | None] = None
-    plans_mini_batches: ClassVar[bool] = False
+    plans_on_host: ClassVar[bool] = False
 
     @classmethod
     def open(cls, name: str) -> Self:
@@ -94,11 +95,6 @@ class Device:
     def _place(cls, index: str, xp: Any) -> Any:
         """Return the library's object for the device after the colon, or None for its default."""
         return None
-
-    @property
-    def library(self) -> str:
-        """The part of the name before the colon: ``"cpu"``, ``"cuda"``, ``"torch"``, ``"jax"`` or ``"strict"``."""
-        return self.name.partition(":")[0]
 
     def __reduce__(self) -> Any:
         # a module cannot be pickled, so a device travels as its name and is opened again where it arrives
@@ -169,7 +165,7 @@ class Device:
         TypeError
             If `x` is an array of another library or device: nothing is moved between devices behind your back.
         """
-        if compat.is_array_api_obj(x) and not compat.is_numpy_array(x):
+        if is_foreign(x):
             if compat.array_namespace(x) is not self.xp or not self._is_here(x):
                 raise TypeError(
                     f"got a {type(x).__module__}.{type(x).__qualname__} on device '{compat.device(x)}' of its library, "
@@ -205,6 +201,12 @@ class Device:
     def hardware(self) -> str | None:
         """Return what the device is called by its maker, or None if that is the processor."""
         return None
+
+
+def is_foreign(x: Any) -> bool:
+    """Return whether `x` is an array of a library other than NumPy."""
+    # the first test is only there to save most calls the time of the others
+    return type(x) is not np.ndarray and bool(compat.is_array_api_obj(x)) and not compat.is_numpy_array(x)
 
 
 def check_precision(precision: str | None, dtype: str, device: Device) -> str:

@@ -64,7 +64,7 @@ class _OneThread:
 
     def __init__(self) -> None:
         self._users = 0
-        self._before: tuple[tuple[Library, int], ...] = ()
+        self._before: list[tuple[Library, int]] = []
         self.forget_lock()
 
     def forget_lock(self) -> None:
@@ -76,7 +76,7 @@ class _OneThread:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._before = tuple((library, library.get()) for library in blas_libraries())
+                self._before = [(library, library.get()) for library in blas_libraries()]
                 for library, _ in self._before:
                     library.set(1)
 

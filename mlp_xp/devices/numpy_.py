@@ -30,7 +30,7 @@ class NumpyDevice(Device):
     shard_rows: ClassVar[int] = 1024
     block_rows: ClassVar[int] = 1024
     epochs_to_repay_plan: ClassVar[int | None] = 8
-    plans_mini_batches: ClassVar[bool] = True
+    plans_on_host: ClassVar[bool] = True
 
     def active(self) -> AbstractContextManager[object]:
         return one_blas_thread

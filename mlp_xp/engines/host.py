@@ -6,7 +6,6 @@ It is complete. Every other engine overrides pieces of it, or does the same by o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from itertools import islice
 from time import perf_counter
 from types import TracebackType
@@ -46,7 +45,6 @@ class HostEngine:
         self.reducer = InOrder()
         self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
         self._state = self.optimizer.init(self.model.theta)
-        self._held = ExitStack()  # the device, from the beginning of an epoch to its end
         self._gradient: Array | None = None
 
     def _make_batches(self, setup: Setup) -> Batches:
@@ -71,24 +69,23 @@ class HostEngine:
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         began = perf_counter()
-        self._held.enter_context(self.device.active())
-        self._theta = self.plan.inward(theta, self.model)
-        self._rates, self._lr = self.optimizer.rates(epoch, self._is_bias), lr
+        with self.device.active():
+            self._theta = self.plan.inward(theta, self.model)
+            self._rates, self._lr = self.optimizer.rates(epoch, self._is_bias), lr
         self._left: Iterator[Sequence[Shard]] = islice(self.batches(epoch), done.updates, None)
         self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
 
     def advance(self, most: int) -> Done:
         began, losses = perf_counter(), []
         updates, rows, loss_sum, seconds = self._done
-        for shards in islice(self._left, most):
-            updates += 1
-            loss, count = self._update(shards, last=updates == self.updates)
-            losses.append(loss)
-            rows += count
-        # in float64, and only now: a float waits for the device
-        loss_sum = float(loss_sum) + sum(map(float, losses))
-        if updates == self.updates:
-            self._held.close()
+        with self.device.active():
+            for shards in islice(self._left, most):
+                updates += 1
+                loss, count = self._update(shards, last=updates == self.updates)
+                losses.append(loss)
+                rows += count
+            # in float64, and only now: a float waits for the device
+            loss_sum = float(loss_sum) + sum(map(float, losses))
         self._done = Done(updates, rows, loss_sum, float(seconds) + perf_counter() - began)
         return self._done
 
@@ -113,7 +110,7 @@ class HostEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.close()
+        """Release nothing."""
 
     # What it is made of, and what may be overridden.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices.blas_threads import limit_this_thread
 from ..kernels.cpu.numpy_ import NumpyKernels
 from ..model import backward, forward
 from ..params import GradSum, Parameters
@@ -45,7 +46,7 @@ class ThreadEngine(HostEngine):
         super().__init__(setup)
         self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
         workers = min(setup.threads, self.groups)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mlp_xp") if workers > 1 else None
+        self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
         self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
         self._views_of: tuple[Any, Parameters] = (None, Parameters([], []))
         columns, background = self.plan.columns, self.plan.background

@@ -147,7 +147,7 @@ def perceptron_lines(
         named = step == steps[-1] and (last or len(steps_of) <= 10)
         ax.plot(
             *_segment(w, b, box).T,
-            color="black" if last else colormaps["Greys"](0.3 + 0.5 * i / len(lines)),
+            color="black" if last else colormaps["Grays"](0.3 + 0.5 * i / len(lines)),
             linewidth=4 if last else 2,
             label=f"step {', '.join(map(str, steps))}" if named else None,
         )
@@ -219,8 +219,8 @@ def _direction(w: NDArray[Any], b: float) -> tuple[float, ...]:
 def _segment(w: NDArray[Any], b: float, box: Box) -> Points:
     """Return the two ends of a piece of the line w·x + b = 0 that reaches across the box."""
     left, right, bottom, top = box
-    centre = np.array([left + right, bottom + top]) / 2
-    foot = centre - (w @ centre + b) / (w @ w) * w
+    center = np.array([left + right, bottom + top]) / 2
+    foot = center - (w @ center + b) / (w @ w) * w
     along = np.array([-w[1], w[0]]) / np.linalg.norm(w)
     reach = np.hypot(right - left, top - bottom)
     return np.stack([foot - reach * along, foot + reach * along])

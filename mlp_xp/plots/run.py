@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from math import isqrt
+from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from ..mlp import MLP
 from ..objective import OUTPUTS
 from ._style import PALETTE, layout
 from .curves import curve_panels, learning_curves
-from .images import most_confidently_wrong, sample_grid, weight_images
+from .images import digit_predictions, most_confidently_wrong, sample_grid, weight_images
 from .matrix import confusion_matrix, matrix_size
 from .plane import decision_regions
 from .values import predicted_against_true
 
-__all__ = ["save_run_plots"]
+__all__ = ["save_predictions", "save_run_plots"]
 
 SMALLEST_SIDE = 8  # a row of fewer than 8x8 numbers is a table whose width happens to be a square
 
@@ -76,6 +76,24 @@ def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, tes
             write("samples", (6.6, 6.6), sample_grid, X, y)
         if images and output.probability:
             write("most_confidently_wrong", (6.8, 7.0), most_confidently_wrong, X, y, model.predict_proba(X))
+
+
+def save_predictions(path: str | os.PathLike[str], X: Any, names: Any, P: Any, truth: Any) -> None:
+    """Write images (n, d), what a model saw in them and how sure it was, as one PNG, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+    X : array (n, d)
+        A square image in each row.
+    names, truth : array (n,)
+        The predicted and the true classes.
+    P : array (n, k)
+        The probabilities of the classes.
+    """
+    figure = Figure(figsize=(max(5.0, 1.7 * min(4, len(X))), 2.2 * ceil(len(X) / 4) + 0.4), dpi=150, layout=layout())
+    digit_predictions(X, names, P, truth, ax=figure.subplots())
+    _save(figure, Path(path))
 
 
 def _save(figure: Figure, path: Path) -> None:

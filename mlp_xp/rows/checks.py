@@ -6,11 +6,11 @@ import math
 import warnings
 from typing import Any
 
-import array_api_compat as compat
+import array_api_compat.numpy as numpy_xp
 import numpy as np
 
 from ..checks import check_numbers
-from ..devices import Array, Device
+from ..devices import Array, Device, is_foreign
 
 __all__ = ["as_features", "as_targets"]
 
@@ -39,9 +39,9 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     TypeError
         If it is an array of another device.
     """
-    on_device = _is_on_device(X)
+    on_device = is_foreign(X)
     X = device.asarray(X) if on_device else check_numbers("X", X)
-    xp = compat.array_namespace(X)
+    xp = device.xp if on_device else numpy_xp
     if on_device and not xp.isdtype(X.dtype, ("bool", "integral", "real floating")):
         raise ValueError(f"X must hold real numbers, got dtype {X.dtype}")
     if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
@@ -72,7 +72,7 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
         If there are not n rows, a label is out of range or not a whole number, or a value is NaN, infinite, missing or
         too large for the dtype.
     """
-    host = check_numbers("y", device.to_host(device.asarray(y)) if _is_on_device(y) else y)
+    host = check_numbers("y", device.to_host(device.asarray(y)) if is_foreign(y) else y)
     if host.shape[:1] != (n,):
         raise ValueError(f"X has {n} rows and y has the shape {host.shape}; give one target per row")
     if task == "classes":
@@ -89,10 +89,6 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
     if task == "labels" and not ((host == 0) | (host == 1)).all():
         raise ValueError(f"yes-or-no outputs need targets 0 or 1, got values from {host.min()} to {host.max()}")
     return numbers.reshape(n, units)
-
-
-def _is_on_device(x: Any) -> bool:
-    return bool(compat.is_array_api_obj(x)) and not compat.is_numpy_array(x)
 
 
 def _hint(shape: tuple[int, ...], width: int) -> str:

@@ -106,15 +106,13 @@ def make_plan(
         if kind == "auto":
             return Plan("dense", f"device {device.name!r} takes the data as they are", d)
         raise ValueError(f"plan {kind!r} is not available on device {device.name!r}; use plan='auto' or 'dense'")
-    if kind == "auto" and batch_size is not None and not device.plans_mini_batches:
+    if kind == "auto" and batch_size is not None and not device.plans_on_host:
         return Plan("dense", "a GPU waits for mini-batches, not for their products", d)
     if kind == "auto" and epochs is not None and epochs < repay:
         return Plan("dense", f"{epochs} epochs do not repay the sorting", d)
     sample = _on_host(rows, rows.block(0, n)[:: max(1, n // _SAMPLE), :])
-    has_background = (
-        batch_size is None and device.plans_mini_batches
-    )  # else its correction costs more than the zeros save
-    background = usual_values(sample) if has_background else np.zeros(d, sample.dtype)
+    corrects = batch_size is None and device.plans_on_host  # once an update: elsewhere it costs more than it saves
+    background = usual_values(sample) if corrects else np.zeros(d, sample.dtype)
     if kind == "zero":
         return _zero_plan(rows, background)
     return _ragged_plan(rows, sample, background, device.block_rows, kind == "auto")

@@ -441,11 +441,11 @@ def test_tick_counts_and_begins_each_epoch_anew(real: str, rng: np.random.Genera
 
 
 def test_the_losses_of_many_updates_lose_no_digits() -> None:
-    """Of each update the same loss: as 200,000 updates of one row have it at zero weights, where each loss is ln 2."""
-    loss, step, total, updates = np.array([np.log(2)], np.float32), np.zeros(2, np.int32), np.zeros(1), 20_000
+    """A float would lose 1e-6 of them after 2,000 updates of the same loss, and 5e-4 after 200,000."""
+    loss, step, total, updates = np.array([np.log(2)], np.float32), np.zeros(2, np.int32), np.zeros(1), 2_000
     module = cpu_module("optimizers", REAL="float")
     for _ in range(updates):
-        module.launch("tick", 1, 256, step, loss, 1, total, updates)
+        module.launch("tick", 1, THREADS, step, loss, 1, total, updates)
     assert step.tolist() == [updates, 0]
     assert total[0] / updates == pytest.approx(float(loss[0]), rel=1e-12)
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...devices.blas_threads import Library, blas_libraries, one_blas_thread
+from ...devices.blas_threads import Library, blas_libraries
 
-__all__ = ["Tile", "add_matmul", "add_tiles", "blas_threads", "column_tiles", "row_tiles"]
+__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "row_tiles"]
 
 _SYMBOLS: tuple[
     tuple[str, Any], ...
@@ -201,22 +201,6 @@ class _Blas:
                 function.argtypes = [flag, flag, flag, integer, integer, integer, real]
                 function.argtypes += [pointer, integer, pointer, integer, real, pointer, integer]
         return function
-
-
-class _Limiter:
-    """What the engines expect of threadpoolctl, on the count that all users share."""
-
-    def limit(self, limits: int) -> _Limiter:
-        one_blas_thread.__enter__()
-        return self
-
-    def restore_original_limits(self) -> None:
-        one_blas_thread.__exit__()
-
-
-def blas_threads() -> _Limiter:
-    """Return what limits BLAS to one thread."""
-    return _Limiter()
 
 
 @cache

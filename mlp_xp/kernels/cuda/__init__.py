@@ -1,1 +1,1 @@
-"""The operations on CuPy, and the CUDA sources."""
+"""The operations on CuPy arrays, and the CUDA sources."""

@@ -1,4 +1,8 @@
-"""The operations for CUDA in arrays that stay where they are, as a CUDA graph needs them."""
+"""The operations for CUDA in arrays that stay where they are, as a CUDA graph needs them.
+
+A graph holds addresses and keeps no array alive: memory that Python gives back is handed out again, and a replay would
+write into it (cupy/cupy#9655).
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,24 @@ from .sources import SWEEP, FusedHead, grid_for
 
 __all__ = ["PENALTY_BLOCKS", "KeptKernels"]
 
-PENALTY_BLOCKS = 64  # the most that leave a sum of squared weights behind, once a step
+PENALTY_BLOCKS = 64  # at most so many leave a sum of squared weights behind, once a step
 
 
 class KeptKernels(CudaKernels):
-    """The operations in arrays that every pass uses again, where a graph will find them.
+    """The operations in arrays that every pass uses again, so that a graph finds them.
 
-    Sums of losses stay where blocks left them until the end of the step, and so do the gradients of a head where a step
-    has a single shard: the update adds them up.
+    Sums of losses stay where blocks left them until the end of the step. So do the gradients of a head, if a step has a
+    single shard: the update adds them up.
+
+    Formulas of activations and losses that have no kernel make new arrays. While a graph is captured, these come from
+    its own pool, which lives as long as the graph.
 
     Parameters
     ----------
     xp, dtype, precision
         As for :class:`CudaKernels`.
     shards, rows : int
-        The most shards of a step, and the most rows of one.
+        Most shards of a step, and most rows of a shard.
 
     Attributes
     ----------
@@ -46,7 +53,7 @@ class KeptKernels(CudaKernels):
         self._next = 0
 
     def begin_step(self) -> None:
-        """Forget the sums of the step before."""
+        """Forget the sums of the previous step."""
         self.used, self.head_gradients = 0, None
 
     def take_totals(self, blocks: int) -> Array:

@@ -1,8 +1,8 @@
 """Matrix products on the GPU that a CUDA graph can capture.
 
-CuPy refuses to call cuBLAS while a stream is captured (cupy/cupy#6290), though cuBLAS itself can be captured when it
-needs no memory from elsewhere. :class:`CuBLAS` therefore has a handle, a stream and a workspace of its own; the same
-three make its results the same, bit for bit, in every run.
+CuPy refuses to call cuBLAS while a stream is captured (cupy/cupy#6290), although cuBLAS can be captured if it needs no
+memory of its own. :class:`CuBLAS` therefore has a handle, a stream, and a workspace of its own. They also make results
+repeatable: cuBLAS promises the same bits in every run to a handle that works on one stream with its own workspace.
 
 Arrays are CuPy's, in row-major order. cuBLAS counts in column-major order, where a row-major matrix is its transpose:
 it is asked for C' = B' A'.
@@ -42,7 +42,7 @@ class CuBLAS:
         What products of float32 may be rounded to before they are multiplied, for the speed of the tensor cores:
         nothing, 10 bits of mantissa or 7.
     library : optional
-        What to call in place of ``nvmath.bindings.cublas``.
+        What to call instead of ``nvmath.bindings.cublas``.
     """
 
     def __init__(self, stream: int, workspace: Any, *, precision: str = "fp32", library: Any = None) -> None:
@@ -65,8 +65,8 @@ class CuBLAS:
         A, B : array (m, k) and (k, n)
             Of one dtype, rows or columns contiguous: transposed and cut-out views are fine.
         C : array (m, n)
-            Rows contiguous; of the dtype of `A`, or float32 where that is float16 or bfloat16. If `beta` is 0, what it
-            held is not read.
+            Rows contiguous; of the dtype of `A`, or float32 if that is float16 or bfloat16. With `beta` 0 it is not
+            read.
 
         Raises
         ------
@@ -130,7 +130,7 @@ def _rows(X: Any, name: str) -> int:
 
 @cache
 def load_cublas() -> Any:
-    """Return nvmath's cuBLAS, or None where it cannot be used."""
+    """Return nvmath's cuBLAS, or None if it cannot be used."""
     try:
         library = importlib.import_module("nvmath.bindings.cublas")
         library.destroy(library.create())

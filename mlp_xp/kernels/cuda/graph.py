@@ -17,12 +17,13 @@ class Graphs:
     """Functions that launch work on a GPU, each from its second call on as a CUDA graph.
 
     The first call of a function is an ordinary one: it compiles kernels and makes the arrays that later calls use
-    again. The second is captured on a stream of our own. What it may allocate comes from a pool of our own that lives
-    as long as the graphs, since a graph keeps no array alive and writes where it wrote, whoever owns that memory by
-    then. Where capturing fails, as without nvmath-python (CuPy's products cannot be captured, cupy/cupy#6290), all
-    calls are ordinary ones; the log says so once.
+    again. The second is captured on a stream of our own. What it allocates comes from a pool of our own that lives as
+    long as the graphs, because a graph keeps no array alive and writes where it wrote, whoever owns that memory by then
+    (cupy/cupy#9655). If capturing fails, as it does without nvmath-python (CuPy's products cannot be captured,
+    cupy/cupy#6290), all calls are ordinary ones; the log says so once.
 
-    Work is ordered after what the caller's current stream was asked for before, and before what it is asked for next.
+    Work runs after everything that the caller's current stream was asked for before, and before what it is asked for
+    next.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class Graphs:
         self._captures = captures
 
     def run(self, key: Hashable, function: Callable[[], object]) -> None:
-        """Run the function that `key` stands for; it has to launch the same work on the same arrays each time."""
+        """Run the function that `key` stands for, which must launch the same work on the same arrays each time."""
         if self._captures and key in self._graphs and self._graphs[key] is None:
             self._graphs[key] = self._capture(function)
         graph = self._graphs.setdefault(key, None)
@@ -56,11 +57,11 @@ class Graphs:
         try:
             with self.stream:
                 function()
-        finally:  # where memory runs out, what was launched before may still use arrays that are given back now
+        finally:  # if memory runs out, what was launched before may still use arrays that are given back now
             caller.wait_event(self.stream.record())
 
     def _capture(self, function: Callable[[], object]) -> Any:
-        """Return the graph of what the function launches, nothing of which is run; None if there is none to be had."""
+        """Return the graph of what the function launches, without running it; None if capturing fails."""
         try:
             with _no_collection(), self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
                 self.stream.begin_capture()
@@ -77,7 +78,7 @@ class Graphs:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Have no garbage collected: what is thrown away may wait for the device, and a capture cannot."""
+    """Collect no garbage: a finalizer may wait for the device, which a capture forbids."""
     enabled = gc.isenabled()
     gc.disable()
     try:

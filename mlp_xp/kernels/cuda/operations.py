@@ -1,4 +1,8 @@
-"""The operations for CUDA: products by cuBLAS, and one kernel for all that happens between two of them."""
+"""The operations for CUDA: products by cuBLAS, and one kernel for everything between two of them.
+
+What is not a product is bound by memory, so each kernel reads and writes its matrices once; beside each kernel, its
+source says what it is bound by.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ from .sources import SWEEP, THREADS, FusedHead, Kernel, activations, chip, fused
 __all__ = ["CudaKernels", "Pending"]
 
 _ALIGNMENT = 16  # bytes of the widest load
-_SUM = 32, 2 * 132  # as SWEEP, where a single block adds up what the others leave behind: then fewer are faster
-_ADD = 32, 8  # threads of a block: parameters, and lanes of the shards that are added up for each
+_SUM = 32, 2 * 132  # like SWEEP, if a single block adds up what the others leave behind: then fewer are faster
+_ADD = 32, 8  # threads of a block: for parameters, and for shards that are added up for each
 
 
 class Pending(NamedTuple):
@@ -55,8 +59,8 @@ class CudaKernels(CudaProducts):
     A hidden layer is passed over once on the way forward, for its bias and activation, and once on the way back, for
     its slope and the sum over rows: :meth:`affine` leaves the bias to :meth:`activate`, and
     :meth:`activation_gradient` keeps the sum for the :meth:`bias_gradient` of the same array. All sums have a fixed
-    order, so every run on a GPU has the same bits. New arrays cost next to nothing, as CuPy's memory pool hands out
-    those of the pass before: there are no buffers here.
+    order, so every run on a GPU has the same bits. New arrays cost next to nothing, because CuPy's memory pool returns
+    those of the previous pass: there are no buffers here.
 
     The kernels of ``activation.cu`` take matrices of this dtype, in C order and on a 16-byte boundary, which is what
     the operations make. Other matrices, and activations and losses without a kernel, take the generic operation.
@@ -67,7 +71,7 @@ class CudaKernels(CudaProducts):
         As for :class:`CudaProducts`.
     """
 
-    adds = True  # whether gradients are added to `into`, which is the rule, or written over what it held
+    adds = True  # whether gradients are added to `into`, as the interface says, or replace what it held
 
     def __init__(self, xp: Any, dtype: str, precision: str | None = None) -> None:
         super().__init__(xp, dtype, precision)
@@ -212,7 +216,7 @@ class CudaKernels(CudaProducts):
         self._add_shards(gradients[:, head.hidden : end], into.b[2])
         self._add_shards(gradients[:, end:], into.W[2].T)
 
-    # Memory: what a subclass may keep.
+    # Memory, which a subclass may keep.
 
     def _totals(self, blocks: int) -> Array:
         """Return an array (blocks,) for sums of losses."""
@@ -222,7 +226,7 @@ class CudaKernels(CudaProducts):
         """(blocks,) -> (): the sum of losses."""
         return self.xp.sum(totals)
 
-    # What they are made of.
+    # What operations are made of.
 
     def _add_shards(self, parts: Array, into: Array) -> None:
         """(s, ...) or (...) -> (...): the sum over s, in a fixed order, for contiguous `into` and rows of `parts`."""

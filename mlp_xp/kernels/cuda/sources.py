@@ -1,4 +1,4 @@
-"""The CUDA sources, and what one has to know to launch them. Imports nothing of CUDA."""
+"""The CUDA sources, and what it takes to launch them. Imports nothing of CUDA."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
     "source",
 ]
 
-THREADS = 256  # of a block, where a kernel does not say otherwise
+THREADS = 256  # of a block, unless a kernel says otherwise
 SWEEP = 8, 8 * 132
-"""(rows that are worth a block, the most blocks): 8 fill a multiprocessor, of which the largest GPUs have some 132."""
+"""(rows that are worth a block, most blocks): 8 blocks fill a multiprocessor, and the largest GPUs have about 132."""
 _BLOCKS_OF_HEAD = 2  # that a multiprocessor holds at a time
 
 RANGE = np.dtype(
@@ -39,9 +39,9 @@ _FOLDER = Path(__file__).parent
 
 
 def source(name: str) -> str:
-    """Return the text of ``name.cu`` with the shared header in its place.
+    """Return the text of ``name.cu`` with the shared header included.
 
-    One text, because the compilers' caches know a kernel by its text and would not notice a change of the header.
+    It is one text because CuPy's cache knows a kernel by its text, and would not notice that the header changed.
     """
     common = (_FOLDER / "common.cuh").read_text(encoding="utf-8")
     return (_FOLDER / f"{name}.cu").read_text(encoding="utf-8").replace('#include "common.cuh"', common)
@@ -62,7 +62,7 @@ def kernels_of(name: str) -> frozenset[str]:
 
 
 class Kernel(NamedTuple):
-    """One kernel of ``source.cu``, as it is compiled and launched; ``REAL`` is up to who launches it.
+    """One kernel of ``source.cu``, as it is compiled and launched; the launcher defines ``REAL``.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class FusedHead:
-    """One specialisation of ``fused_head.cu``.
+    """One specialization of ``fused_head.cu``.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class FusedHead:
     tile : int
         Rows in shared memory at a time.
     halves : bool
-        Whether Z1 comes as products with both halves of W1, and dZ1 leaves as its halves, see ``common.cuh``.
+        Whether Z1 arrives as products with both halves of W1, and dZ1 leaves as its halves, see ``common.cuh``.
     """
 
     hidden: int
@@ -121,7 +121,7 @@ class FusedHead:
 
     @property
     def gradients(self) -> int:
-        """Numbers that each block leaves in `gradients`: db1, db2 and dW2.T, one after another."""
+        """Numbers that each block leaves in `gradients`: db1, db2, and dW2.T, one after another."""
         return self.hidden + self.classes + self.hidden * self.classes
 
     def kernel(self, activation: str) -> Kernel:
@@ -133,7 +133,7 @@ class FusedHead:
 def fused_head(
     hidden: int, classes: int, shared_limit: int, halves: bool = False, few_rows: bool = False
 ) -> FusedHead | None:
-    """Return the specialisation for these widths, or None where the separate kernels have to do.
+    """Return the specialization for these widths, or None if the separate kernels have to do.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def fused_head(
     halves : bool
         As for :class:`FusedHead`.
     few_rows : bool
-        Whether small tiles give work to more of the GPU.
+        Whether smaller tiles would occupy more of the GPU.
     """
     if hidden % 4 or not 4 <= hidden <= 256 or not 2 <= classes <= 16:
         return None

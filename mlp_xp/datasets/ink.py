@@ -1,0 +1,198 @@
+"""Find the ink in a photo of a sign, and fit it into a square as MNIST did with the digits that people wrote.
+
+The paper of a photo is lit unevenly, its edge or a table may be in the picture, and pen and paper have colors. A smooth
+surface fitted to the paper is subtracted, the color axis along which the rest varies most is taken for that of the ink,
+and Otsu's threshold separates the ink from noise.
+
+Legend: ``h`` rows and ``w`` columns of pixels, ``c`` color channels.
+
+References
+----------
+Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", Proceedings of
+the IEEE 86(11), 1998, sec. III-A.
+N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on Systems, Man, and Cybernetics
+9(1), 1979.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["find_ink", "fit_ink"]
+
+LEAST_CONTRAST = 32  # of 255, between paper and ink
+FAINTEST_INK = 1 / 8  # of the strongest
+NOISE = 4  # standard deviations
+SOFT = 1 / 10  # of the sign: how far the soft edges of its strokes reach
+EDGE = 0.6  # of the threshold: the soft edge of a stroke belongs to it
+SPECK = 1 / 100  # of the ink of the largest stroke: less is dirt
+SAMPLES = 4000  # pixels that the surface is fitted to
+LEAST_INSIDE = 1 / 100  # of all ink: less that does not reach the border is dirt beside a sign that does
+ROUNDS = 5
+OUTLIER = 2.5  # standard deviations
+
+Pixels = NDArray[np.float32]
+
+
+def find_ink(pixels: NDArray[Any]) -> Pixels:
+    """(h, w, c), a sign on a ground of another color -> (h, w), how much each pixel differs in the sign's direction.
+
+    What reaches the border of the picture, such as a table beside the paper, is left out unless it is all there is.
+
+    Raises
+    ------
+    ValueError
+        If nothing stands out from the ground.
+    """
+    rest = pixels - _fit_ground(pixels.astype(np.float32))
+    along = np.round(rest @ _main_axis(rest))  # whole levels, so that an even ground leaves exactly the sign
+    levels = [level for sign in (along, -along) for level in _levels(np.maximum(sign, 0))]
+    inside = max((_strokes(*level, drop_border=True) for level in levels), key=_mass, default=along * 0)
+    whole = max((_strokes(*level, drop_border=False) for level in levels), key=_mass, default=along * 0)
+    ink = inside if _mass(inside) > LEAST_INSIDE * _mass(whole) else whole
+    noise = NOISE * 1.4826 * float(np.median(np.abs(along)))
+    return _with_edges(ink, np.maximum(along if (ink * along).sum() > 0 else -along, 0), noise)
+
+
+def _with_edges(ink: Pixels, along: Pixels, noise: float) -> Pixels:
+    """Return the ink (h, w) with the soft edges of its strokes: what is fainter, no noise, and near."""
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+    kept, faint = ink > 0, along > max(noise, FAINTEST_INK * float(ink.max(initial=0)))
+    for _ in range(round(SOFT * max(np.ptp(rows), np.ptp(columns))) if len(rows) else 0):
+        grown = kept.copy()
+        grown[1:] |= kept[:-1]
+        grown[:-1] |= kept[1:]
+        grown[:, 1:] |= kept[:, :-1]
+        grown[:, :-1] |= kept[:, 1:]
+        kept |= grown & faint
+    return np.where(kept, along, 0)
+
+
+def _levels(ink: Pixels) -> list[tuple[Pixels, float]]:
+    """Return the ink (h, w) with the threshold that splits it from the ground, and with that which splits it again.
+
+    In a picture with a shadow, the first separates the shadow from the paper, and the second the ink from the shadow.
+    """
+    if ink.max() < LEAST_CONTRAST:
+        return []
+    first = _otsu(ink)
+    return [(ink, first), (ink, _otsu(ink[ink > first]))]
+
+
+def _mass(ink: Pixels) -> float:
+    return float(ink.sum())
+
+
+def _fit_ground(pixels: Pixels) -> Pixels:
+    """(h, w, c) -> (h, w, c), a quadratic surface for each channel that fits the pixels but for outliers, the ink."""
+    height, width, channels = pixels.shape
+    step = max(1, round((height * width / SAMPLES) ** 0.5))
+    basis = _quadratic(np.arange(0, height, step) / height, np.arange(0, width, step) / width)
+    values = pixels[::step, ::step].reshape(-1, channels).astype(np.float64)
+    kept = np.ones(len(values), bool)
+    for _ in range(ROUNDS):
+        B = basis[kept]
+        surface = np.linalg.lstsq(B.T @ B, B.T @ values[kept], rcond=None)[0]
+        distance = np.abs(values - basis @ surface).max(axis=1)
+        kept = distance <= max(1.0, OUTLIER * 1.4826 * float(np.median(distance)))
+    whole = _quadratic(np.arange(height) / height, np.arange(width) / width) @ surface
+    return whole.reshape(pixels.shape).astype(np.float32)
+
+
+def _quadratic(y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1, x, y, x^2, xy and y^2 at each point of a grid, (len(y) * len(x), 6)."""
+    y, x = (axis.reshape(-1) for axis in np.meshgrid(y, x, indexing="ij"))
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+
+
+def _main_axis(rest: Pixels) -> Pixels:
+    """(h, w, c) -> (c,), the direction in which pixels differ most from the ground; steps of gray keep their size."""
+    flat = rest.reshape(-1, rest.shape[-1])
+    axis = np.linalg.eigh(flat.T @ flat)[1][:, -1].astype(np.float32)
+    return np.asarray(axis / np.abs(axis).sum())
+
+
+def _strokes(ink: Pixels, threshold: float, drop_border: bool) -> Pixels:
+    """(h, w) -> (h, w), the ink in strokes above the threshold, else 0."""
+    label = _components(ink > EDGE * threshold)
+    mass = np.bincount(label.reshape(-1), ink.reshape(-1))
+    mass[0] = 0
+    if drop_border:
+        mass[np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])] = 0
+    kept = (mass > 0) & (mass >= SPECK * mass.max())
+    return np.where(kept[label], ink, 0)
+
+
+def _otsu(values: Pixels) -> float:
+    """Return the threshold that splits the values, all 0 or more, into two classes of the least variance within."""
+    count, edges = np.histogram(values, bins=256)
+    middle = (edges[1:] + edges[:-1]) / 2
+    below, total = count.cumsum(), (count * middle).cumsum()
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (total / below - (total[-1] - total) / above) ** 2
+    return float(edges[1:][np.nan_to_num(between).argmax()])
+
+
+def _components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """(h, w) -> (h, w), a number from 1 for each set of marked pixels that touch by a side, 0 for the others.
+
+    Runs of marked pixels in a row are nodes, and runs that touch in the next row are joined. In each round a node takes
+    the least number of its neighbors' roots, and then that of its root, so that long chains need few rounds.
+    """
+    starts = mask.copy()
+    starts[:, 1:] &= ~mask[:, :-1]
+    run = np.where(mask, starts.cumsum().reshape(mask.shape), 0)
+    touching = mask[1:] & mask[:-1]
+    a, b = run[1:][touching], run[:-1][touching]
+    root = np.arange(starts.sum() + 1)
+    while (root[a] != root[b]).any():
+        least = np.minimum(root[a], root[b])
+        np.minimum.at(root, root[a], least)
+        np.minimum.at(root, root[b], least)
+        while (root != root[root]).any():
+            root = root[root]
+    return root[run]
+
+
+def fit_ink(gray: NDArray[Any], ground: float, side: int) -> NDArray[np.uint8]:
+    """(h, w), light ink on a ground of this level -> (side, side), the ink scaled and centered as in MNIST.
+
+    Its longer side takes 20 of 28 pixels, each the average of an area, and its center of mass is in the center.
+
+    Raises
+    ------
+    ValueError
+        If there is no ink.
+    """
+    ink = np.maximum(gray.astype(np.float32) - ground, 0)
+    if ink.max() < LEAST_CONTRAST:
+        raise ValueError("nothing stands out from the ground that the border shows; give a sign of another brightness")
+    rows, columns = ((ink > FAINTEST_INK * ink.max()).any(axis=axis).nonzero()[0] for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * (255 / ink.max())
+
+    scale = round(side * 20 / 28) / max(ink.shape)
+    height, width = (max(1, round(scale * length)) for length in ink.shape)
+    ink = _averages(ink.shape[0], height) @ ink @ _averages(ink.shape[1], width).T
+
+    result = np.zeros((side, side), np.uint8)
+    top, left = _corner(ink.sum(axis=1), side), _corner(ink.sum(axis=0), side)
+    result[top : top + height, left : left + width] = ink.round()
+    return result
+
+
+def _averages(n: int, m: int) -> NDArray[np.float32]:
+    """Return the matrix (m, n) that averages n pixels over m equal intervals, each pixel by its share of them."""
+    edges = np.linspace(0, n, m + 1)
+    pixels = np.arange(n)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (overlap.clip(0) * (m / n)).astype(np.float32)
+
+
+def _corner(mass: NDArray[np.float32], side: int) -> int:
+    """Return where ink with this mass along an axis begins for its center of mass to be at pixel side / 2."""
+    center = float(mass @ np.arange(len(mass)) / mass.sum())
+    return min(max(0, round(side / 2 - center)), side - len(mass))
