@@ -71,7 +71,10 @@ def missing(need):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Skip what cannot run or was not asked for; all from this line, so that pytest adds up equal reasons."""
-    reasons = [missing(need) for marker in item.iter_markers("needs") for need in marker.args]
+    needs = [need for marker in item.iter_markers("needs") for need in marker.args]
+    if hasattr(item, "callspec") and item.callspec.params.get("device") in ("torch", "jax"):
+        needs.append(item.callspec.params["device"])
+    reasons = [missing(need) for need in needs]
     if item.get_closest_marker("gpu"):
         reasons.append(missing("gpu"))
     if item.get_closest_marker("slow") and not item.config.getoption("slow"):

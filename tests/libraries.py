@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import pytest
-
 
 class Later:
     """Stands for a library: `torch = Later("torch")`, together with the marker `needs("torch")`."""
@@ -18,8 +16,3 @@ class Later:
         if attribute.startswith("_"):  # pytest looks for marks and wrappers on all that a module has
             raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)
-
-
-def each_device(*names: str) -> list[Any]:
-    """Return devices as parameters of a test, each with the library that it needs."""
-    return [pytest.param(name, marks=pytest.mark.needs(name)) if name in ("torch", "jax") else name for name in names]

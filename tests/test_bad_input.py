@@ -222,12 +222,15 @@ NUMBERS = np.array([[1.0, 2, 0], [3, 0, 1], [0, 1, 1], [2, 2, 2]])
 
 
 def torch_tensor(x):
-    torch = pytest.importorskip("torch")
+    import torch
+
     return torch.asarray(x.tolist(), dtype=torch.int64 if x.dtype.kind in "iu" else torch.float64)
 
 
 def jax_array(x):
-    return pytest.importorskip("jax.numpy").asarray(x)
+    import jax.numpy
+
+    return jax.numpy.asarray(x)
 
 
 def frame(x, dtype=None, gap=False):
@@ -292,6 +295,9 @@ KINDS = {  # what is made of an array of numbers, and the device of the model
     "jax bfloat16": ("jax", lambda x: jax_array(x).astype("bfloat16")),
     "jax complex": ("jax", lambda x: jax_array(x) + 1j),
 }  # fmt: skip
+EACH_KIND = [
+    pytest.param(kind, marks=[pytest.mark.needs(name) for name in ("torch", "jax") if name in kind]) for kind in KINDS
+]
 
 
 def given(kind, x):
@@ -322,11 +328,9 @@ REFUSED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 def test_features_of_every_kind_count_as_their_numbers_or_are_refused(kind):
     device = KINDS[kind][0]
-    if device != "cpu":
-        pytest.importorskip(device)
     model, X = mx.MLP([3, 4, 2], "tanh", device=device, seed=1), given(kind, NUMBERS)
     numbers = NUMBERS
     if kind == "nullable bools":
@@ -344,11 +348,9 @@ def test_features_of_every_kind_count_as_their_numbers_or_are_refused(kind):
 
 
 @pytest.mark.parametrize("output", ["softmax", "identity", "sigmoid"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 def test_targets_of_every_kind_count_as_their_numbers_or_are_refused(kind, output):
     device = KINDS[kind][0]
-    if device != "cpu":
-        pytest.importorskip(device)
     y = {"softmax": np.array([0, 1, 1, 0]), "identity": NUMBERS, "sigmoid": (NUMBERS > 1) + 0.0}[output]
     model = mx.MLP([3, 4, 2 if output == "softmax" else 3], "tanh", output, device=device, seed=1)
     if kind == "nullable bools":
@@ -376,8 +378,6 @@ def test_numbers_that_fit_only_float64_do_in_float64():
 
 @pytest.mark.parametrize("device", ["cpu", "torch", "strict"])
 def test_bytes_that_look_like_numbers_are_warned_of_once_a_call(device):
-    if device == "torch":
-        pytest.importorskip(device)
     model, X = mx.MLP([3, 2], device=device), np.eye(3, dtype=np.uint8)
     for doubtful in (X, model.device.asarray(X), np.repeat(X, 3000, axis=0)):
         with pytest.warns(UserWarning, match="uint8 counts as pixels, so a 1 is 1/255; pass X.astype") as caught:

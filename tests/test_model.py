@@ -322,8 +322,6 @@ COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": lambda model: 
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_copy_is_a_model_of_its_own(device, way, dtype, rng):
-    if device in ("torch", "jax"):
-        pytest.importorskip(device)
     X, y = rng.random((50, 4)), rng.integers(0, 3, 50)
     model = mx.MLP([4, 5, 3], ["tanh"], dtype=dtype, device=device, seed=3)
     model.biases = [b + 0.1 for b in model.biases]
