@@ -60,7 +60,7 @@ class Row:
     gflops : float
         Nominal operations by the best time, in 1e9 per second.
     columns : float
-        Columns of the images that took part in its products, in the mean over rows.
+        Columns of the images that took part in its products, on average over rows.
     preparation_seconds, compile_seconds : float
         Time before the first epoch: conversions, transfers, plans; and compilation.
     loss, reference_loss, update_error : float or None

@@ -50,7 +50,7 @@ class Contender(ABC):
     tolerance : float
         Largest error of the loss, relative to the loss that training has taken away so far.
     columns : float
-        Columns of the images that take part in its products, in the mean over rows.
+        Columns of the images that take part in its products, on average over rows.
     preparation_seconds, compile_seconds : float
         Time of the constructor (conversions, transfers, plans) and of :meth:`compile`.
     """

@@ -51,7 +51,7 @@ class Run:
         None for the device's own.
     precision : str
     columns : float or None
-        Columns that take part in the products, in the mean over rows.
+        Columns that take part in the products, on average over rows.
     seconds : float or None
         Of an epoch, the best mean of 20.
     error : float or None

@@ -82,7 +82,7 @@ class Timing:
     ratio : float
         Median ratio to ours in float32.
     columns : float
-        Columns of the images that take part in its products, in the mean over rows.
+        Columns of the images that take part in its products, on average over rows.
     floor : float or None
         The least time that this GPU's measured ceilings allow for its products at its precision, by its own time; None
         if that is unknown. Products that its plan leaves out are none of them.

@@ -143,7 +143,7 @@ class Counting:
 MAKE = {
     "early stopping on loss": lambda data: mx.EarlyStopping(tol=0.02, patience=2),
     "early stopping on val_loss": lambda data: mx.EarlyStopping(patience=3, monitor="val_loss"),
-    "early stopping on the gradient": lambda data: mx.EarlyStopping(tol=0.5, patience=2, monitor="gradient"),
+    "early stopping on the gradient": lambda data: mx.EarlyStopping(tol=1e9, patience=2, monitor="gradient"),
     "history": lambda data: mx.History(),
     "evaluation": lambda data: Evaluation("test", *data),
     "progress": lambda data: mx.Progress(8, disable=False),

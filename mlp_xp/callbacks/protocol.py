@@ -84,6 +84,6 @@ def is_stateful(callback: Any) -> bool:
 
 def is_true(answer: Any) -> bool:
     """Tell whether a callback answered True: the object itself, or an array () that holds it, as `loss < 0.1` makes."""
-    if answer is None or isinstance(answer, bool):
-        return answer is True
+    if isinstance(answer, bool):
+        return answer
     return getattr(answer, "shape", None) == () and "bool" in str(getattr(answer, "dtype", "")) and bool(answer)

@@ -17,7 +17,7 @@ from typing import cast
 
 from ..checks import check_choice, check_count, check_sizes
 from ..kernels import Kernels
-from ..kernels.symbolic import PRODUCTS, ShapeKernels, Step, Symbol
+from ..kernels.symbolic import PRODUCTS, ShapeKernels, Symbol, TraceLine
 from ..model import Network, check_activations, grad_sum
 from ..objective import OUTPUTS, Objective, check_output
 from ..params import Parameters
@@ -41,7 +41,7 @@ def trace(
     output: str = "softmax",
     form: str = "row",
     precision: str = "fp32",
-) -> list[Step]:
+) -> list[TraceLine]:
     """Return the steps of one forward and backward pass, in the order in which ``model.py`` takes them.
 
     Parameters
@@ -131,7 +131,7 @@ def _whole(text: str) -> int:
         raise ArgumentTypeError(f"takes a whole number, got {text!r}") from None
 
 
-def totals(steps: Sequence[Step]) -> dict[str, int]:
+def totals(steps: Sequence[TraceLine]) -> dict[str, int]:
     """Return the sums over the steps: parameters, flops, those of matrix products, bytes."""
     return {
         "parameters": sum(step.parameters for step in steps),
@@ -141,7 +141,7 @@ def totals(steps: Sequence[Step]) -> dict[str, int]:
     }
 
 
-def _table(steps: Sequence[Step]) -> str:
+def _table(steps: Sequence[TraceLine]) -> str:
     """Return an aligned table for the terminal: large numbers rounded, totals exact below.
 
     On a terminal that is too narrow for it, shapes stand below their formulas.
@@ -176,7 +176,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _markdown(steps: Sequence[Step]) -> str:
+def _markdown(steps: Sequence[TraceLine]) -> str:
     """Return a Markdown table with exact numbers."""
     total = totals(steps)
     rows = [(f"`{s.formula}`", s.shapes, s.parameters, s.flops, s.bytes) for s in steps]

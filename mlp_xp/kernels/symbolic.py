@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .functions import ACTIVATIONS, LOSSES
 
-__all__ = ["PRODUCTS", "ShapeKernels", "Step", "Symbol"]
+__all__ = ["PRODUCTS", "ShapeKernels", "Symbol", "TraceLine"]
 
 FORWARD = ("features", "affine", "activate")
 PRODUCTS = ("affine", "weight_gradient", "input_gradient")
@@ -17,7 +17,7 @@ PRODUCTS = ("affine", "weight_gradient", "input_gradient")
 
 
 @dataclass(frozen=True)
-class Step:
+class TraceLine:
     """One line of a trace.
 
     Attributes
@@ -91,7 +91,7 @@ class ShapeKernels:
 
     def __init__(self, form: str, item_size: int) -> None:
         self.form, self.item_size = form, item_size
-        self.steps: list[Step] = []
+        self.steps: list[TraceLine] = []
 
     def features(self, X: Symbol) -> Symbol:
         return self._add("features", Symbol("A", X.shape, 0), "{}", [X], flops=0)
@@ -159,7 +159,7 @@ class ShapeKernels:
         taken, shape = tuple(operand.shape_in(self.form) for operand in operands), result.shape_in(self.form)
         size = 0 if formula == "{}" and operation != "features" else prod(shape)
         forward, backward = operation in FORWARD, operation.endswith("_gradient")
-        step = Step(
+        step = TraceLine(
             part="forward" if forward else "backward" if backward else "loss",
             operation=operation,
             name=str(result),

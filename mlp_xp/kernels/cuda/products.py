@@ -53,7 +53,7 @@ class CudaProducts(GenericKernels):
         self._library = load_cublas()
         if self._library is None and self.precision not in ("fp32", "fp64"):
             raise ValueError(
-                f"precision {self.precision!r} needs nvmath-python and its cuBLAS, which are not to be had here; "
+                f"precision {self.precision!r} needs nvmath-python and its cuBLAS, which are not available here; "
                 "pip install nvmath-python, or use 'fp32'"
             )
 
