@@ -89,13 +89,18 @@ def pytest_runtest_setup(item):
 SIGNALS = sorted(signal.valid_signals())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)  # Windows has neither
 PATIENCE = 2  # seconds for a thread that is ending
-FOREIGN = {  # set by pytest, and when JAX and scikit-learn are imported
+FOREIGN = {  # set by pytest, and by JAX, scikit-learn and PyTorch
     "PYTEST_CURRENT_TEST",
     "TF_CPP_MIN_LOG_LEVEL",
     "TPU_SKIP_MDS_QUERY",
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",  # the benchmarks set it
 }
+
+
+KEPT_OPEN = ("/mpl-data/", "/.onnxruntime/")
 
 
 class Pools:
@@ -114,12 +119,12 @@ POOLS = Pools()
 
 
 def open_files():
-    """Return what each open descriptor leads to; matplotlib keeps its fonts open, as a cache."""
+    """Return what each open descriptor leads to; matplotlib keeps its fonts open, ONNX Runtime a database."""
     files = {}
     for number in os.listdir(DESCRIPTORS) if DESCRIPTORS else ():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now
             files[number] = os.readlink(f"{DESCRIPTORS}/{number}")
-    return {number: name for number, name in files.items() if "/mpl-data/" not in name}
+    return {number: name for number, name in files.items() if not any(part in name for part in KEPT_OPEN)}
 
 
 def process():

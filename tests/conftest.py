@@ -16,6 +16,12 @@ def rng(pytestconfig):
     return np.random.default_rng(pytestconfig.seed)
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    """Whoever runs the suite may have a terminal; tests have none, unless they say how wide it is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def mnist():
     return mx.datasets.mnist()

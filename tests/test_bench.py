@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,16 @@ class Wrong(Contender):
 
     def parameters(self) -> Parameters:
         return replace(SMALL, learning_rate=1.01 * SMALL.learning_rate).reference(self.epoch)[1]
+
+
+@pytest.fixture(autouse=True)
+def keep_torchs_threads() -> Iterator[None]:
+    """A benchmark is alone in its process and sets the number of threads for good."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    yield
+    if torch:
+        torch.set_num_threads(threads)
 
 
 def build_or_skip(name: str, problem: Problem) -> Contender:
