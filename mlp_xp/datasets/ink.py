@@ -30,7 +30,11 @@ SOFT = 1 / 10  # of the sign: how far the soft edges of its strokes reach
 EDGE = 0.6  # of the threshold: the soft edge of a stroke belongs to it
 SPECK = 1 / 100  # of the ink of the largest stroke: less is dirt
 SAMPLES = 4000  # pixels that the surface is fitted to
-LEAST_INSIDE = 1 / 100  # of all ink: less that does not reach the border is dirt beside a sign that does
+EVEN = 2  # levels; of so many
+LEAST_EVEN = 1 / 4  # of the pixels it makes an even ground
+LEAST_ALONG = 1 / 6  # of the border: what covers more of it is no sign
+LEAST_INSIDE = 1 / 5  # of the ink in strokes that are no table: with less, the sign reaches the border
+LEAST_SIGN = 1 / 100  # of all ink: less is dirt in a picture that the sign fills
 ROUNDS = 5
 OUTLIER = 2.5  # standard deviations
 
@@ -40,21 +44,87 @@ Pixels = NDArray[np.float32]
 def find_ink(pixels: NDArray[Any]) -> Pixels:
     """(h, w, c), a sign on a ground of another color -> (h, w), how much each pixel differs in the sign's direction.
 
-    What reaches the border of the picture, such as a table beside the paper, is left out unless it is all there is.
+    What runs along the border of the picture, such as a table beside the paper, is left out unless it is all there is.
 
     Raises
     ------
     ValueError
         If nothing stands out from the ground.
     """
-    rest = pixels - _fit_ground(pixels.astype(np.float32))
+    rest = pixels - _fit_ground(pixels)
     along = np.round(rest @ _main_axis(rest))  # whole levels, so that an even ground leaves exactly the sign
-    levels = [level for sign in (along, -along) for level in _levels(np.maximum(sign, 0))]
-    inside = max((_strokes(*level, drop_border=True) for level in levels), key=_mass, default=along * 0)
-    whole = max((_strokes(*level, drop_border=False) for level in levels), key=_mass, default=along * 0)
-    ink = inside if _mass(inside) > LEAST_INSIDE * _mass(whole) else whole
+    found = [_strokes(ink, level) for ink in (np.maximum(along, 0), np.maximum(-along, 0)) for level in _levels(ink)]
+    sign, whole = (max(kind, key=_energy) for kind in zip(*found, strict=True)) if found else (along * 0, along * 0)
+    ink = sign if _energy(sign) > LEAST_SIGN * _energy(whole) else whole
     noise = NOISE * 1.4826 * float(np.median(np.abs(along)))
     return _with_edges(ink, np.maximum(along if (ink * along).sum() > 0 else -along, 0), noise)
+
+
+def _levels(ink: Pixels) -> list[float]:
+    """Return the threshold that splits the ink (h, w) from the ground, and the one that splits it again, if any.
+
+    In a picture with a shadow, the first separates the shadow from the paper, and the second the ink from the shadow.
+    """
+    if ink.max() < LEAST_CONTRAST:
+        return []
+    first = _otsu(ink)
+    return [first, _otsu(ink[ink > first])]
+
+
+def _energy(ink: Pixels) -> float:
+    """Return how much ink there is, strong ink counting more: a wide shadow is no match for a thin stroke."""
+    return float((ink * ink).sum())
+
+
+def _fit_ground(pixels: NDArray[Any]) -> Pixels:
+    """(h, w, c) -> (h, w, c), a quadratic surface for each channel that fits the pixels but for outliers, the ink.
+
+    An even ground is just what the border shows, because a sign that was cut out tightly may cover most of a picture.
+    """
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    level = np.median(border, axis=0).astype(np.float32)
+    if np.mean(np.abs(pixels - level).max(axis=2) <= EVEN) > LEAST_EVEN:
+        return np.broadcast_to(level, pixels.shape)
+    height, width, channels = pixels.shape
+    step = max(1, round((height * width / SAMPLES) ** 0.5))
+    y, x = np.arange(height)[:, None, None] / height, np.arange(width)[:, None] / width
+    terms = [y * 0 + x * 0 + 1, x + y * 0, y + x * 0, x * x + y * 0, y * y + x * 0, x * y]
+    basis = np.concatenate([term[::step, ::step] for term in terms], axis=2).reshape(-1, len(terms))
+    values = pixels[::step, ::step].reshape(-1, channels).astype(np.float64)
+    surface = np.zeros((len(terms), channels))
+    surface[0] = np.median(values, axis=0)  # most is ground
+    for _ in range(ROUNDS):
+        distance = np.abs(values - basis @ surface).max(axis=1)
+        kept = distance <= max(1.0, OUTLIER * 1.4826 * float(np.median(distance)))
+        B = basis[kept]
+        surface = np.linalg.lstsq(B.T @ B, B.T @ values[kept], rcond=None)[0]
+    return np.asarray(sum(term * of for term, of in zip(terms, surface, strict=True)), dtype=np.float32)
+
+
+def _main_axis(rest: Pixels) -> Pixels:
+    """(h, w, c) -> (c,), the direction in which pixels differ most from the ground; steps of gray keep their size."""
+    flat = rest.reshape(-1, rest.shape[-1])
+    axis = np.linalg.eigh(flat.T @ flat)[1][:, -1].astype(np.float32)
+    return np.asarray(axis / np.abs(axis).sum())
+
+
+def _strokes(ink: Pixels, threshold: float) -> tuple[Pixels, Pixels]:
+    """(h, w) -> twice (h, w), the ink in strokes above the threshold, else 0: those that may be the sign, and all.
+
+    What runs along the border is a table or a shadow. What just touches it is cut off by it, a part of something else
+    beside the sign; but if it is most of the ink, it is the sign.
+    """
+    label = _components(ink > EDGE * threshold)
+    border = np.concatenate([label[0], label[-1], label[1:-1, 0], label[1:-1, -1]])
+    touching = np.bincount(border, minlength=label.max() + 1)
+    mass = np.bincount(label.reshape(-1), ink.reshape(-1))
+    mass[0] = 0
+    sign = np.where(touching > LEAST_ALONG * len(border), 0, mass)
+    inside = np.where(touching > 0, 0, mass)
+    if inside.sum() >= LEAST_INSIDE * sign.sum():
+        sign = inside
+    kept = [(each > 0) & (each >= SPECK * each.max()) for each in (sign, mass)]
+    return np.where(kept[0][label], ink, 0), np.where(kept[1][label], ink, 0)
 
 
 def _with_edges(ink: Pixels, along: Pixels, noise: float) -> Pixels:
@@ -69,61 +139,6 @@ def _with_edges(ink: Pixels, along: Pixels, noise: float) -> Pixels:
         grown[:, :-1] |= kept[:, 1:]
         kept |= grown & faint
     return np.where(kept, along, 0)
-
-
-def _levels(ink: Pixels) -> list[tuple[Pixels, float]]:
-    """Return the ink (h, w) with the threshold that splits it from the ground, and with that which splits it again.
-
-    In a picture with a shadow, the first separates the shadow from the paper, and the second the ink from the shadow.
-    """
-    if ink.max() < LEAST_CONTRAST:
-        return []
-    first = _otsu(ink)
-    return [(ink, first), (ink, _otsu(ink[ink > first]))]
-
-
-def _mass(ink: Pixels) -> float:
-    return float(ink.sum())
-
-
-def _fit_ground(pixels: Pixels) -> Pixels:
-    """(h, w, c) -> (h, w, c), a quadratic surface for each channel that fits the pixels but for outliers, the ink."""
-    height, width, channels = pixels.shape
-    step = max(1, round((height * width / SAMPLES) ** 0.5))
-    basis = _quadratic(np.arange(0, height, step) / height, np.arange(0, width, step) / width)
-    values = pixels[::step, ::step].reshape(-1, channels).astype(np.float64)
-    kept = np.ones(len(values), bool)
-    for _ in range(ROUNDS):
-        B = basis[kept]
-        surface = np.linalg.lstsq(B.T @ B, B.T @ values[kept], rcond=None)[0]
-        distance = np.abs(values - basis @ surface).max(axis=1)
-        kept = distance <= max(1.0, OUTLIER * 1.4826 * float(np.median(distance)))
-    whole = _quadratic(np.arange(height) / height, np.arange(width) / width) @ surface
-    return whole.reshape(pixels.shape).astype(np.float32)
-
-
-def _quadratic(y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 1, x, y, x^2, xy and y^2 at each point of a grid, (len(y) * len(x), 6)."""
-    y, x = (axis.reshape(-1) for axis in np.meshgrid(y, x, indexing="ij"))
-    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-
-
-def _main_axis(rest: Pixels) -> Pixels:
-    """(h, w, c) -> (c,), the direction in which pixels differ most from the ground; steps of gray keep their size."""
-    flat = rest.reshape(-1, rest.shape[-1])
-    axis = np.linalg.eigh(flat.T @ flat)[1][:, -1].astype(np.float32)
-    return np.asarray(axis / np.abs(axis).sum())
-
-
-def _strokes(ink: Pixels, threshold: float, drop_border: bool) -> Pixels:
-    """(h, w) -> (h, w), the ink in strokes above the threshold, else 0."""
-    label = _components(ink > EDGE * threshold)
-    mass = np.bincount(label.reshape(-1), ink.reshape(-1))
-    mass[0] = 0
-    if drop_border:
-        mass[np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])] = 0
-    kept = (mass > 0) & (mass >= SPECK * mass.max())
-    return np.where(kept[label], ink, 0)
 
 
 def _otsu(values: Pixels) -> float:
