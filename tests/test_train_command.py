@@ -706,6 +706,15 @@ def test_a_backend_that_matplotlib_does_not_know_costs_no_more_than_the_pictures
     assert done.stderr.startswith("no pictures: ") == (not (tmp_path / "run" / "plots").exists())
 
 
+def test_a_missing_latex_costs_no_more_than_the_pictures(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n", encoding="utf-8")
+    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path), "PATH": str(tmp_path)}
+    done = train("--preset", "xor", *TINY, "--out", tmp_path / "run", env=environment)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
+    assert done.stderr.startswith("not all pictures: ")
+
+
 def test_the_folder_is_named_even_if_the_pictures_cannot_be_saved(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mlp_xp.plots.save_run_plots", raising(OSError(28, "No space left on device", "plots")))
     assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / "run")]) == 2

@@ -243,4 +243,8 @@ def _draw(folder: RunFolder, model: MLP, history: History, data: Data) -> None:
     except (ImportError, ValueError) as error:  # there is no matplotlib, or MPLBACKEND names what it does not know
         print(f"no pictures: {printable(error)}", file=sys.stderr)
         return
-    save_run_plots(folder.plots_folder(), model, history, data.test)
+    plots = folder.plots_folder()
+    try:
+        save_run_plots(plots, model, history, data.test)
+    except RuntimeError as error:  # of matplotlib, if a matplotlibrc asks for LaTeX and there is none
+        print(f"not all pictures: {printable(error)}", file=sys.stderr)
