@@ -723,6 +723,35 @@ def test_the_folder_is_named_even_if_the_pictures_cannot_be_saved(tmp_path, monk
     assert printed.err == "mlp-xp train: plots: No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "cause"),
+    [
+        ("history.csv", "link", "a link, but a run folder must hold its own files"),
+        ("plots", "link", "a link, but a run folder must hold its own files"),
+        ("plots/confusion_matrix.png", "link", "a link, but a run folder must hold its own files"),
+        ("model.safetensors", "folder", "no file, where a run leaves one; remove it"),
+        ("plots/confusion_matrix.png", "folder", "no file, where a run leaves one; remove it"),
+        ("plots", "file", "no folder, where a run leaves one; remove it"),
+    ],
+)
+def test_what_the_end_of_a_run_cannot_replace_is_found_before_it_goes_on(name, kind, cause, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["--preset", "xor", *TINY, "--out", str(folder)]) == 0
+    path = folder / name
+    path.rename(tmp_path / "gone")
+    if kind == "link":
+        path.symlink_to(tmp_path / "gone")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"")
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(["--resume", str(folder), "--epochs", "9"]) == 2
+    assert capsys.readouterr().err.startswith(f"mlp-xp train: {path}: {cause}")
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+
+
 def test_an_encoding_without_the_letters_of_the_folder(tmp_path):
     folder = tmp_path / "データ"
     done = train("--preset", "xor", *TINY, "--out", folder, env={**os.environ, "PYTHONIOENCODING": "ascii"})

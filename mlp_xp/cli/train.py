@@ -160,8 +160,11 @@ def _choose_path(config: Config) -> Path:
     if config.data != PRESETS[name].get("data", Config.data):
         name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem) or "data"
     path = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
+    folder = RunFolder(path)
     if config.resume is None:
-        RunFolder(path).check_unused()
+        folder.check_unused()
+    else:
+        folder.check_replaceable()
     probe_writable(next(parent for parent in (path, *path.parents) if parent.exists()))
     return path
 
