@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_choice", "check_count", "check_numbers", "check_seed", "check_sizes"]
+__all__ = ["check_choice", "check_count", "check_numbers", "check_seed", "check_sizes", "check_unmasked"]
 
 
 def check_choice(what: str, value: Any, allowed: Collection[str]) -> str:
@@ -50,11 +50,16 @@ def check_numbers(what: str, value: Any) -> np.ndarray[Any, Any]:
     return array
 
 
+def check_unmasked(what: str, value: Any) -> None:
+    """Raise a ValueError if an array-like has masked entries: whoever makes an array of it drops the mask."""
+    if any(map(np.ma.is_masked, value if isinstance(value, list | tuple) else [value])):
+        raise ValueError(f"{what} has masked entries; fill them in, or leave their rows out")
+
+
 def _as_array(what: str, value: Any) -> np.ndarray[Any, Any]:
     if hasattr(value, "toarray"):
         raise ValueError(f"{what} is sparse, and all computations here are dense; pass {what}.toarray()")
-    if any(map(np.ma.is_masked, value if isinstance(value, list | tuple) else [value])):
-        raise ValueError(f"{what} has masked entries; fill them in, or leave their rows out")
+    check_unmasked(what, value)
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # the last is torch's

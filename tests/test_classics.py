@@ -257,6 +257,17 @@ def test_S15_hidden_layers_learn_it(hidden, seed):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", [LogisticRegression, Perceptron])
+def test_masked_entries_are_refused_as_everywhere(kind):
+    X, y = np.ma.masked_equal([[0.0, -999.0], [1.0, 2.0]], -999.0), np.ma.masked_equal([0, 7], 7)
+    fitted = kind().fit([[0.0, 1.0], [1.0, 2.0]], [0, 1])
+    for call in (lambda: kind().fit(X, [0, 1]), lambda: kind().fit([[0.0], [1.0]], y), lambda: fitted.predict(X)):
+        with pytest.raises(ValueError, match=r"^[Xy] has masked entries"):
+            call()
+    assert_array_equal(fitted.predict(np.ma.masked_array(X.data, mask=False)), fitted.predict(X.data))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks([LogisticRegression(), Perceptron(max_steps=40)])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)

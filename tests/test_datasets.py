@@ -775,6 +775,15 @@ def test_a_header_of_column_numbers_is_no_sample(tmp_path: Path, caplog: pytest.
     assert not caplog.text
 
 
+def test_a_header_that_counts_from_one_is_no_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for columns, counts in ((2, False), (3, False), (4, True), (785, True)):
+        header = ",".join(map(str, range(1, columns + 1)))
+        text = "\n".join([header, *(f"{label}" + ",200" * (columns - 1) for label in (7, 8, 9))])
+        assert len(rows(datasets.load(write_csv(tmp_path, text)))) == 4 - counts
+        assert ("the first line, 1, 2, 3 and so on, is taken for the numbers of the columns" in caplog.text) == counts
+        caplog.clear()
+
+
 def test_the_log_says_which_column_holds_the_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "mlp_xp.datasets")
     datasets.load(write_csv(tmp_path, "6,148,0\n1,85,1\n8,183,0\n"))

@@ -92,6 +92,15 @@ def test_schedules(schedule, wanted):
     assert_allclose([mx.SGD(lr=schedule).rate(epoch) for epoch in range(1, 7)], wanted, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's own words about the overflow
+@pytest.mark.parametrize("schedule", [mx.ExponentialDecay(1e-300, factor=10.0), mx.StepDecay(1e-300, 1, factor=10.0)])
+def test_a_rate_beyond_all_floats_is_a_divergence(schedule, rng):
+    X, y = rng.standard_normal((8, 3)), rng.integers(0, 2, 8)
+    assert schedule(400) == math.inf
+    with pytest.raises(mx.DivergenceError):
+        mx.fit(mx.MLP([3, 2]), X, y, epochs=700, optimizer=mx.SGD(lr=schedule))
+
+
 def test_training_follows_the_schedule(rng):
     X, y = rng.standard_normal((8, 3)), rng.integers(0, 2, 8)
     model = mx.MLP([3, 2], dtype="float64")

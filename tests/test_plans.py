@@ -68,6 +68,24 @@ def test_a_fill_value_is_no_background(fill, share):
     assert_array_equal(usual, np.full(5, fill, np.float32) if abs(fill) <= 10 else np.zeros(5))
 
 
+@pytest.mark.parametrize("codes", [(-9999, -9998), (1e9, 8e8), (-1e4, 1e6)])
+def test_a_second_fill_value_does_not_make_the_first_a_background(codes):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((4000, 5)).astype(np.float32)
+    share = rng.random(X.shape)
+    X[share < 0.42], X[share > 0.62] = codes
+    assert not usual_values(X).any()
+
+
+@pytest.mark.parametrize("n", [4096, 8192, 20_000, 40_000])
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_fill_value_in_every_other_row_is_no_background(n, every):
+    """A sample at regular distances may see these rows alone, and take the column for a constant one."""
+    X = np.random.default_rng(0).standard_normal((n, 5)).astype(np.float32)
+    X[::every] = -9999
+    assert make_plan(InMemory(X), CPU, "ragged").background is None
+
+
 def test_training_with_missing_values_does_not_depend_on_the_plan():
     rng = np.random.default_rng(2024)  # how well this trains depends on the data
     X = rng.standard_normal((4000, 20)).astype(np.float32)

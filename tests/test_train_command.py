@@ -706,12 +706,50 @@ def test_a_backend_that_matplotlib_does_not_know_costs_no_more_than_the_pictures
     assert done.stderr.startswith("no pictures: ") == (not (tmp_path / "run" / "plots").exists())
 
 
+def test_a_missing_latex_costs_no_more_than_the_pictures(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n", encoding="utf-8")
+    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path), "PATH": str(tmp_path)}
+    done = train("--preset", "xor", *TINY, "--out", tmp_path / "run", env=environment)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
+    assert done.stderr.startswith("not all pictures: ")
+
+
 def test_the_folder_is_named_even_if_the_pictures_cannot_be_saved(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mlp_xp.plots.save_run_plots", raising(OSError(28, "No space left on device", "plots")))
     assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr()
     assert printed.out.endswith(f"run folder: {tmp_path / 'run'}\n")
     assert printed.err == "mlp-xp train: plots: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "cause"),
+    [
+        ("history.csv", "link", "a link, but a run folder must hold its own files"),
+        ("plots", "link", "a link, but a run folder must hold its own files"),
+        ("plots/confusion_matrix.png", "link", "a link, but a run folder must hold its own files"),
+        ("model.safetensors", "folder", "no file, where a run leaves one; remove it"),
+        ("plots/confusion_matrix.png", "folder", "no file, where a run leaves one; remove it"),
+        ("plots", "file", "no folder, where a run leaves one; remove it"),
+    ],
+)
+def test_what_the_end_of_a_run_cannot_replace_is_found_before_it_goes_on(name, kind, cause, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["--preset", "xor", *TINY, "--out", str(folder)]) == 0
+    path = folder / name
+    path.rename(tmp_path / "gone")
+    if kind == "link":
+        path.symlink_to(tmp_path / "gone")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"")
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(["--resume", str(folder), "--epochs", "9"]) == 2
+    assert capsys.readouterr().err.startswith(f"mlp-xp train: {path}: {cause}")
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_an_encoding_without_the_letters_of_the_folder(tmp_path):

@@ -160,8 +160,11 @@ def _choose_path(config: Config) -> Path:
     if config.data != PRESETS[name].get("data", Config.data):
         name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem) or "data"
     path = Path(config.resume or config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
+    folder = RunFolder(path)
     if config.resume is None:
-        RunFolder(path).check_unused()
+        folder.check_unused()
+    else:
+        folder.check_replaceable()
     probe_writable(next(parent for parent in (path, *path.parents) if parent.exists()))
     return path
 
@@ -243,4 +246,8 @@ def _draw(folder: RunFolder, model: MLP, history: History, data: Data) -> None:
     except (ImportError, ValueError) as error:  # there is no matplotlib, or MPLBACKEND names what it does not know
         print(f"no pictures: {printable(error)}", file=sys.stderr)
         return
-    save_run_plots(folder.plots_folder(), model, history, data.test)
+    plots = folder.plots_folder()
+    try:
+        save_run_plots(plots, model, history, data.test)
+    except RuntimeError as error:  # of matplotlib, if a matplotlibrc asks for LaTeX and there is none
+        print(f"not all pictures: {printable(error)}", file=sys.stderr)

@@ -21,6 +21,7 @@ MAX_COLUMNS = 1 << 18
 MAX_LINE = 1 << 23  # characters
 MAX_BLANK = 1000  # lines, one after another
 BLOCK = 1 << 18  # characters that are parsed at once
+_FEW = 3  # columns in which 1, 2, 3 may well be a sample
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 CODE_THEM = (
     f"labels are whole numbers from 0 to {MAX_LABEL}, so code each class as one, such as 0, 1 and 2, "
@@ -131,8 +132,10 @@ def _read_names(path: Path, cells: list[str]) -> list[str] | None:
             f"{path}: the first column has no name, as when pandas writes the row numbers; "
             "save with to_csv(..., index=False), or name the column"
         )
-    if len(cells) > 1 and cells == numbers:
-        _log.warning("%s: the first line, 0, 1, 2 and so on, is taken for the numbers of the columns", path)
+    from_one = [str(i + 1) for i in range(len(cells))]
+    if len(cells) > 1 and (cells == numbers or (len(cells) > _FEW and cells == from_one)):
+        start = "0, 1, 2" if cells == numbers else "1, 2, 3"
+        _log.warning("%s: the first line, %s and so on, is taken for the numbers of the columns", path, start)
         return []
     return cells if named else None
 

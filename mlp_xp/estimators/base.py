@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..checks import check_unmasked
 from ..mlp import MLP
 
 __all__ = ["LinearClassifier"]
@@ -26,6 +27,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _read(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the samples (n, d) in float64 and the numbers of their classes (n,)."""
+        check_unmasked("X", X)
+        check_unmasked("y", y)
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -40,6 +43,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _ready(self, X: Any) -> tuple[MLP, NDArray[Any]]:
         """Return the network with the fitted parameters, and the samples (n, d) to give it."""
         check_is_fitted(self)
+        check_unmasked("X", X)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         model = self._make_model(X.shape[1])
         model.weights, model.biases = [self.coef_], [self.intercept_]

@@ -39,7 +39,7 @@ class StepDecay(Schedule):
     factor: float = 0.5
 
     def __call__(self, epoch: int) -> float:
-        return float(self.lr * self.factor ** ((epoch - 1) // self.every))
+        return _scaled(self.lr, self.factor, (epoch - 1) // self.every)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,15 @@ class ExponentialDecay(Schedule):
     factor: float = 0.95
 
     def __call__(self, epoch: int) -> float:
-        return float(self.lr * self.factor ** (epoch - 1))
+        return _scaled(self.lr, self.factor, epoch - 1)
+
+
+def _scaled(lr: float, factor: float, times: int) -> float:
+    """Return the rate after so many changes; one beyond all floats is infinite, and the training diverges."""
+    try:
+        return float(lr * factor**times)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def make_plan(
         return Plan("dense", f"{epochs} epochs do not repay the sorting", d)
     sample = _on_host(rows, rows.block(0, n)[:: max(1, n // _SAMPLE), :])
     corrects = batch_size is None and device.plans_on_host  # once an update: elsewhere it costs more than it saves
-    background = usual_values(sample) if corrects else np.zeros(d, sample.dtype)
+    background = usual_values(sample, next(_blocks(rows))) if corrects else np.zeros(d, sample.dtype)
     if kind == "zero":
         return _zero_plan(rows, background)
     return _ragged_plan(rows, sample, background, device.block_rows, kind == "auto")

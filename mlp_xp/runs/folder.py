@@ -194,6 +194,14 @@ class RunFolder:
             self._own(path)
         return self.plots
 
+    def check_replaceable(self) -> None:
+        """Raise an OSError if something in this folder cannot be replaced by what a run leaves at its end."""
+        for path in (self.history, self.model, self.config, self.environment, *self.plots_folder().glob("*")):
+            if self._own(path).exists() and not path.is_file():
+                raise OSError(errno.EEXIST, "no file, where a run leaves one; remove it", str(path))
+        if self.plots.exists() and not self.plots.is_dir():
+            raise OSError(errno.EEXIST, "no folder, where a run leaves one; remove it", str(self.plots))
+
     def close(self) -> None:
         """Release the lock."""
         self._open.close()
