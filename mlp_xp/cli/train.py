@@ -18,6 +18,7 @@ import numpy as np
 
 from ..callbacks import Evaluation, History, Progress
 from ..devices import PRECISIONS
+from ..devices.blas_threads import at_most
 from ..files import probe_writable
 from ..fit import DivergenceError, fit
 from ..loop import Snapshot, State
@@ -61,7 +62,7 @@ def run(config: Config) -> Path | None:
     model, optimizer = make_model(config, data), make_optimizer(config)
     model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
     path = _choose_path(config)
-    with RunFolder(path) as folder:
+    with at_most(config.threads), RunFolder(path) as folder:
         if config.dry_run:
             with suppress(Ready):
                 _train(config, data, notes, model, optimizer, Rehearsal(folder, resume=config.resume is not None))
