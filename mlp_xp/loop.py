@@ -252,7 +252,6 @@ def _run(
     if start is not None:
         epoch, done = start.epoch, Done(start.update, start.rows, start.loss_sum, start.seconds)
         engine.restore(start.optimizer)
-    most = engine.updates if pause is None else engine.stride
     model.pixels = pixels
     with engine:
         while last is None or epoch < last:
@@ -260,9 +259,7 @@ def _run(
             lr = optimizer.rate(epoch)
             engine.begin(model.theta, epoch, lr, done)
             while done.updates < engine.updates:
-                done = engine.advance(most)
-                whole = done.updates == engine.updates
-                if whole or (pause is not None and pause()):
-                    model.theta = engine.theta()
-                    yield State(epoch, whole, done, lr, model, engine)
+                done = engine.advance(pause)
+                model.theta = engine.theta()
+                yield State(epoch, done.updates == engine.updates, done, lr, model, engine)
             done = Done()

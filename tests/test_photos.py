@@ -168,6 +168,14 @@ def test_of_a_hundred_photos_at_least_95_are_read(model, mnist, rng, tmp_path):
     assert max(wrong.values()) <= 2, wrong
 
 
+def test_a_shadow_is_not_taken_for_ink(model, mnist, rng):
+    """Its edge crosses the digit or not, and it is wide: there is more of it than of ink."""
+    X = mnist[1].X[:16]
+    pixels = [np.asarray(shadow(rng, row.reshape(28, 28))) for row in X]
+    seen = np.stack([fit_ink(find_ink(photo), 0, 28).reshape(-1) for photo in pixels])
+    assert (model.predict(seen) == model.predict(X)).sum() >= 15
+
+
 def test_digits_that_were_cut_out_tightly_are_read_as_before(model, mnist):
     """They touch the border on all sides, and some consist of pieces that do not."""
     tight, found = [], []

@@ -5,6 +5,7 @@ What the rest of the package does not know, it has to take from the record.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import array_api_compat as compat
@@ -13,12 +14,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
+from mlp_xp.datasets.files import READERS
+from mlp_xp.datasets.records import Part
 from mlp_xp.devices import DEVICES, Device
 from mlp_xp.kernels import ACTIVATIONS, LOSSES
 from mlp_xp.kernels.functions import Activation, Loss
 from mlp_xp.objective import OUTPUTS, Output
 from mlp_xp.optim import Optimizer
+from mlp_xp.predict import main as predict_command
 from mlp_xp.trace import main as trace
+from mlp_xp.train import main as train_command
 
 SOFTSIGN = Activation(
     "softsign",
@@ -254,3 +259,30 @@ def test_a_toy_device_trains_predicts_and_saves(optimizer, batch_size, monkeypat
     assert mx.MLP.load(tmp_path / "model.safetensors", device="mirror").score(X, y) == model.score(X, y)
     with pytest.raises(ValueError, match=r"choose from .*'mirror'"):
         mx.MLP([2, 2], device="miror")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A file format
+
+
+def read_lines_of_json(path, limits):
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    y = np.array([row["y"] for row in rows]) if "y" in rows[0] else None
+    return [Part(np.array([row["x"] for row in rows]), y, str(path))]
+
+
+def test_a_toy_format_is_loaded_trained_on_and_predicted_from(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(READERS, ".jsonl", read_lines_of_json)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 2)).round(3)
+    lines = [json.dumps({"x": x.tolist(), "y": int(x.sum() > 0)}) for x in X]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    (tmp_path / "new.jsonl").write_text("\n".join(json.dumps({"x": x.tolist()}) for x in X[:3]))
+    train, test = mx.datasets.load(tmp_path / "data.jsonl")
+    assert (train.X.shape, test.X.shape) == ((50, 2), (10, 2))
+    out = str(tmp_path / "run")
+    arguments = ["--data", str(tmp_path / "data.jsonl"), "--epochs", "3", "--quiet", "--out", out]
+    assert train_command(arguments) == 0
+    capsys.readouterr()
+    assert predict_command([out, str(tmp_path / "new.jsonl")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3

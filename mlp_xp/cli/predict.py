@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.files import READERS
 from ..datasets.idx import KINDS, find_idx, read_array
 from ..datasets.limits import Limits
-from ..datasets.npz import read_npz
 from ..datasets.pictures import JPEG, PNG, read_picture
 from ..datasets.records import Part, check_part, scale
-from ..datasets.tables import read_csv
 from ..files import open_regular
 from ..mlp import MLP
 from ..objective import OUTPUTS
@@ -177,14 +176,13 @@ def read_samples(path: Path, inputs: int, pixels: bool | None = None) -> tuple[N
     suffix, limits = path.suffix.lower(), Limits(inputs)
     if start == PNG or start.startswith(JPEG):
         return _read_picture(path, inputs, pixels), None
-    if suffix == ".npz":
-        parts = read_npz(path, limits)
-    elif suffix == ".csv":
-        parts = [read_csv(path, limits)]
+    if suffix in READERS:
+        parts = READERS[suffix](path, limits)
     elif start[:2] in (b"\0\0", b"\x1f\x8b"):
         parts = [_read_idx(path, limits)]
     else:
-        raise ValueError(f"{path}: samples come as PNG, JPEG, IDX (plain or .gz), .npz or .csv; this is none of them")
+        known = ", ".join(("PNG", "JPEG", "IDX (plain or .gz)", *READERS))
+        raise ValueError(f"{path}: samples come as {known}; this is none of them")
     parts = [check_part(part) for part in parts]
     return scale(parts, pixels)[-1], parts[-1].y
 

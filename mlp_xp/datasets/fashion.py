@@ -47,7 +47,7 @@ def fashion_mnist(
     ----------
     folder
         A folder that holds the four IDX files, plain or with ``.gz``; nothing is downloaded. By default the
-        environment variable ``MLP_XP_DATA``, where it is set.
+        environment variable ``MLP_XP_DATA``, if it is set.
     cache
         Where downloads are kept; by default the user's cache folder.
     timeout
@@ -105,7 +105,7 @@ def _import_pooch() -> Any:
 
 
 def _download(target: Path, fetch: Callable[[str, Any, None], None]) -> None:
-    """Bring those of the four files into the folder `target` that are missing there or damaged."""
+    """Fetch the files that are missing from the folder `target` or damaged there."""
     target.mkdir(parents=True, exist_ok=True)
     for name, sha256 in SHA256.items():
         path = target / f"{name}.gz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from .idx import KINDS, find_idx, read_idx_pair
@@ -10,6 +11,14 @@ from .limits import Limits
 from .npz import read_npz
 from .records import Dataset, Part, check_part, make_datasets, split
 from .tables import read_csv
+
+__all__ = ["READERS", "load"]
+
+READERS: dict[str, Callable[[Path, Limits], list[Part]]] = {
+    ".npz": read_npz,
+    ".csv": lambda path, limits: [read_csv(path, limits)],
+}
+"""What reads a file, by the end of its name: its parts, the training part first, as the file holds them."""
 
 
 def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -70,8 +79,7 @@ def _read(path: Path, limits: Limits) -> list[Part]:
         return [read_idx_pair(path, part, limits) for part in ("train", "t10k")[: 1 + has_test]]
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.suffix.lower() == ".npz":
-        return read_npz(path, limits)
-    if path.suffix.lower() == ".csv":
-        return [read_csv(path, limits)]
-    raise ValueError(f"{path}: data come as a folder of IDX files, an .npz or a .csv; this is none of them")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: data come as a folder of IDX files or as {', '.join(READERS)}; this is none of them")
+    return reader(path, limits)

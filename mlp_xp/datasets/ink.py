@@ -30,8 +30,8 @@ SOFT = 1 / 10  # of the sign: how far the soft edges of its strokes reach
 EDGE = 0.6  # of the threshold: the soft edge of a stroke belongs to it
 SPECK = 1 / 100  # of the ink of the largest stroke: less is dirt
 SAMPLES = 4000  # pixels that the surface is fitted to
-EVEN = 2  # levels; of so many
-LEAST_EVEN = 1 / 4  # of the pixels it makes an even ground
+EVEN = 2  # levels from that of the border
+LEAST_EVEN = 1 / 4  # of the pixels: if more are within those levels, the ground is even
 LEAST_ALONG = 1 / 6  # of the border: what covers more of it is no sign
 LEAST_INSIDE = 1 / 5  # of the ink in strokes that are no table: with less, the sign reaches the border
 LEAST_SIGN = 1 / 100  # of all ink: less is dirt in a picture that the sign fills
@@ -45,30 +45,15 @@ def find_ink(pixels: NDArray[Any]) -> Pixels:
     """(h, w, c), a sign on a ground of another color -> (h, w), how much each pixel differs in the sign's direction.
 
     What runs along the border of the picture, such as a table beside the paper, is left out unless it is all there is.
-
-    Raises
-    ------
-    ValueError
-        If nothing stands out from the ground.
+    If nothing stands out from the ground, all is 0.
     """
     rest = pixels - _fit_ground(pixels)
     along = np.round(rest @ _main_axis(rest))  # whole levels, so that an even ground leaves exactly the sign
-    found = [_strokes(ink, level) for ink in (np.maximum(along, 0), np.maximum(-along, 0)) for level in _levels(ink)]
-    sign, whole = (max(kind, key=_energy) for kind in zip(*found, strict=True)) if found else (along * 0, along * 0)
+    sides = [_strokes(np.maximum(side, 0)) for side in (along, -along)]  # ink is darker than the ground, or lighter
+    sign, whole = (max(kind, key=_energy) for kind in zip(*sides, strict=True))
     ink = sign if _energy(sign) > LEAST_SIGN * _energy(whole) else whole
     noise = NOISE * 1.4826 * float(np.median(np.abs(along)))
     return _with_edges(ink, np.maximum(along if (ink * along).sum() > 0 else -along, 0), noise)
-
-
-def _levels(ink: Pixels) -> list[float]:
-    """Return the threshold that splits the ink (h, w) from the ground, and the one that splits it again, if any.
-
-    In a picture with a shadow, the first separates the shadow from the paper, and the second the ink from the shadow.
-    """
-    if ink.max() < LEAST_CONTRAST:
-        return []
-    first = _otsu(ink)
-    return [first, _otsu(ink[ink > first])]
 
 
 def _energy(ink: Pixels) -> float:
@@ -108,13 +93,15 @@ def _main_axis(rest: Pixels) -> Pixels:
     return np.asarray(axis / np.abs(axis).sum())
 
 
-def _strokes(ink: Pixels, threshold: float) -> tuple[Pixels, Pixels]:
-    """(h, w) -> twice (h, w), the ink in strokes above the threshold, else 0: those that may be the sign, and all.
+def _strokes(ink: Pixels) -> tuple[Pixels, Pixels]:
+    """(h, w) -> twice (h, w), the ink that stands out in strokes, else 0: those that may be the sign, and all.
 
     What runs along the border is a table or a shadow. What just touches it is cut off by it, a part of something else
     beside the sign; but if it is most of the ink, it is the sign.
     """
-    label = _components(ink > EDGE * threshold)
+    if ink.max() < LEAST_CONTRAST:
+        return ink * 0, ink * 0
+    label = _components(ink > EDGE * _otsu(ink))
     border = np.concatenate([label[0], label[-1], label[1:-1, 0], label[1:-1, -1]])
     touching = np.bincount(border, minlength=label.max() + 1)
     mass = np.bincount(label.reshape(-1), ink.reshape(-1))

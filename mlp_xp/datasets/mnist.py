@@ -26,7 +26,7 @@ def mnist(digits: Iterable[int] | None = None) -> tuple[Dataset, Dataset]:
     """Load MNIST: 60,000 training and 10,000 test images of 28x28 pixels, ``X`` (n, 784) and ``y`` (n,), ``uint8``.
 
     The files are unpacked, and their SHA-256 checked, once in a process. The arrays are read-only, because every
-    call hands out the same ones; ``X.copy()`` can be written to.
+    call returns the same ones; ``X.copy()`` can be written to.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, SupportsFloat
@@ -72,14 +73,11 @@ class Engine(Protocol):
     ----------
     updates : int
         Of an epoch.
-    stride : int
-        Updates that are worth an :meth:`advance` of their own.
     plan : Plan
         As it is carried out.
     """
 
     updates: int
-    stride: int
     plan: Plan
 
     def grad_sum(self, theta: Array) -> GradSum:
@@ -88,8 +86,11 @@ class Engine(Protocol):
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         """Begin an epoch at `theta` (P,), in the order of the data, or go on with one of which something is done."""
 
-    def advance(self, most: int) -> Done:
-        """Do up to so many more updates; return what is done of the epoch."""
+    def advance(self, pause: Callable[[], bool] | None) -> Done:
+        """Do updates until the epoch is over or `pause` answers True; return what is done of the epoch.
+
+        It is asked after each update but the last, by an engine that does many at once after each piece of its work.
+        """
 
     def theta(self) -> Array:
         """Return a copy of the parameters (P,), in the order of the data."""

@@ -5,7 +5,7 @@ It is complete. Every other engine overrides pieces of it, or does the same by o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from time import perf_counter
 from types import TracebackType
@@ -31,7 +31,6 @@ class HostEngine:
     setup : Setup
     """
 
-    stride = 1
     kernels: Kernels
 
     def __init__(self, setup: Setup) -> None:
@@ -75,15 +74,17 @@ class HostEngine:
         self._left: Iterator[Sequence[Shard]] = islice(self.batches(epoch), done.updates, None)
         self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
 
-    def advance(self, most: int) -> Done:
+    def advance(self, pause: Callable[[], bool] | None) -> Done:
         began, losses = perf_counter(), []
         updates, rows, loss_sum, seconds = self._done
         with self.device.active():
-            for shards in islice(self._left, most):
+            for shards in self._left:
                 updates += 1
                 loss, count = self._update(shards, last=updates == self.updates)
                 losses.append(loss)
                 rows += count
+                if pause is not None and updates < self.updates and pause():
+                    break
             # in float64, and only now: a float waits for the device
             loss_sum = float(loss_sum) + sum(map(float, losses))
         self._done = Done(updates, rows, loss_sum, float(seconds) + perf_counter() - began)

@@ -283,7 +283,7 @@ def test_steps_are_few_and_the_same_each_time(batch_size: int | None, gpu: GPU, 
 
 
 def test_long_epochs_are_cut_into_graphs_that_serve_again(gpu: GPU, rng, targets, monkeypatch) -> None:
-    monkeypatch.setattr(CudaEngine, "stride", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 3)
     run = Run(gpu, rng, targets, batch_size=12)  # 8 whole batches and one of 4 rows
     engine = run.engine
     for _ in range(EPOCHS):
@@ -299,7 +299,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     optimizer: Any, streamed: bool, gpu: GPU, rng, targets, monkeypatch
 ) -> None:
     """Bit for bit, and whichever update it stopped after."""
-    monkeypatch.setattr(CudaEngine, "stride", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 3)
     if streamed:
         leave_on_host(monkeypatch)
     options: dict[str, Any] = {"optimizer": optimizer, "batch_size": 12}

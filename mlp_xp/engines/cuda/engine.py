@@ -6,7 +6,7 @@ the device's memory. Steps can therefore be captured once and replayed as a CUDA
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from types import TracebackType
@@ -33,6 +33,8 @@ from .update import Ranges, make_update
 
 __all__ = ["CudaEngine"]
 
+_MOST_STEPS = 512  # of a graph: with more, the time to start one is negligible already, and its memory is not
+
 
 class CudaEngine:
     """Epochs of training on a GPU, in which the host has no part once they are captured.
@@ -45,8 +47,6 @@ class CudaEngine:
     streamed : bool
         Whether the data stay on the host, where they have to be then, and visit the device in every epoch.
     """
-
-    stride = 512  # steps of a graph: with more, the time to start one is negligible already, and its memory is not
 
     def __init__(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
         self.model, self.device, self.plan = setup.model, setup.model.device, setup.plan
@@ -116,15 +116,16 @@ class CudaEngine:
             order = None if self._setup.batch_size is None else shuffled_rows(self.model.seed, epoch, n)
             self._rows.begin(order, done.updates)
 
-    def advance(self, most: int) -> Done:
+    def advance(self, pause: Callable[[], bool] | None) -> Done:
         with self.device.active():
             self._clock.go_on()
             updates = self._done.updates
-            end = min(self.updates, updates + most)
-            while updates < end:
-                piece = self._sizes[updates : min(end, updates + self.stride)]
+            while updates < self.updates:
+                piece = self._sizes[updates : updates + _MOST_STEPS]
                 self._graphs.run(piece, partial(self._run, piece))
                 updates, self._count = updates + len(piece), self._count + len(piece)
+                if pause is not None and updates < self.updates and pause():
+                    break
             rows = min(self._setup.rows.shape[0], updates * self._size)
             self._done = Done(updates, rows, self._sums[0].copy(), self._clock.stop())
             return self._done
