@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,7 +30,7 @@ from ..rows.plan import make_plan
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
-from ..runs.report import environment, result_table
+from ..runs.report import WIDTH, environment, result_table
 from ..runs.training import Training
 from .config import PRESETS, Config, parse
 from .data import Data, load_data
@@ -145,8 +146,8 @@ def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
     plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
-        f"{model}",
-        f"plan {plan.kind}: {plan.reason}",
+        fill(f"{model}", WIDTH),
+        fill(f"plan {plan.kind}: {plan.reason}", WIDTH),
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
     ]
