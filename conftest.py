@@ -35,6 +35,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Take the suite's seed; without one, hypothesis draws the same examples in every run too."""
     config.seed = int(os.environ.get("MLP_XP_SEED", "2024"))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # `nohup python -m pytest &` begins with signals that are ignored
+        if signal.getsignal(number := getattr(signal, name, signal.SIGTERM)) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     if importlib.util.find_spec("hypothesis") and "MLP_XP_SEED" not in os.environ:
         from hypothesis import settings
 

@@ -11,6 +11,7 @@ from . import loop
 from .callbacks import Callback, EarlyStopping, Evaluation, History
 from .callbacks.protocol import check_callbacks, check_measures, is_stateful, is_true
 from .checks import check_count
+from .devices.blas_threads import at_most
 from .loop import State
 from .mlp import MLP
 from .optim import SGD, Optimizer
@@ -68,7 +69,7 @@ def fit(
     patience : int
         Epochs to wait for a fall.
     threads : int, optional
-        As for :func:`epochs`.
+        As for :func:`epochs`; measurements and callbacks obey it too.
     plan : {"auto", "dense", "zero", "ragged"}
         As for :func:`epochs`.
     checkpoint : Checkpoint, optional
@@ -92,6 +93,8 @@ def fit(
         With a checkpoint: after Ctrl-C or SIGTERM, when the state is saved.
     """
     check_count("epochs", epochs)
+    if threads is not None:
+        check_count("threads", threads)
     optimizer = SGD() if optimizer is None else optimizer
     run = check_callbacks(callbacks)
     rows = model.open(X)
@@ -101,7 +104,7 @@ def fit(
     history = History()
     run = [*([measured] if measured else ()), *run, *([] if tol is None else [stopping]), history]
     keeper = Unsaved() if checkpoint is None else checkpoint
-    with ExitStack() as closing:
+    with at_most(threads), ExitStack() as closing:
         watch = closing.enter_context(_Watch(model))
         closing.enter_context(keeper)
         _begin(run, model, closing)

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_limits
 
 import mlp_xp as mx
-from mlp_xp import devices
+from mlp_xp import devices, train
 from mlp_xp.devices import blas_threads, get_device, numpy_
 from mlp_xp.devices.blas_threads import blas_libraries, default_threads, one_blas_thread
 from mlp_xp.kernels.cpu import blas
@@ -391,6 +392,51 @@ def test_no_thread_is_started_for_one_item_or_where_one_is_allowed(items, monkey
     monkeypatch.setattr(numpy_, "_WORTH_THREADS", 0)
     monkeypatch.setattr(numpy_, "default_threads", lambda: 8 if items < 2 else 1)
     assert get_device("cpu").map(abs, range(items)) == list(range(items))
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(blas_threads, "blas_libraries", lambda: ())
+    monkeypatch.setattr(blas_threads, "_quota", lambda: ())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+@pytest.fixture
+def eight_cores_without_threads(eight_cores, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", forbid)
+    monkeypatch.setattr(numpy_, "_WORTH_THREADS", 0)
+
+
+@pytest.mark.usefixtures("eight_cores_without_threads")
+@pytest.mark.parametrize("batch_size", [None, 500])
+def test_no_thread_is_started_in_a_training_with_one(batch_size, rng):
+    """Neither by its updates nor by what measures it; afterwards the machine has its cores again."""
+    X, y = rng.random((3000, 4)), rng.integers(0, 2, 3000)
+    model = mx.MLP([4, 3, 2])
+    measured = [mx.callbacks.Evaluation("test", X, y), lambda state: state.model.score(X, y) > 2]
+    mx.fit(model, X, y, epochs=2, batch_size=batch_size, threads=1, validation=(X, y), callbacks=measured)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        model.score(X, y)
+
+
+@pytest.mark.usefixtures("eight_cores_without_threads")
+def test_no_thread_is_started_by_a_command_that_is_told_one(tmp_path, rng):
+    np.savez(tmp_path / "data.npz", X=rng.random((3000, 4)), y=rng.integers(0, 2, 3000))
+    options = ["--data", str(tmp_path / "data.npz"), "--hidden", "3", "--epochs", "2", "--out", str(tmp_path / "run")]
+    assert train.main([*options, "--threads", "1", "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_limit_on_threads_ends_with_its_block():
+    with blas_threads.at_most(3):
+        with blas_threads.at_most(None):
+            assert default_threads() == 3
+        with suppress(ZeroDivisionError), blas_threads.at_most(1):
+            assert default_threads() == 1
+            raise ZeroDivisionError
+        assert default_threads() == 3
+    assert default_threads() == 8
 
 
 def test_no_thread_is_started_for_little_work(monkeypatch, rng):

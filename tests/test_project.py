@@ -71,6 +71,26 @@ def test_what_is_large_is_in_test_all_and_not_in_test(library):
     assert library in {re.match(r"[\w-]+", requirement)[0] for requirement in extra("test-all")}
 
 
+@pytest.mark.parametrize("page", ["README.md", "bench/README.md", "docs/guides/benchmark.md"])
+def test_who_wants_to_compare_is_told_to_install_the_peers(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (names,) = re.findall(r"pip install -e '\.\[([\w,]+)\]'[^$]*?\n(?:\$ )?python -m bench\.compare", text)
+    installed = {re.match(r"[\w-]+", requirement)[0] for name in names.split(",") for requirement in extra(name)}
+    assert {"torch", "jax", "scikit-learn", "matplotlib", "pytest-benchmark"} <= installed
+
+
+def test_contributing_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:mlp_xp|tests|docs|\.ci|\.github)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
+    places = re.findall(r"((?:`\w+`(?: and )?)+)\s+(?:in|to)\s+`(mlp_xp/[\w./]+\.py)`", text)
+    assert len(places) > 5
+    for names, path in places:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(    def |def |class )?{name}\b", source, re.MULTILINE), (name, path)
+
+
 def test_one_version_in_package_citation_and_changelog():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == mx.__version__
@@ -91,7 +111,7 @@ def test_jobs_are_whole(file, name, job):
     for runner in values["os"] if runners == "${{ matrix.os }}" else [runners]:
         assert re.fullmatch(r"(ubuntu|macos|windows)-(latest|[\d.]+)", runner)
     needed = job.get("needs", [])
-    assert {needed} if isinstance(needed, str) else set(needed) <= WORKFLOWS[file]["jobs"].keys()
+    assert ({needed} if isinstance(needed, str) else set(needed)) <= WORKFLOWS[file]["jobs"].keys()
     for step in job["steps"]:
         assert ("uses" in step) != ("run" in step)
         assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step.get("uses", "a/b@v1"))

@@ -67,6 +67,15 @@ def test_a_signal_is_noted_saved_and_reported(number, data, tmp_path):
     assert [signal.getsignal(each) for each in STOPPING] == handlers
 
 
+@pytest.mark.skipif(os.name != "posix", reason="starts a shell that ignores signals")
+def test_these_tests_also_pass_in_the_background():
+    """`nohup python -m pytest &` begins with SIGHUP, and mostly with SIGINT, ignored."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}", "-k", "is_noted_saved"]
+    ignoring = ["sh", "-c", 'trap "" INT HUP TERM; exec "$@"', "sh", *pytest_]
+    done = subprocess.run(ignoring, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
 def test_interrupted_survives_a_process_pool(tmp_path):
     error = mx.Interrupted(signal.SIGTERM, str(tmp_path), "in epoch 3; all up to here is saved in")
     twin = pickle.loads(pickle.dumps(error))

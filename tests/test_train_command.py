@@ -137,13 +137,21 @@ def test_every_place_says_the_same_of_the_same_data(options, tmp_path, capsys):
     assert all(len(line) <= 80 for line in printed if not line.startswith("run folder"))
 
 
+@pytest.mark.parametrize("options", [[], ["--hidden", "64,32,16", "--activation", "relu,tanh,sigmoid"]])
+def test_what_a_dry_run_says_fits_a_terminal(options, capsys):
+    assert main(["--preset", "mnist-5v8", *options, "--dry-run"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("plan ") for line in printed)
+    assert max(map(len, printed)) <= 80
+
+
 @pytest.mark.parametrize("k", range(2, 40, 3))
 def test_accuracies_by_class_wrap_between_classes(k):
     X, labels = np.zeros((k, 1)), [f"class{label}" for label in range(k)]
     model, data = mx.MLP([1, k]), mx.datasets.Dataset(X, np.arange(k))
     history = mx.fit(model, *data, epochs=1)
     lines = result_table(model, history, {"training": data, "test": data}, labels).splitlines()[3:]
-    lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("1 epochs"))]
+    lines = lines[: next(i for i, line in enumerate(lines) if re.match(r"1 epoch, [\d.]+ s, ", line))]
     assert all(re.fullmatch(r"(by class|        )    (class\d+ [\d.]+%  )*class\d+ [\d.]+%", line) for line in lines)
     assert " ".join(lines).count("class") == k + 1
     assert max(map(len, lines)) <= 80
@@ -154,8 +162,8 @@ def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    model, plan, samples, folder = printed.splitlines()
-    assert re.fullmatch(r"MLP\(\[.*\): [\d,]+ parameters", model)
+    *model, plan, samples, folder = printed.splitlines()
+    assert re.fullmatch(r"MLP\(\[.*\): [\d,]+ parameters", " ".join(model))
     assert re.fullmatch(r"plan \w+: .*", plan)
     assert re.fullmatch(r"[\d,]+ training and [\d,]+ test samples", samples)
     assert re.fullmatch(rf"would write runs/\d+-\d+-{preset}", folder)

@@ -70,7 +70,9 @@ class Config:
     plan: str = _option("auto", "how the data are stored", ("auto", "dense", "zero", "ragged"))
     threads: int | None = _option(None, "threads on the CPU; all cores if not given", metavar="N", free=True)
     seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
-    report_every: int = _option(0, "epochs between printed lines; 0 prints ten in all", metavar="N", free=True)
+    report_every: int = _option(
+        0, "epochs between printed lines; 0 prints ten to twenty in all", metavar="N", free=True
+    )
     out: str | None = _option(None, "run folder; a new one under runs/ if not given", metavar="DIR", free=True)
     checkpoint_every: str | None = _option(
         None, "epochs between two saves, as in 5, or seconds, as in 30s; about every 30s if not given",

@@ -40,8 +40,9 @@ class Parser(argparse.ArgumentParser):
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return ``", did you mean X?"`` if one of the names that are known is spelled much like `name`, else ``""``."""
-    close = get_close_matches(name, known, n=1, cutoff=0.7)
-    return f", did you mean {close[0]}?" if close else ""
+    names = {each.lstrip("-"): each for each in known}  # the dashes of options would make any two of them alike
+    close = get_close_matches(name.lstrip("-"), names, n=1, cutoff=0.7)
+    return f", did you mean {names[close[0]]}?" if close else ""
 
 
 def printable(text: object, most: int = MAX_LENGTH) -> str:

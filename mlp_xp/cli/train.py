@@ -12,12 +12,14 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ..callbacks import Evaluation, History, Progress
 from ..devices import PRECISIONS
+from ..devices.blas_threads import at_most
 from ..files import probe_writable
 from ..fit import DivergenceError, fit
 from ..loop import Snapshot, State
@@ -28,7 +30,7 @@ from ..rows.plan import make_plan
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
-from ..runs.report import environment, result_table
+from ..runs.report import WIDTH, environment, result_table
 from ..runs.training import Training
 from .config import PRESETS, Config, parse
 from .data import Data, load_data
@@ -61,7 +63,7 @@ def run(config: Config) -> Path | None:
     model, optimizer = make_model(config, data), make_optimizer(config)
     model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
     path = _choose_path(config)
-    with RunFolder(path) as folder:
+    with at_most(config.threads), RunFolder(path) as folder:
         if config.dry_run:
             with suppress(Ready):
                 _train(config, data, notes, model, optimizer, Rehearsal(folder, resume=config.resume is not None))
@@ -144,8 +146,8 @@ def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
     plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
-        f"{model}",
-        f"plan {plan.kind}: {plan.reason}",
+        fill(f"{model}", WIDTH),
+        fill(f"plan {plan.kind}: {plan.reason}", WIDTH),
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from itertools import product
 from math import ceil
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Library", "blas_libraries", "default_threads", "limit_this_thread", "one_blas_thread"]
+__all__ = ["Library", "at_most", "blas_libraries", "default_threads", "limit_this_thread", "one_blas_thread"]
 
 
 class Library(NamedTuple):
@@ -107,14 +109,28 @@ def limit_this_thread() -> None:
             library.set(1)
 
 
+_asked: ContextVar[tuple[int, ...]] = ContextVar("_asked", default=())
+
+
+@contextmanager
+def at_most(threads: int | None) -> Iterator[None]:
+    """Limit :func:`default_threads` in this block and thread, so that what measures a training obeys its `threads`."""
+    token = _asked.set(_asked.get() if threads is None else (threads,))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
 def default_threads() -> int:
     """Return how many threads to use if nobody says: one per core that this process may use, or fewer where asked for.
 
-    That is the least of the cores it may run on, the quota of its control group, and the number of threads that BLAS
-    had before it was limited here, from OPENBLAS_NUM_THREADS, OMP_NUM_THREADS or ``threadpool_limits``.
+    That is the least of the cores it may run on, the quota of its control group, what :func:`at_most` says, and the
+    number of threads that BLAS had before it was limited here, from OPENBLAS_NUM_THREADS, OMP_NUM_THREADS or
+    ``threadpool_limits``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *_quota(), *(one_blas_thread.before() or _from_environment())]))
+    return max(1, min([cores, *_quota(), *(one_blas_thread.before() or _from_environment()), *_asked.get()]))
 
 
 def _from_environment() -> list[int]:

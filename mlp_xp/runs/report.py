@@ -20,7 +20,7 @@ from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..rows.plan import Plan
 
-__all__ = ["environment", "epoch_flops", "result_table"]
+__all__ = ["WIDTH", "environment", "epoch_flops", "result_table"]
 
 WIDTH = 80  # columns of a terminal
 
@@ -96,5 +96,7 @@ def result_table(model: MLP, history: History, parts: Mapping[str, Dataset], lab
     seconds = float(np.median(history.seconds))
     flops = epoch_flops(model.sizes, len(train.X)) / seconds / 1e9
     speed = f"{len(train.X) / seconds:,.0f} samples/s, {flops:,.1f} GFLOP/s in {model.precision}"
-    lines.append(fill(f"{len(history)} epochs, {seconds:.4f} s each (median), {speed}", WIDTH))
+    epochs = "1 epoch, " if len(history) == 1 else f"{len(history)} epochs, "
+    each = f"{seconds:.4f} s" + (" each (median)" if len(history) > 1 else "")
+    lines.append(fill(f"{epochs}{each}, {speed}", WIDTH))
     return "\n".join(lines)
