@@ -267,6 +267,15 @@ def test_products_stay_on_one_thread_for_a_while_after_they_had_to_wait():
     assert pace.threads_after(1.6) == 1
 
 
+def test_products_that_always_have_to_wait_try_again_after_at_most_256_updates():
+    pace, alone = Pace(4), []
+    pace.threads_after(1)
+    for _ in range(10):
+        assert pace.threads_after(100) == 1
+        alone.append(1 + next(i for i in itertools.count() if pace.threads_after(1) == 4))
+    assert alone == [4, 8, 16, 32, 64, 128, 256, 256, 256, 256]
+
+
 def test_changing_the_number_of_threads_changes_no_bit(mnist, monkeypatch):
     train, _ = mnist
     thetas, turns = [], itertools.cycle([2, 1, 1])

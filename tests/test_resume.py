@@ -252,9 +252,11 @@ def test_every_difference_is_listed(words, data, tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_other_data_are_refused(data, tmp_path):
+@pytest.mark.parametrize("hashed_at_once", [65_536, 7])
+def test_other_data_are_refused(hashed_at_once, data, tmp_path, monkeypatch):
     X, y = data
     mx.fit(network(), X, y, epochs=2, checkpoint=mx.Checkpoint(tmp_path))
+    monkeypatch.setattr("mlp_xp.rows.source._HASHED_AT_ONCE", hashed_at_once)
     one_pixel, one_label = X.copy(), y.copy()
     one_pixel[20, 5] ^= 1
     one_label[3] = (one_label[3] + 1) % 3
@@ -361,8 +363,9 @@ GOLDEN_2 = Path(__file__).parent / "golden" / "run_v2.safetensors"
 def test_golden_run_of_version_2_resumes_for_ever(tmp_path):
     (tmp_path / FILE).write_bytes(GOLDEN_2.read_bytes())
     words = r"saved under other versions \(mlp_xp 0.0.1, now .*; numpy 0.0.2, now .*; blas none 0.0.3, now .*\)"
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(UserWarning, match=words) as caught:
         history = golden_run(mx.Checkpoint(tmp_path, resume=True))
+    assert [warning.filename for warning in caught] == [__file__]  # where fit was called
     straight = golden_run(mx.Checkpoint(tmp_path / "straight"))
     np.testing.assert_allclose(history.loss, straight.loss, rtol=1e-5)
     assert list(history.columns()) == list(straight.columns())
@@ -503,6 +506,17 @@ def test_default_interval_grows_with_what_saving_takes_up_to_five_minutes(data, 
     wanted = [30.1, 32, 202, 202, 210, 310, 310]  # one slow save is not yet a slow disk; 1 % of the time; five minutes
     np.testing.assert_allclose(pauses[: len(wanted)], wanted, atol=1.01)
     assert max(pauses) < 312
+
+
+def test_where_epochs_are_counted_time_does_not_count(data, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, itertools.repeat(10))
+
+    def pass_a_day(state):
+        clock.now += 86_400
+
+    checkpoint = mx.Checkpoint(tmp_path, every=5)
+    mx.fit(network(), *data, epochs=12, batch_size=8, callbacks=[pass_a_day], checkpoint=checkpoint)
+    np.testing.assert_array_equal(clock.saved, [5 * 86_400, 10 * 86_400 + 10, 12 * 86_400 + 20])
 
 
 def test_one_save_that_stalls_does_not_put_the_next_off(data, tmp_path, monkeypatch):

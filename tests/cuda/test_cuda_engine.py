@@ -378,11 +378,12 @@ def test_bytes_stay_bytes_on_the_device(batch_size: int | None, late_gpu: GPU, r
     assert N * 200 < late_gpu.used < 4 * N * 200
 
 
-def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch) -> None:
+@pytest.mark.parametrize("batch_size", [7, 16, 32])
+def test_small_batches_travel_together(batch_size: int, late_gpu: GPU, rng, targets, monkeypatch) -> None:
     leave_on_host(monkeypatch)
-    run = Run(late_gpu, rng, targets, batch_size=7)
+    run = Run(late_gpu, rng, targets, batch_size=batch_size)
     copies = [entry for entry in run.train() if entry == "copy from the host"]
-    assert len(copies) == 1 + 2 * 4  # the learning rate; X and y of 28, 28, 28 and 16 rows
+    assert len(copies) == 1 + 2 * 4  # the learning rate; X and y of 28, 28, 28 and 16 rows, or of 32, 32, 32 and 4
 
 
 @pytest.fixture
