@@ -14,7 +14,7 @@ import mlp_xp as mx
 from mlp_xp.devices import CupyDevice
 from mlp_xp.engines import Setup
 from mlp_xp.engines.cuda.engine import CudaEngine
-from mlp_xp.engines.cuda.memory import make_cuda_engine
+from mlp_xp.engines.cuda.memory import _attempts, make_cuda_engine
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.optim import Optimizer
 from mlp_xp.params import Parameters
@@ -183,6 +183,18 @@ def test_batches_of_two_sizes_need_no_more_room_than_the_larger(
 def test_numbers_as_input(batch_size: int | None, here: bool, gpu: GPU, rng, targets) -> None:
     X = rng.standard_normal((N, 20)).astype(np.float32)
     run = Run(gpu, rng, targets, X=X, batch_size=batch_size, here=here)
+    for _ in range(EPOCHS):
+        run.train()
+        run.check()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_a_part_of_an_array_on_the_device(batch_size: int | None, dtype: str, late_gpu: GPU, rng, targets) -> None:
+    """Kernels read whole rows, one after another; this one's lie apart, and begin on no boundary."""
+    array, part = rng.integers(0, 3, (N + 1, 25)).astype(dtype), np.s_[1:, 3:23]
+    run = Run(late_gpu, rng, targets, X=array[part], batch_size=batch_size)
+    run.states = mx.epochs(run.got, late_gpu.asarray(array)[part], run.y, plan="dense", **run.arguments)
     for _ in range(EPOCHS):
         run.train()
         run.check()
@@ -435,6 +447,15 @@ def test_too_little_memory_ends_in_smaller_shards(
         limit, late_gpu.limit = late_gpu.limit, None
         run.check()
         late_gpu.limit = limit
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("size", [1, 300, 9000, 65_536, 10**6])
+def test_nothing_is_tried_twice_and_the_device_comes_first(size: int, on_host: bool) -> None:
+    attempts = [(streamed, rows if streamed else min(rows, size)) for streamed, rows in _attempts(65_536, size, on_host)]
+    assert attempts[0] == (False, min(size, 65_536))
+    assert attempts == sorted(set(attempts), key=lambda attempt: (attempt[0], -attempt[1]))
+    assert any(streamed for streamed, _ in attempts) == on_host
 
 
 def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, small_shards) -> None:
