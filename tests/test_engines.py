@@ -357,14 +357,16 @@ def test_the_loss_of_an_epoch_of_many_updates_keeps_its_digits(dtype):
     assert abs(float(state.loss) / np.log(2) - 1) < (1e-7 if dtype == "float32" else 1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, 64])
-def test_one_thread_is_the_callers_own(batch_size, rng, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "threads"), [(None, 1), (64, 1), (64, 4)])
+def test_one_thread_is_the_callers_own(batch_size, threads, rng, monkeypatch):
+    """All that a mini-batch needs: its products have threads of BLAS."""
+
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading.Thread.start", refuse)
     X, y = rng.random((3000, 8)), rng.integers(0, 3, 3000)
-    assert len(mx.fit(mx.MLP([8, 6, 3]), X, y, epochs=2, threads=1, batch_size=batch_size)) == 2
+    assert len(mx.fit(mx.MLP([8, 6, 3]), X, y, epochs=2, threads=threads, batch_size=batch_size)) == 2
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

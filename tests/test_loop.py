@@ -103,9 +103,11 @@ def test_order_of_rows_depends_on_seed_and_epoch(data):
     assert np.abs(first - second).max() > 1e-6  # another last batch, at all but the same parameters
 
 
-def test_a_batch_larger_than_the_data_is_the_data(data):
+@pytest.mark.parametrize("batch_size", [61, 10**15])
+@pytest.mark.parametrize("plan", ["dense", "ragged"])
+def test_a_batch_larger_than_the_data_is_the_data(plan, batch_size, data):
     whole, batch = network(), network()
-    a, b = mx.fit(whole, *data, epochs=3), mx.fit(batch, *data, epochs=3, batch_size=1000)
+    a, b = mx.fit(whole, *data, epochs=3), mx.fit(batch, *data, epochs=3, batch_size=batch_size, plan=plan)
     assert_allclose(a.loss, b.loss, rtol=1e-12)
 
 

@@ -151,6 +151,19 @@ def test_a_pause_changes_nothing(data):
     assert trained[0] == trained[1]
 
 
+def test_nothing_that_happens_afterwards_changes_a_snapshot(data):
+    model, twin, optimizer = network(), network(), mx.Adam()
+    states = mx.epochs(model, *data, optimizer=optimizer, plan="ragged")
+    snapshot = next(states).snapshot()
+    then = {"theta": snapshot.theta.copy(), **{name: np.copy(value) for name, value in snapshot.optimizer.items()}}
+    for going_on in (states, mx.epochs(twin, *data, optimizer=optimizer, start=snapshot)):
+        for changed in (model, twin):
+            changed.theta += 1  # in place
+        next(going_on)
+    for name, value in {"theta": snapshot.theta, **snapshot.optimizer}.items():
+        assert_array_equal(value, then[name])
+
+
 def test_a_start_that_does_not_fit_is_refused(data):
     states = list(mx.epochs(network(), *data, epochs=2, batch_size=8, pause=lambda: True))
     with pytest.raises(ValueError, match="start has 43 parameters, and the model 63; use the same"):

@@ -441,6 +441,7 @@ def test_too_little_memory_ends_in_smaller_shards(
         assert re.match(
             r"cuda has no memory for shards of \d+ rows, .*: Out of memory allocating .* limit set", message
         )
+    assert late_gpu.log.count("the pool is emptied") == len(failures)  # what one of them took is there for the next
     assert not failures or re.fullmatch(r"cuda goes on with shards of \d+ rows, with the data on the \w+", last)
     for _ in range(EPOCHS):
         run.train()
