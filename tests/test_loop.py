@@ -249,11 +249,12 @@ def test_early_stopping_puts_the_best_parameters_back(data):
     assert (measured.thetas[3] != measured.thetas[6]).any()
 
 
-def test_early_stopping_counts_small_falls_as_none(data):
-    measured = Validation([5, 4.95, 4.9, 4.85, 1])
-    stop = mx.EarlyStopping(tol=0.1, patience=3, monitor="val_loss")
+@pytest.mark.parametrize("fall", [0.125, 0.5])
+def test_early_stopping_counts_falls_by_no_more_than_tol_as_none(fall, data):
+    measured = Validation([5, 5 - fall, 5 - 2 * fall, 5 - 3 * fall, 1])
+    stop = mx.EarlyStopping(tol=0.5, patience=3, monitor="val_loss")
     assert len(mx.fit(network(), *data, epochs=5, callbacks=[measured, stop])) == 4
-    assert stop.best == 4.85
+    assert stop.best == 5 - 3 * fall
 
 
 def test_fit_with_validation_keeps_the_best(data, rng):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -327,15 +327,35 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     while (state := next(pauses)).whole:
         pass
     assert (state.epoch, state.updates, state.rows) == (2, 3, 36)
-    snapshot = state.snapshot()
+    snapshot = replace(state.snapshot(), seconds=1000.0)
     for device in ("cuda", "cpu"):
         model = mx.MLP([20, 12, 3], "tanh", seed=1, device=CupyDevice("cuda", gpu) if device == "cuda" else "cpu")
         states = list(mx.epochs(model, run.X, run.y, start=snapshot, epochs=3, **options))
         assert [state.updates for state in states] == [9, 9]
+        assert [float(state.seconds) > 1000 for state in states] == [True, False]
         if device == "cuda":
             assert (model.theta.tobytes(), float(states[-1].loss)) == want
         else:
             np.testing.assert_allclose(model.theta, np.frombuffer(want[0], np.float32), rtol=0, atol=1e-5)
+
+
+def test_seconds_are_those_of_one_epoch_without_pauses_and_callbacks(late_gpu: GPU, rng, targets, monkeypatch) -> None:
+    now = 0.0
+
+    def look() -> float:  # at a clock that a second passes at each look
+        nonlocal now
+        now += 1
+        return now
+
+    monkeypatch.setattr("tests.cuda.fake_streams.perf_counter", look)
+    monkeypatch.setattr(CudaEngine, "stride", 3)
+    run, seconds = Run(late_gpu, rng, targets), []
+    for state in mx.epochs(run.got, run.X, run.y, batch_size=12, epochs=3, pause=lambda: True):
+        if state.whole:
+            seconds.append(float(state.seconds))
+        now += 1000  # a slow callback
+    assert 0 < seconds[0] < 100  # steps are captured, too
+    assert seconds[1:] == [3, 3]  # three graphs, each between two events
 
 
 def asked_in(run: Run, asked: Any) -> bool:
