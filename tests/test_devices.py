@@ -155,8 +155,18 @@ def test_shards_get_smaller_until_they_fit(device):
 
     device.by_rows(take, 3000)
     assert sum(stop - start for start, stop in taken) == 3000
+
+
+def test_a_shard_of_the_least_rows_is_not_cut_again(device):
+    tried = []
+
+    def refuse(rows):
+        tried.append(rows.stop - rows.start)
+        raise MemoryError
+
     with pytest.raises(MemoryError):
-        device.by_rows(lambda rows: (_ for _ in ()).throw(MemoryError), 3000)
+        device.by_rows(refuse, 1024)
+    assert tried[-1] == min(tried) == 256
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -89,6 +89,15 @@ def test_loss_of_an_epoch_of_mini_batches_is_the_mean_over_its_rows(data):
     assert_allclose(model.theta, twin.theta, rtol=1e-11)
 
 
+def test_a_penalty_counts_in_every_update(data):
+    thetas = []
+    for momentum in (0.0, 1e-300):  # so little momentum changes nothing but the way
+        model = network()
+        mx.fit(model, *data, epochs=3, batch_size=7, optimizer=mx.SGD(lr=0.1, l2=0.5, momentum=momentum))
+        thetas.append(model.theta)
+    assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-13)
+
+
 def test_order_of_rows_depends_on_seed_and_epoch(data):
     def after(seed, epochs):
         model = network(seed=seed)

@@ -168,9 +168,14 @@ def test_a_start_that_does_not_fit_is_refused(data):
     states = list(mx.epochs(network(), *data, epochs=2, batch_size=8, pause=lambda: True))
     with pytest.raises(ValueError, match="start has 43 parameters, and the model 63; use the same"):
         mx.epochs(mx.MLP([6, 6, 3]), *data, start=states[-1].snapshot())
+    for batch_size in (None, 7, 9, 100):
+        with pytest.raises(ValueError, match=r"start is after update 1 with 8 rows, and .* has no such place"):
+            mx.epochs(network(), *data, start=states[0].snapshot(), batch_size=batch_size)
+    with pytest.raises(ValueError, match="start is after update 2 with 16 rows, and an epoch of 16 rows"):
+        mx.epochs(network(), *(part[:16] for part in data), start=states[1].snapshot(), batch_size=8)
     for state in states[3:]:  # in the middle of the second epoch and at its end
         with pytest.raises(ValueError, match="epochs must be at least 2, where this run is already, got 1"):
-            mx.epochs(network(), *data, epochs=1, start=state.snapshot())
+            mx.epochs(network(), *data, epochs=1, batch_size=8, start=state.snapshot())
 
 
 def test_best_parameters_survive(data, rng, tmp_path):
@@ -200,6 +205,14 @@ def test_a_finished_run_goes_on_with_more_epochs(data, tmp_path):
     assert_array_equal(resumed.theta, straight.theta)
     with pytest.raises(ValueError, match="epochs must be at least 7, where this run is already, got 6"):
         mx.fit(network(), *data, epochs=6, batch_size=8, checkpoint=mx.Checkpoint(tmp_path, resume=True))
+
+
+def test_a_plan_that_is_asked_for_is_taken_whatever_the_start_had(data):
+    for before, now in (("ragged", "dense"), ("dense", "zero")):
+        start = next(mx.epochs(network(), *data, plan=before)).snapshot()
+        assert start.plan == before
+        assert next(mx.epochs(network(), *data, plan=now, start=start)).plan.kind == now
+        assert next(mx.epochs(network(), *data, start=start)).plan.kind == before
 
 
 def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):

@@ -473,7 +473,9 @@ def test_too_little_memory_ends_in_smaller_shards(
 @pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("size", [1, 300, 9000, 65_536, 10**6])
 def test_nothing_is_tried_twice_and_the_device_comes_first(size: int, on_host: bool) -> None:
-    attempts = [(streamed, rows if streamed else min(rows, size)) for streamed, rows in _attempts(65_536, size, on_host)]
+    attempts = [
+        (streamed, rows if streamed else min(rows, size)) for streamed, rows in _attempts(65_536, size, on_host)
+    ]
     assert attempts[0] == (False, min(size, 65_536))
     assert attempts == sorted(set(attempts), key=lambda attempt: (attempt[0], -attempt[1]))
     assert any(streamed for streamed, _ in attempts) == on_host
