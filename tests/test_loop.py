@@ -98,6 +98,16 @@ def test_a_penalty_counts_in_every_update(data):
     assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("device", ["cpu", "strict"])
+def test_the_loss_of_an_epoch_has_the_penalty_in_it(device, batch_size, data):
+    model = network(device=device)
+    loss, _ = model.loss_and_gradient(*data)
+    wanted = float(loss) + 0.25 * sum(float(model.device.xp.sum(W * W)) for W in model.weights)
+    state = next(mx.epochs(model, *data, batch_size=batch_size, optimizer=mx.SGD(lr=1e-12, l2=0.5)))
+    assert_allclose(float(state.loss), wanted, rtol=1e-9)
+
+
 def test_order_of_rows_depends_on_seed_and_epoch(data):
     def after(seed, epochs):
         model = network(seed=seed)
