@@ -180,7 +180,7 @@ def epochs(
         Go on from here, bit for bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
     pause : callable, optional
-        Asked after each update but an epoch's last, on a GPU after some hundred; where it returns True, the state in
+        Asked after each update but an epoch's last, on a GPU after every few hundred. If it returns True, the state in
         the middle of the epoch is handed out, to be looked at: what is assigned to the model then is not taken up.
 
     Yields

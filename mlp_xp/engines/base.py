@@ -19,7 +19,7 @@ __all__ = ["Done", "Engine", "Setup"]
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What is to be trained on what, checked.
+    """Everything that a training needs, checked.
 
     Attributes
     ----------
@@ -29,10 +29,10 @@ class Setup:
     optimizer : Optimizer
     rows, targets : Rows and Targets
     batch_size : int or None
-        Rows of an update, at most those that there are; None for all.
+        Rows per update, no more than there are; None for all.
     plan : Plan
     threads : int
-        On the CPU, at most.
+        The most threads to use on the CPU.
     """
 
     model: MLP
@@ -46,7 +46,7 @@ class Setup:
 
 
 class Done(NamedTuple):
-    """What was done of an epoch.
+    """How far an epoch has come.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Done(NamedTuple):
         Updates, and the rows that they saw.
     loss_sum : float or 0-d array of the device
         Sum of the rows' losses, with the penalty.
-    seconds : float, or what ``float`` makes one of, having waited for the device
+    seconds : float, or an object that ``float`` converts once the device is done
     """
 
     updates: int = 0
@@ -71,9 +71,9 @@ class Engine(Protocol):
     Attributes
     ----------
     updates : int
-        Of an epoch.
+        Updates in an epoch.
     stride : int
-        Updates that are worth an :meth:`advance` of their own.
+        The fewest updates that are worth a call of :meth:`advance`.
     plan : Plan
         As it is carried out.
     """
@@ -86,10 +86,10 @@ class Engine(Protocol):
         """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data."""
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
-        """Begin an epoch at `theta` (P,), in the order of the data, or go on with one of which something is done."""
+        """Begin an epoch at `theta` (P,), in the order of the data, or continue one that is `done` in part."""
 
     def advance(self, most: int) -> Done:
-        """Do up to so many more updates; return what is done of the epoch."""
+        """Do at most so many more updates; return how far the epoch has come."""
 
     def theta(self) -> Array:
         """Return a copy of the parameters (P,), in the order of the data."""

@@ -84,7 +84,7 @@ class CudaEngine:
         self._graphs = Graphs(xp, self._rows.captures and self._update.captures)
 
     def take_memory(self) -> Self:
-        """Compute the gradient of a shard of each size, of whatever there is, and hold what epochs hand out.
+        """Compute the gradient of a shard of each size, with whatever is in it, and make room for what epochs hand out.
 
         Raises
         ------
