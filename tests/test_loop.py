@@ -145,6 +145,17 @@ def test_weights_assigned_between_epochs_are_taken_up(data):
         assert_allclose(next(states).loss, loss, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_model_remembers_whether_it_was_trained_on_pixels(dtype, rng, tmp_path):
+    X, y, model = rng.integers(0, 256, (20, 4)).astype(dtype), rng.integers(0, 2, 20), network()
+    states = mx.epochs(model, X, y)
+    assert model.pixels is None  # nothing is decided before the first update
+    next(states)
+    model.save(tmp_path / "model")
+    for each in (model, mx.MLP.load(tmp_path / "model")):
+        assert each.pixels == (dtype == "uint8")
+
+
 def test_nothing_is_trained_before_the_first_state(data):
     model = network()
     before = model.theta.copy()
