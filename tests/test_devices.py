@@ -362,6 +362,14 @@ def other_blas(request, monkeypatch):
         function.cache_clear()
 
 
+def test_a_blas_beside_numpys_own_is_left_alone(monkeypatch):
+    own, beside = OtherBlas("openblas"), OtherBlas("mkl")
+    own.filepath = "/site-packages/numpy.libs/libopenblas.so"
+    controller = SimpleNamespace(select=lambda user_api: SimpleNamespace(lib_controllers=[beside, own]))
+    monkeypatch.setattr(blas_threads, "ThreadpoolController", lambda: controller)
+    assert [library.controller for library in blas_libraries.__wrapped__()] == [own]
+
+
 def test_another_blas_trains_and_predicts_alike(other_blas, rng):
     X, y = rng.standard_normal((3000, 20)), rng.integers(0, 3, 3000)
     before, seen = [library.threads for library in other_blas], []

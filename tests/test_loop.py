@@ -156,6 +156,23 @@ def test_a_model_remembers_whether_it_was_trained_on_pixels(dtype, rng, tmp_path
         assert each.pixels == (dtype == "uint8")
 
 
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+def test_what_was_opened_for_another_model_is_checked_again(device, data):
+    X, y = data
+    model, single = network(device=device), mx.MLP([4, 6, 2], device=device)
+    rows, targets = model.open(X), model.targets(y, 60)
+    assert (model.open(rows), model.targets(targets, 60)) == (rows, targets)
+    for wrong, message in (
+        (lambda: single.open(rows), "rows are of .*float64, and the model computes in float32; open them with this"),
+        (lambda: mx.MLP([5, 2], device=device).open(rows), "the rows have 4 columns, and the model takes 5"),
+        (lambda: mx.fit(model, X[:10], targets), r"X has 10 rows and y has the shape \(60,\)"),
+        (lambda: model.targets(mx.MLP([4, 3]).targets(np.arange(60) % 3, 60), 60), "labels must lie between 0 and 1"),
+        (lambda: mx.MLP([4, 3], output="identity").targets(targets, 60), r"needs y of shape \(60, 3\), got \(60,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
 def test_nothing_is_trained_before_the_first_state(data):
     model = network()
     before = model.theta.copy()
