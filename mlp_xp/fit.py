@@ -86,7 +86,7 @@ def fit(
     ValueError
         If an argument does not fit, or the checkpoint is not of the same run. The model is as it was.
     DivergenceError
-        If the loss or a parameter becomes NaN or infinite. What is saved is of before.
+        If the loss or a parameter becomes NaN or infinite. A checkpoint is of before that.
     KeyboardInterrupt
         After Ctrl-C. The model holds the parameters of the last whole epoch.
     Interrupted

@@ -180,7 +180,7 @@ def epochs(
         Go on from here, bit for bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
     pause : callable, optional
-        Asked after each update but an epoch's last, on a GPU after some hundred; where it returns True, the state in
+        Asked after each update but an epoch's last, on a GPU after every few hundred. If it returns True, the state in
         the middle of the epoch is handed out, to be looked at: what is assigned to the model then is not taken up.
 
     Yields
@@ -212,7 +212,7 @@ def epochs(
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     if start is not None:
-        _check_start(start, model, optimizer, epochs)
+        _check_start(start, model, optimizer, epochs, rows.shape[0], batch_size)
         if plan == "auto" and model.device.epochs_to_repay_plan is not None:
             plan = start.plan
     chosen = make_plan(rows, model.device, plan, epochs, batch_size)
@@ -223,7 +223,9 @@ def epochs(
     return states
 
 
-def _check_start(start: Snapshot, model: MLP, optimizer: Optimizer, epochs: int | None) -> None:
+def _check_start(
+    start: Snapshot, model: MLP, optimizer: Optimizer, epochs: int | None, rows: int, batch_size: int | None
+) -> None:
     if start.theta.shape != (model.layout.size,):
         raise ValueError(f"start has {start.theta.size} parameters, and the model {model.layout.size}; use the same")
     if start.theta.dtype != model.dtype:
@@ -233,6 +235,12 @@ def _check_start(start: Snapshot, model: MLP, optimizer: Optimizer, epochs: int 
         has, needs = (", ".join(sorted(state)) or "nothing" for state in (start.optimizer, known))
         raise ValueError(
             f"start holds {has} of an optimizer, and {type(optimizer).__name__} needs {needs}; use the same"
+        )
+    batch = rows if batch_size is None else batch_size
+    if start.rows != start.update * batch or start.rows >= rows:
+        raise ValueError(
+            f"start is after update {start.update} with {start.rows} rows, and an epoch of {rows} rows in batches of "
+            f"{batch} has no such place; use the data and the batch size it was taken with"
         )
     begun = start.epoch + (start.update > 0)
     if epochs is not None and epochs < begun:

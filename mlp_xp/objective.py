@@ -57,9 +57,11 @@ class Targets:
     ----------
     y : array
         On the host: labels (n,) of int32 for classes, numbers (n, n_L) for all other outputs.
+    checked_for : (task, rows, units, dtype)
     """
 
     y: np.ndarray[Any, Any]
+    checked_for: tuple[str, int, int, str]
 
     def fingerprint(self, digest: Digest) -> str:
         """Add all targets to a digest, and return dtype and shape in words."""
@@ -81,16 +83,19 @@ class Objective:
     l2: float = 0.0
 
     def targets(self, y: Any, rows: int, units: int, device: Device, dtype: str) -> Targets:
-        """Check the targets of so many rows; what was checked before is returned as it is.
+        """Check the targets of so many rows; what was checked before, for the same, is returned as it is.
 
         Raises
         ------
         ValueError
             If there are not as many as rows, a label is out of range, or a value is NaN or infinite.
         """
-        if isinstance(y, Targets) and len(y.y) == rows:
-            return y
-        return Targets(as_targets(y, self.output.task, rows, units, device, dtype))
+        wanted = self.output.task, rows, units, dtype
+        if isinstance(y, Targets):
+            if y.checked_for == wanted:
+                return y
+            y = y.y
+        return Targets(as_targets(y, self.output.task, rows, units, device, dtype), wanted)
 
     def losses(self, k: Kernels, A: Array, y: Array) -> tuple[Array, Array]:
         """(n, n_L) and targets -> each row's loss (n,), and its derivative dA (n, n_L)."""

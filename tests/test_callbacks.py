@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -355,6 +356,12 @@ def test_a_progress_that_nobody_began_begins_itself(data, capsys):
     for state in mx.epochs(network(), *data, epochs=2):
         progress(state)
     assert progress.bar.n == 2
+
+
+def test_a_gradient_has_to_stay_small():
+    stop = mx.EarlyStopping(tol=0.5, patience=2, monitor="gradient")
+    norms = [3.0, 0.5, 0.6, 0.1, 0.7, 0.2, 0.5]
+    assert [stop(SimpleNamespace(gradient_norm=norm)) for norm in norms] == [False] * 6 + [True]
 
 
 def test_early_stopping_in_a_loop_of_ones_own_says_what_it_needs(data):

@@ -144,6 +144,7 @@ def test_shards_make_up_the_rows_and_depend_on_nothing_else(device, rows, monkey
     assert [i for start, stop in found[0] for i in (start, stop)][::2] == [0, *(stop for _, stop in found[0])][:-1]
     assert found[0][-1][1] == rows
     assert max(stop - start for start, stop in found[0]) <= device.shard_rows
+    assert all(stop - start >= 256 for start, stop in found[0][:-1])  # with fewer, starting takes longer than the work
 
 
 def test_shards_get_smaller_until_they_fit(device):
@@ -156,8 +157,18 @@ def test_shards_get_smaller_until_they_fit(device):
 
     device.by_rows(take, 3000)
     assert sum(stop - start for start, stop in taken) == 3000
+
+
+def test_a_shard_of_the_least_rows_is_not_cut_again(device):
+    tried = []
+
+    def refuse(rows):
+        tried.append(rows.stop - rows.start)
+        raise MemoryError
+
     with pytest.raises(MemoryError):
-        device.by_rows(lambda rows: (_ for _ in ()).throw(MemoryError), 3000)
+        device.by_rows(refuse, 1024)
+    assert tried[-1] == min(tried) == 256
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -350,6 +361,14 @@ def other_blas(request, monkeypatch):
     monkeypatch.undo()
     for function in (blas_threads.blas_libraries, blas._numpy_blas):
         function.cache_clear()
+
+
+def test_a_blas_beside_numpys_own_is_left_alone(monkeypatch):
+    own, beside = OtherBlas("openblas"), OtherBlas("mkl")
+    own.filepath = "/site-packages/numpy.libs/libopenblas.so"
+    controller = SimpleNamespace(select=lambda user_api: SimpleNamespace(lib_controllers=[beside, own]))
+    monkeypatch.setattr(blas_threads, "ThreadpoolController", lambda: controller)
+    assert [library.controller for library in blas_libraries.__wrapped__()] == [own]
 
 
 def test_another_blas_trains_and_predicts_alike(other_blas, rng):

@@ -267,6 +267,15 @@ def test_products_stay_on_one_thread_for_a_while_after_they_had_to_wait():
     assert pace.threads_after(1.6) == 1
 
 
+def test_products_that_always_have_to_wait_try_again_after_at_most_256_updates():
+    pace, alone = Pace(4), []
+    pace.threads_after(1)
+    for _ in range(10):
+        assert pace.threads_after(100) == 1
+        alone.append(1 + next(i for i in itertools.count() if pace.threads_after(1) == 4))
+    assert alone == [4, 8, 16, 32, 64, 128, 256, 256, 256, 256]
+
+
 def test_changing_the_number_of_threads_changes_no_bit(mnist, monkeypatch):
     train, _ = mnist
     thetas, turns = [], itertools.cycle([2, 1, 1])
@@ -348,14 +357,16 @@ def test_the_loss_of_an_epoch_of_many_updates_keeps_its_digits(dtype):
     assert abs(float(state.loss) / np.log(2) - 1) < (1e-7 if dtype == "float32" else 1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, 64])
-def test_one_thread_is_the_callers_own(batch_size, rng, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "threads"), [(None, 1), (64, 1), (64, 4)])
+def test_one_thread_is_the_callers_own(batch_size, threads, rng, monkeypatch):
+    """All that a mini-batch needs: its products have threads of BLAS."""
+
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading.Thread.start", refuse)
     X, y = rng.random((3000, 8)), rng.integers(0, 3, 3000)
-    assert len(mx.fit(mx.MLP([8, 6, 3]), X, y, epochs=2, threads=1, batch_size=batch_size)) == 2
+    assert len(mx.fit(mx.MLP([8, 6, 3]), X, y, epochs=2, threads=threads, batch_size=batch_size)) == 2
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

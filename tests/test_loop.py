@@ -89,6 +89,25 @@ def test_loss_of_an_epoch_of_mini_batches_is_the_mean_over_its_rows(data):
     assert_allclose(model.theta, twin.theta, rtol=1e-11)
 
 
+def test_a_penalty_counts_in_every_update(data):
+    thetas = []
+    for momentum in (0.0, 1e-300):  # so little momentum changes nothing but the way
+        model = network()
+        mx.fit(model, *data, epochs=3, batch_size=7, optimizer=mx.SGD(lr=0.1, l2=0.5, momentum=momentum))
+        thetas.append(model.theta)
+    assert_allclose(thetas[1], thetas[0], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("device", ["cpu", "strict"])
+def test_the_loss_of_an_epoch_has_the_penalty_in_it(device, batch_size, data):
+    model = network(device=device)
+    loss, _ = model.loss_and_gradient(*data)
+    wanted = float(loss) + 0.25 * sum(np.sum(model.device.to_host(W) ** 2) for W in model.weights)
+    state = next(mx.epochs(model, *data, batch_size=batch_size, optimizer=mx.SGD(lr=1e-12, l2=0.5)))
+    assert_allclose(float(state.loss), wanted, rtol=1e-9)
+
+
 def test_order_of_rows_depends_on_seed_and_epoch(data):
     def after(seed, epochs):
         model = network(seed=seed)
@@ -103,9 +122,11 @@ def test_order_of_rows_depends_on_seed_and_epoch(data):
     assert np.abs(first - second).max() > 1e-6  # another last batch, at all but the same parameters
 
 
-def test_a_batch_larger_than_the_data_is_the_data(data):
+@pytest.mark.parametrize("batch_size", [61, 10**15])
+@pytest.mark.parametrize("plan", ["dense", "ragged"])
+def test_a_batch_larger_than_the_data_is_the_data(plan, batch_size, data):
     whole, batch = network(), network()
-    a, b = mx.fit(whole, *data, epochs=3), mx.fit(batch, *data, epochs=3, batch_size=1000)
+    a, b = mx.fit(whole, *data, epochs=3), mx.fit(batch, *data, epochs=3, batch_size=batch_size, plan=plan)
     assert_allclose(a.loss, b.loss, rtol=1e-12)
 
 
@@ -122,6 +143,34 @@ def test_weights_assigned_between_epochs_are_taken_up(data):
         model.weights = [W + np.linspace(0, 1, W.size).reshape(W.shape) for W in model.weights]
         loss, _ = model.loss_and_gradient(X, data[1])
         assert_allclose(next(states).loss, loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_model_remembers_whether_it_was_trained_on_pixels(dtype, rng, tmp_path):
+    X, y, model = rng.integers(0, 256, (20, 4)).astype(dtype), rng.integers(0, 2, 20), network()
+    states = mx.epochs(model, X, y)
+    assert model.pixels is None  # nothing is decided before the first update
+    next(states)
+    model.save(tmp_path / "model")
+    for each in (model, mx.MLP.load(tmp_path / "model")):
+        assert each.pixels == (dtype == "uint8")
+
+
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+def test_what_was_opened_for_another_model_is_checked_again(device, data):
+    X, y = data
+    model, single = network(device=device), mx.MLP([4, 6, 2], device=device)
+    rows, targets = model.open(X), model.targets(y, 60)
+    assert (model.open(rows), model.targets(targets, 60)) == (rows, targets)
+    for wrong, message in (
+        (lambda: single.open(rows), "rows are of .*float64, and the model computes in float32; open them with this"),
+        (lambda: mx.MLP([5, 2], device=device).open(rows), "the rows have 4 columns, and the model takes 5"),
+        (lambda: mx.fit(model, X[:10], targets), r"X has 10 rows and y has the shape \(60,\)"),
+        (lambda: model.targets(mx.MLP([4, 3]).targets(np.arange(60) % 3, 60), 60), "labels must lie between 0 and 1"),
+        (lambda: mx.MLP([4, 3], output="identity").targets(targets, 60), r"needs y of shape \(60, 3\), got \(60,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
 
 
 def test_nothing_is_trained_before_the_first_state(data):
@@ -247,11 +296,12 @@ def test_early_stopping_puts_the_best_parameters_back(data):
     assert (measured.thetas[3] != measured.thetas[6]).any()
 
 
-def test_early_stopping_counts_small_falls_as_none(data):
-    measured = Validation([5, 4.95, 4.9, 4.85, 1])
-    stop = mx.EarlyStopping(tol=0.1, patience=3, monitor="val_loss")
+@pytest.mark.parametrize("fall", [0.125, 0.5])
+def test_early_stopping_counts_falls_by_no_more_than_tol_as_none(fall, data):
+    measured = Validation([5, 5 - fall, 5 - 2 * fall, 5 - 3 * fall, 1])
+    stop = mx.EarlyStopping(tol=0.5, patience=3, monitor="val_loss")
     assert len(mx.fit(network(), *data, epochs=5, callbacks=[measured, stop])) == 4
-    assert stop.best == 4.85
+    assert stop.best == 5 - 3 * fall
 
 
 def test_fit_with_validation_keeps_the_best(data, rng):

@@ -100,6 +100,16 @@ def test_training_with_missing_values_does_not_depend_on_the_plan():
     assert scores[0] == scores[1] > 0.8
 
 
+def test_a_sample_decides_as_all_rows_would(rng, monkeypatch):
+    """Shards of the sample are as small a part of it as shards are of the data."""
+    rows = InMemory((np.arange(40) < rng.integers(1, 41, (5000, 1))).astype(np.uint8))
+    whole = make_plan(rows, CPU)
+    monkeypatch.setattr("mlp_xp.rows.plan._SAMPLE", 500)
+    sampled = make_plan(rows, CPU)
+    assert sampled.kind == whole.kind == "ragged"
+    assert sampled.mean_columns == whole.mean_columns < 30
+
+
 def test_looking_at_dense_data_takes_time_in_proportion_to_them(rng):
     """20,000 columns took 2.7 s for the answer "dense"."""
     took = []

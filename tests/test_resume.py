@@ -151,13 +151,31 @@ def test_a_pause_changes_nothing(data):
     assert trained[0] == trained[1]
 
 
+def test_nothing_that_happens_afterwards_changes_a_snapshot(data):
+    model, twin, optimizer = network(), network(), mx.Adam()
+    states = mx.epochs(model, *data, optimizer=optimizer, plan="ragged")
+    snapshot = next(states).snapshot()
+    then = {"theta": snapshot.theta.copy(), **{name: np.copy(value) for name, value in snapshot.optimizer.items()}}
+    for going_on in (states, mx.epochs(twin, *data, optimizer=optimizer, start=snapshot)):
+        for changed in (model, twin):
+            changed.theta += 1  # in place
+        next(going_on)
+    for name, value in {"theta": snapshot.theta, **snapshot.optimizer}.items():
+        assert_array_equal(value, then[name])
+
+
 def test_a_start_that_does_not_fit_is_refused(data):
     states = list(mx.epochs(network(), *data, epochs=2, batch_size=8, pause=lambda: True))
     with pytest.raises(ValueError, match="start has 43 parameters, and the model 63; use the same"):
         mx.epochs(mx.MLP([6, 6, 3]), *data, start=states[-1].snapshot())
+    for batch_size in (None, 7, 9, 100):
+        with pytest.raises(ValueError, match=r"start is after update 1 with 8 rows, and .* has no such place"):
+            mx.epochs(network(), *data, start=states[0].snapshot(), batch_size=batch_size)
+    with pytest.raises(ValueError, match="start is after update 2 with 16 rows, and an epoch of 16 rows"):
+        mx.epochs(network(), *(part[:16] for part in data), start=states[1].snapshot(), batch_size=8)
     for state in states[3:]:  # in the middle of the second epoch and at its end
         with pytest.raises(ValueError, match="epochs must be at least 2, where this run is already, got 1"):
-            mx.epochs(network(), *data, epochs=1, start=state.snapshot())
+            mx.epochs(network(), *data, epochs=1, batch_size=8, start=state.snapshot())
 
 
 def test_best_parameters_survive(data, rng, tmp_path):
@@ -187,6 +205,14 @@ def test_a_finished_run_goes_on_with_more_epochs(data, tmp_path):
     assert_array_equal(resumed.theta, straight.theta)
     with pytest.raises(ValueError, match="epochs must be at least 7, where this run is already, got 6"):
         mx.fit(network(), *data, epochs=6, batch_size=8, checkpoint=mx.Checkpoint(tmp_path, resume=True))
+
+
+def test_a_plan_that_is_asked_for_is_taken_whatever_the_start_had(data):
+    for before, now in (("ragged", "dense"), ("dense", "zero")):
+        start = next(mx.epochs(network(), *data, plan=before)).snapshot()
+        assert start.plan == before
+        assert next(mx.epochs(network(), *data, plan=now, start=start)).plan.kind == now
+        assert next(mx.epochs(network(), *data, start=start)).plan.kind == before
 
 
 def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
@@ -252,9 +278,11 @@ def test_every_difference_is_listed(words, data, tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_other_data_are_refused(data, tmp_path):
+@pytest.mark.parametrize("hashed_at_once", [65_536, 7])
+def test_other_data_are_refused(hashed_at_once, data, tmp_path, monkeypatch):
     X, y = data
     mx.fit(network(), X, y, epochs=2, checkpoint=mx.Checkpoint(tmp_path))
+    monkeypatch.setattr("mlp_xp.rows.source._HASHED_AT_ONCE", hashed_at_once)
     one_pixel, one_label = X.copy(), y.copy()
     one_pixel[20, 5] ^= 1
     one_label[3] = (one_label[3] + 1) % 3
@@ -361,8 +389,9 @@ GOLDEN_2 = Path(__file__).parent / "golden" / "run_v2.safetensors"
 def test_golden_run_of_version_2_resumes_for_ever(tmp_path):
     (tmp_path / FILE).write_bytes(GOLDEN_2.read_bytes())
     words = r"saved under other versions \(mlp_xp 0.0.1, now .*; numpy 0.0.2, now .*; blas none 0.0.3, now .*\)"
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(UserWarning, match=words) as caught:
         history = golden_run(mx.Checkpoint(tmp_path, resume=True))
+    assert [warning.filename for warning in caught] == [__file__]  # where fit was called
     straight = golden_run(mx.Checkpoint(tmp_path / "straight"))
     np.testing.assert_allclose(history.loss, straight.loss, rtol=1e-5)
     assert list(history.columns()) == list(straight.columns())
@@ -503,6 +532,17 @@ def test_default_interval_grows_with_what_saving_takes_up_to_five_minutes(data, 
     wanted = [30.1, 32, 202, 202, 210, 310, 310]  # one slow save is not yet a slow disk; 1 % of the time; five minutes
     np.testing.assert_allclose(pauses[: len(wanted)], wanted, atol=1.01)
     assert max(pauses) < 312
+
+
+def test_where_epochs_are_counted_time_does_not_count(data, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, itertools.repeat(10))
+
+    def pass_a_day(state):
+        clock.now += 86_400
+
+    checkpoint = mx.Checkpoint(tmp_path, every=5)
+    mx.fit(network(), *data, epochs=12, batch_size=8, callbacks=[pass_a_day], checkpoint=checkpoint)
+    np.testing.assert_array_equal(clock.saved, [5 * 86_400, 10 * 86_400 + 10, 12 * 86_400 + 20])
 
 
 def test_one_save_that_stalls_does_not_put_the_next_off(data, tmp_path, monkeypatch):

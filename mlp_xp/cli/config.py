@@ -14,9 +14,9 @@ from typing import Any, get_args, get_type_hints
 
 from ..checks import check_count
 from ..devices import PRECISIONS
-from ..runs.checkpoint import check_every, check_same
+from ..runs.checkpoint import check_every
 from ..runs.folder import RunFolder
-from ..runs.record import read
+from ..runs.record import check_same, read
 from .errors import Parser, did_you_mean, printable
 
 __all__ = ["PRESETS", "Config", "flag", "parse"]

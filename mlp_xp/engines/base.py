@@ -20,7 +20,7 @@ __all__ = ["Done", "Engine", "Setup"]
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What is to be trained on what, checked.
+    """Everything that a training needs, checked.
 
     Attributes
     ----------
@@ -30,10 +30,10 @@ class Setup:
     optimizer : Optimizer
     rows, targets : Rows and Targets
     batch_size : int or None
-        Rows of an update, at most those that there are; None for all.
+        Rows per update, no more than there are; None for all.
     plan : Plan
     threads : int
-        On the CPU, at most.
+        The most threads to use on the CPU.
     """
 
     model: MLP
@@ -47,7 +47,7 @@ class Setup:
 
 
 class Done(NamedTuple):
-    """What was done of an epoch.
+    """How far an epoch has come.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Done(NamedTuple):
         Updates, and the rows that they saw.
     loss_sum : float or 0-d array of the device
         Sum of the rows' losses, with the penalty.
-    seconds : float, or what ``float`` makes one of, having waited for the device
+    seconds : float, or an object that ``float`` converts once the device is done
     """
 
     updates: int = 0
@@ -72,7 +72,7 @@ class Engine(Protocol):
     Attributes
     ----------
     updates : int
-        Of an epoch.
+        Updates in an epoch.
     plan : Plan
         As it is carried out.
     """
@@ -84,7 +84,7 @@ class Engine(Protocol):
         """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data."""
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
-        """Begin an epoch at `theta` (P,), in the order of the data, or go on with one of which something is done."""
+        """Begin an epoch at `theta` (P,), in the order of the data, or continue one that is `done` in part."""
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
         """Do updates until the epoch is over or `pause` answers True; return what is done of the epoch.

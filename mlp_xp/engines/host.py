@@ -18,7 +18,7 @@ from ..optim import OptimizerState
 from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
 from .base import Done, Setup
-from .reduce import InOrder, groups_of
+from .reduce import InOrder, Reducer, groups_of
 
 __all__ = ["HostEngine"]
 
@@ -41,7 +41,7 @@ class HostEngine:
         self.updates = self.batches.updates
         self.groups = groups_of(len(self.batches.shards)) if isinstance(self.batches, FullBatch) else 1
         self.kernels = self._make_kernels(setup)
-        self.reducer = InOrder()
+        self.reducer: Reducer = InOrder()
         self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
         self._state = self.optimizer.init(self.model.theta)
         self._gradient: Array | None = None
@@ -131,8 +131,8 @@ class HostEngine:
 
     def _grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
         """Return the sums over the rows of some shards at `theta` (P,), both in the plan's order."""
-        params, groups = self.layout.split(theta, self.device.xp), range(min(self.groups, len(shards)))
-        return self.reducer.reduce(self._add_up(params, shards[i :: len(groups)]) for i in groups)
+        params = self.layout.split(theta, self.device.xp)
+        return self.reducer.reduce(self._add_up(params, shards[i :: self.groups]) for i in range(self.groups))
 
     def _add_up(self, params: Parameters, shards: Sequence[Shard]) -> GradSum:
         """Return the sums over a group of shards."""

@@ -1,4 +1,4 @@
-"""The one order of additions: the same bits, however many workers there are and whoever was first.
+"""The one order of additions: the same bits, however many workers there are and whichever is first.
 
 Shards are dealt into groups. Their number depends on the data alone. A group adds up its own shards in order, and the
 groups are added in order.

@@ -174,7 +174,7 @@ def _column_order(used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         closed = np.flatnonzero(by_column[:, column] & open_rows)
         open_rows[closed] = False
         users -= used[closed].sum(axis=0)
-        users[column] = len(used) + 1 << 1  # placed: never the fewest again
+        users[column] = len(used) + 1  # placed: never the fewest again
     return order
 
 

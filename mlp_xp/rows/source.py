@@ -113,6 +113,8 @@ def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | Non
     if isinstance(X, Rows):
         if X.shape[1] != width:
             raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
+        if not X.pixels and not str(X.dtype).endswith(dtype):
+            raise ValueError(f"the rows are of {X.dtype}, and the model computes in {dtype}; open them with this model")
         return X
     X = as_features(X, width, device, dtype, pixels)
     return InMemory(X, None if type(X) is np.ndarray else device)

@@ -17,12 +17,12 @@ from typing import Any, Self
 from ..files.tensors import CheckpointError
 from ..loop import Snapshot
 from .folder import RunFolder
-from .record import Record, check_same
+from .record import Record
 from .signals import Interrupted, StopSignals
 from .training import Training
 from .versions import differences, versions
 
-__all__ = ["Checkpoint", "Unsaved", "check_every", "check_same"]
+__all__ = ["Checkpoint", "Unsaved", "check_every"]
 
 _SECONDS = 30.0  # between saves, if nothing else is asked for
 _SHARE = 0.01  # of the time, that saving may take then

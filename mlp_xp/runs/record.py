@@ -191,7 +191,7 @@ def check_snapshot(start: Snapshot, model: MLP, optimizer: Optimizer, rows: int,
         if not _is_real(getattr(start, name)):
             raise ValueError(f"start has {name} {_brief(getattr(start, name))}; it must be a finite number")
     batch = rows if batch_size is None else min(batch_size, rows)
-    if start.update >= -(-rows // batch) or start.rows != start.update * batch:
+    if start.rows != start.update * batch or start.rows >= rows:
         raise ValueError(
             f"start is after update {start.update} with {start.rows} rows, and an epoch of {rows} rows in batches of "
             f"{batch} has no such place; use the data and the batch size it was taken with"

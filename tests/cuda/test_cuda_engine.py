@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import mlp_xp as mx
 from mlp_xp.devices import CupyDevice
 from mlp_xp.engines import Setup
 from mlp_xp.engines.cuda.engine import CudaEngine
-from mlp_xp.engines.cuda.memory import make_cuda_engine
+from mlp_xp.engines.cuda.memory import _attempts, make_cuda_engine
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.optim import Optimizer
 from mlp_xp.params import Parameters
@@ -188,6 +188,18 @@ def test_numbers_as_input(batch_size: int | None, here: bool, gpu: GPU, rng, tar
         run.check()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_a_part_of_an_array_on_the_device(batch_size: int | None, dtype: str, late_gpu: GPU, rng, targets) -> None:
+    """Kernels read whole rows, one after another; this one's lie apart, and begin on no boundary."""
+    array, part = rng.integers(0, 3, (N + 1, 25)).astype(dtype), np.s_[1:, 3:23]
+    run = Run(late_gpu, rng, targets, X=array[part], batch_size=batch_size)
+    run.states = mx.epochs(run.got, late_gpu.asarray(array)[part], run.y, plan="dense", **run.arguments)
+    for _ in range(EPOCHS):
+        run.train()
+        run.check()
+
+
 @pytest.mark.parametrize("batch_size", [None, 32])
 @pytest.mark.parametrize("sizes", [(20, 12, 3), (20, 12, 8, 3)], ids=["head", "text"])
 def test_pairs_of_halves_are_as_exact_as_float32(sizes: Any, batch_size: int | None, gpu: GPU, rng, targets) -> None:
@@ -315,15 +327,35 @@ def test_resuming_in_the_middle_of_an_epoch_is_going_on(
     while (state := next(pauses)).whole:
         pass
     assert (state.epoch, state.updates, state.rows) == (2, 3, 36)
-    snapshot = state.snapshot()
+    snapshot = replace(state.snapshot(), seconds=1000.0)
     for device in ("cuda", "cpu"):
         model = mx.MLP([20, 12, 3], "tanh", seed=1, device=CupyDevice("cuda", gpu) if device == "cuda" else "cpu")
         states = list(mx.epochs(model, run.X, run.y, start=snapshot, epochs=3, **options))
         assert [state.updates for state in states] == [9, 9]
+        assert [float(state.seconds) > 1000 for state in states] == [True, False]
         if device == "cuda":
             assert (model.theta.tobytes(), float(states[-1].loss)) == want
         else:
             np.testing.assert_allclose(model.theta, np.frombuffer(want[0], np.float32), rtol=0, atol=1e-5)
+
+
+def test_seconds_are_those_of_one_epoch_without_pauses_and_callbacks(late_gpu: GPU, rng, targets, monkeypatch) -> None:
+    now = 0.0
+
+    def look() -> float:  # at a clock that a second passes at each look
+        nonlocal now
+        now += 1
+        return now
+
+    monkeypatch.setattr("tests.cuda.fake_streams.perf_counter", look)
+    monkeypatch.setattr(CudaEngine, "stride", 3)
+    run, seconds = Run(late_gpu, rng, targets), []
+    for state in mx.epochs(run.got, run.X, run.y, batch_size=12, epochs=3, pause=lambda: True):
+        if state.whole:
+            seconds.append(float(state.seconds))
+        now += 1000  # a slow callback
+    assert 0 < seconds[0] < 100  # steps are captured, too
+    assert seconds[1:] == [3, 3]  # three graphs, each between two events
 
 
 def asked_in(run: Run, asked: Any) -> bool:
@@ -378,11 +410,12 @@ def test_bytes_stay_bytes_on_the_device(batch_size: int | None, late_gpu: GPU, r
     assert N * 200 < late_gpu.used < 4 * N * 200
 
 
-def test_small_batches_travel_together(late_gpu: GPU, rng, targets, monkeypatch) -> None:
+@pytest.mark.parametrize("batch_size", [7, 16, 32])
+def test_small_batches_travel_together(batch_size: int, late_gpu: GPU, rng, targets, monkeypatch) -> None:
     leave_on_host(monkeypatch)
-    run = Run(late_gpu, rng, targets, batch_size=7)
+    run = Run(late_gpu, rng, targets, batch_size=batch_size)
     copies = [entry for entry in run.train() if entry == "copy from the host"]
-    assert len(copies) == 1 + 2 * 4  # the learning rate; X and y of 28, 28, 28 and 16 rows
+    assert len(copies) == 1 + 2 * 4  # the learning rate; X and y of 28, 28, 28 and 16 rows, or of 32, 32, 32 and 4
 
 
 @pytest.fixture
@@ -428,12 +461,24 @@ def test_too_little_memory_ends_in_smaller_shards(
         assert re.match(
             r"cuda has no memory for shards of \d+ rows, .*: Out of memory allocating .* limit set", message
         )
+    assert late_gpu.log.count("the pool is emptied") == len(failures)  # what one of them took is there for the next
     assert not failures or re.fullmatch(r"cuda goes on with shards of \d+ rows, with the data on the \w+", last)
     for _ in range(EPOCHS):
         run.train()
         limit, late_gpu.limit = late_gpu.limit, None
         run.check()
         late_gpu.limit = limit
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("size", [1, 300, 9000, 65_536, 10**6])
+def test_nothing_is_tried_twice_and_the_device_comes_first(size: int, on_host: bool) -> None:
+    attempts = [
+        (streamed, rows if streamed else min(rows, size)) for streamed, rows in _attempts(65_536, size, on_host)
+    ]
+    assert attempts[0] == (False, min(size, 65_536))
+    assert attempts == sorted(set(attempts), key=lambda attempt: (attempt[0], -attempt[1]))
+    assert any(streamed for streamed, _ in attempts) == on_host
 
 
 def test_too_little_memory_for_anything_says_so(late_gpu: GPU, rng, targets, small_shards) -> None:

@@ -78,6 +78,12 @@ def test_a_model_on_the_second_gpu_works_in_new_threads(gpu: GPU, rng: Any) -> N
         assert current == 0
 
 
+def test_each_entry_is_a_context_of_its_own(gpu: GPU) -> None:
+    """CuPy's keeps the device to go back to, and another thread, in the same one, would have it go elsewhere."""
+    device = mx.devices.get_device("cuda:1")
+    assert device.active() is not device.active()
+
+
 def test_an_array_of_the_other_gpu_is_refused(gpu: GPU, rng: Any) -> None:
     models = [mx.MLP([6, 5, 3], device=name) for name in ("cuda:0", "cuda:1")]
     X = models[0].device.asarray(rng.standard_normal((30, 6)))

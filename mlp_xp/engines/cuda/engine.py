@@ -56,13 +56,13 @@ class CudaEngine:
         self._size = size = setup.batch_size or n
         self._sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.updates = len(self._sizes)
-        self._held, self._done = False, Done()
+        self._done = Done()
         self._make_room(setup, shard_rows, streamed)
         self._clock = Clock(self._xp)
         self._known, self._count = self.model.theta, 0
 
     def _make_room(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
-        model, xp, n = self.model, self._xp, setup.rows.shape[0]
+        model, xp = self.model, self._xp
         rows = min(self._size, shard_rows)
         k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-self._size // rows), rows)
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
@@ -71,7 +71,7 @@ class CudaEngine:
                 "dense", "the data come from the host: the device has no room for them", self.model.sizes[0]
             )
             self._rows: WholeBatch | MiniBatch | Streamed = Streamed(k, setup, self._sizes, shard_rows)
-        elif self._size == n and setup.batch_size is None:
+        elif setup.batch_size is None:
             self._rows = WholeBatch(k, setup, shard_rows)
         else:
             self._rows = MiniBatch(k, setup, self._sizes, shard_rows, self._step)
@@ -84,7 +84,7 @@ class CudaEngine:
         self._graphs = Graphs(xp, self._rows.captures and self._update.captures)
 
     def take_memory(self) -> Self:
-        """Compute the gradient of a shard of each size, of whatever there is, and hold what epochs hand out.
+        """Compute the gradient of a shard of each size, with whatever is in it, and make room for what epochs hand out.
 
         Raises
         ------
@@ -104,10 +104,10 @@ class CudaEngine:
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         with self.device.active():
-            self._clock.start(float(done.seconds) if done.updates else 0.0)
+            self._clock.start(float(done.seconds))
             if theta is not self._known:
                 self._theta[...] = self.plan.inward(theta, self.model)
-            if done.updates and done is not self._done:  # from a snapshot
+            if done.updates:  # from a snapshot
                 self._step.set(np.asarray([self._count, done.updates], np.int32))
                 self._sums.set(np.asarray([float(done.loss_sum)], np.float64))
             self._done = done

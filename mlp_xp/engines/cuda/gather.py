@@ -64,7 +64,7 @@ class Room:
 
 
 def cut(rows: int, most: int) -> list[int]:
-    """Cut so many rows into shards."""
+    """Return the sizes of the shards that so many rows are cut into."""
     return [min(most, rows - i) for i in range(0, rows, most)]
 
 

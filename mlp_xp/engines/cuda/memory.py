@@ -1,4 +1,4 @@
-"""An engine that the device's memory suffices for."""
+"""Choose an engine that fits into the device's memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_cuda_engine(setup: Setup) -> CudaEngine:
     Raises
     ------
     MemoryError
-        If there is too little for anything.
+        If not even the smallest shards fit.
     """
     device, reason = setup.model.device, ""
     size, on_host = setup.batch_size or setup.rows.shape[0], setup.rows.home is None
@@ -57,6 +57,6 @@ def _attempts(shard_rows: int, size: int, on_host: bool) -> Iterator[tuple[bool,
         yield streamed, shard_rows
         rows, least = shard_rows // 2, _ENOUGH_ROWS if on_host and not streamed else _LEAST_ROWS
         while rows >= least:
-            if streamed or rows < size:  # on the device larger shards are none
+            if streamed or rows < size:  # on the device, no shard is larger than a batch
                 yield streamed, rows
             rows //= 2

@@ -134,7 +134,7 @@ class MiniBatch:
             offset += size
 
     def samples(self) -> Iterator[Shard]:
-        """Yield a shard of each size, of whatever there is."""
+        """Yield a shard of each size, with whatever is in it."""
         return self._room.samples(self._sizes, self._shard_rows)
 
 

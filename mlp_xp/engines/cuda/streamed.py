@@ -52,7 +52,7 @@ class Streamed:
             yield next(self._flow)
 
     def samples(self) -> Iterator[Shard]:
-        """Yield a shard of each size, of whatever there is."""
+        """Yield a shard of each size, with whatever is in it."""
         return self._room.samples(self._sizes, self._shard_rows)
 
     def _all(self, order: np.ndarray[Any, Any] | None, updates: int) -> Iterator[Shard]:
