@@ -12,6 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 
+from .libraries import each_device
+
 try:
     from scipy import sparse
 except ImportError:  # a matrix is sparse if it can be made an array
@@ -385,9 +387,23 @@ def test_bytes_that_look_like_numbers_are_warned_of_once_a_call(device):
         assert len(caught) == 1
     for quiet in (X * 0, X * 2, X.astype(bool), X.astype(float)):
         model.predict(quiet)
-    for decided in (True, False):
-        model.pixels = decided
+    model.pixels = True
+    model.predict(X)
+    model.pixels = False
+    with pytest.warns(UserWarning, match="uint8 counts as pixels"):
         model.predict(X)
+
+
+@pytest.mark.parametrize("device", each_device("cpu", "torch", "strict"))
+def test_whole_numbers_for_a_model_of_pixels_are_warned_of(device, rng):
+    X = rng.integers(0, 256, (30, 3), dtype=np.uint8)
+    model = mx.MLP([3, 2], device=device)
+    mx.fit(model, X, np.arange(30) % 2, epochs=1)
+    for doubtful in (X.astype(np.int64), model.device.asarray(X.astype(np.int32))):
+        with pytest.warns(UserWarning, match="trained on pixels, uint8 divided by 255, and X is .*; pass X.astype"):
+            model.predict(doubtful)
+    for quiet in (X, X / 255, X > 99):
+        model.predict(quiet)
 
 
 def test_bytes_count_as_pixels_and_floats_as_they_are_whatever_was_trained_on():

@@ -28,8 +28,8 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     dtype : str
         Name of the dtype of numbers.
     pixels : bool, optional
-        Whether the model was trained on pixels. None if that is not decided yet: then uint8 that looks like numbers
-        gets a warning.
+        Whether the model was trained on pixels. If it was, whole numbers of another type get a warning; if not, uint8
+        that looks like numbers does.
 
     Raises
     ------
@@ -50,13 +50,19 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
         X = np.ascontiguousarray(X)  # BLAS reads rows of unit stride
     rows = device.shard_rows if on_device else _ROWS_ON_HOST
     if X.dtype == xp.uint8:
-        if pixels is None and _is_indicator(X, xp, rows):
+        if not pixels and _is_indicator(X, xp, rows):
             warnings.warn(
                 "X is uint8 without a value above 1: uint8 counts as pixels, so a 1 is 1/255; pass X.astype(bool) if "
                 "these are numbers",
                 stacklevel=4,
             )
         return X
+    if pixels and xp.isdtype(X.dtype, "integral") and bool(xp.max(X) > 1):
+        warnings.warn(
+            f"the model was trained on pixels, uint8 divided by 255, and X is {X.dtype}, whose numbers count as they "
+            "are; pass X.astype(np.uint8) if these are pixels",
+            stacklevel=4,
+        )
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
         numbers = xp.astype(X, getattr(xp, dtype), copy=False)
     _check_finite(numbers, X, xp, rows)

@@ -348,7 +348,7 @@ def test_seconds_are_those_of_one_epoch_without_pauses_and_callbacks(late_gpu: G
         return now
 
     monkeypatch.setattr("tests.cuda.fake_streams.perf_counter", look)
-    monkeypatch.setattr(CudaEngine, "stride", 3)
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 3)
     run, seconds = Run(late_gpu, rng, targets), []
     for state in mx.epochs(run.got, run.X, run.y, batch_size=12, epochs=3, pause=lambda: True):
         if state.whole:
