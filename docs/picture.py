@@ -19,7 +19,7 @@ WHAT = [
     "operations and parameters",
     "forward and backward, once",
     "what moves the parameters",
-    "the model, its rows, its way to other programs",
+    "the model, its rows, its way to other programs, where it is in training",
     "where rows are and updates are computed",
     "the loop",
     "recording, stopping, progress",

@@ -13,13 +13,14 @@ from .callbacks import EarlyStopping, History, Progress
 from .files.tensors import CheckpointError
 from .fit import DivergenceError, fit
 from .kernels import ACTIVATIONS
-from .loop import Snapshot, State, epochs
+from .loop import State, epochs
 from .mlp import MLP, Forward, Gradient
 from .objective import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
 from .runs.checkpoint import Checkpoint
 from .runs.signals import Interrupted
+from .snapshot import Snapshot
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_choice", "check_count", "check_numbers", "check_seed", "check_sizes", "check_unmasked"]
+__all__ = ["brief", "check_choice", "check_count", "check_numbers", "check_seed", "check_sizes", "check_unmasked"]
+
+_SHOWN = 200  # letters of a value that a message quotes
+
+
+def brief(value: Any) -> str:
+    """Return what a message says of a value that may be anything, and of any length."""
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def check_choice(what: str, value: Any, allowed: Collection[str]) -> str:

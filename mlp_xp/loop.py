@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, SupportsFloat
 
-import numpy as np
-
 from .checks import check_count
 from .devices import Array
 from .devices.blas_threads import default_threads
@@ -16,37 +14,9 @@ from .engines import Done, Engine, Setup, make_engine
 from .mlp import MLP
 from .optim import SGD, Optimizer, OptimizerState
 from .rows.plan import Plan, make_plan
+from .snapshot import Snapshot, check_snapshot
 
-__all__ = ["Snapshot", "State", "epochs"]
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """Where a training run is: arrays of the host, in the order of the data, and numbers.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs that are over.
-    update : int
-        Updates done of the epoch after these.
-    rows, loss_sum, seconds : int, float, float
-        Rows that these updates saw, the sum of their losses, and the time they took.
-    theta : array (P,)
-    optimizer : dict of str to array (P,) or number
-        State of the optimizer.
-    plan : str
-        Kind of the plan, as it was chosen.
-    """
-
-    epoch: int
-    update: int
-    rows: int
-    loss_sum: float
-    seconds: float
-    theta: np.ndarray[Any, Any]
-    optimizer: dict[str, Any]
-    plan: str
+__all__ = ["State", "epochs"]
 
 
 @dataclass(eq=False)
@@ -212,7 +182,10 @@ def epochs(
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     if start is not None:
-        _check_start(start, model, optimizer, epochs, rows.shape[0], batch_size)
+        check_snapshot(start, model, optimizer, rows.shape[0], batch_size)
+        begun = start.epoch + (start.update > 0)
+        if epochs is not None and epochs < begun:
+            raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
         if plan == "auto" and model.device.epochs_to_repay_plan is not None:
             plan = start.plan
     chosen = make_plan(rows, model.device, plan, epochs, batch_size)
@@ -221,30 +194,6 @@ def epochs(
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
     return states
-
-
-def _check_start(
-    start: Snapshot, model: MLP, optimizer: Optimizer, epochs: int | None, rows: int, batch_size: int | None
-) -> None:
-    if start.theta.shape != (model.layout.size,):
-        raise ValueError(f"start has {start.theta.size} parameters, and the model {model.layout.size}; use the same")
-    if start.theta.dtype != model.dtype:
-        raise ValueError(f"start is of dtype {start.theta.dtype}, and the model of {model.dtype}; use the same")
-    known = optimizer.init(model.theta)
-    if start.optimizer.keys() != known.keys():
-        has, needs = (", ".join(sorted(state)) or "nothing" for state in (start.optimizer, known))
-        raise ValueError(
-            f"start holds {has} of an optimizer, and {type(optimizer).__name__} needs {needs}; use the same"
-        )
-    batch = rows if batch_size is None else batch_size
-    if start.rows != start.update * batch or start.rows >= rows:
-        raise ValueError(
-            f"start is after update {start.update} with {start.rows} rows, and an epoch of {rows} rows in batches of "
-            f"{batch} has no such place; use the data and the batch size it was taken with"
-        )
-    begun = start.epoch + (start.update > 0)
-    if epochs is not None and epochs < begun:
-        raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
 
 
 def _run(

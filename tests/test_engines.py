@@ -384,10 +384,11 @@ def test_trainings_that_overlap_leave_blas_its_threads(order, rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"theta": np.zeros(5)}, "start has 5 parameters, and the model 27"),
-        ({"theta": np.zeros(27, np.float32)}, "start is of dtype float32, and the model of float64"),
-        ({"optimizer": {}}, "start holds nothing of an optimizer, and Adam needs mean, square, updates"),
-        ({"optimizer": {"velocity": np.zeros(27)}}, "start holds velocity of an optimizer"),
+        ({"theta": np.zeros(5)}, r"start has theta of shape \(5,\), and the model has 27 parameters"),
+        ({"theta": np.zeros(27, np.float32)}, "start has theta of float32, and the model computes in float64"),
+        ({"theta": np.full(27, np.nan)}, "start has theta with values that are NaN or infinite"),
+        ({"optimizer": {}}, "start has an optimizer that keeps nothing, and Adam keeps mean, square, updates"),
+        ({"optimizer": {"velocity": np.zeros(27)}}, "start has an optimizer that keeps velocity"),
     ],
 )
 def test_a_snapshot_of_another_run_is_refused(change, message, rng):

@@ -166,7 +166,7 @@ def test_nothing_that_happens_afterwards_changes_a_snapshot(data):
 
 def test_a_start_that_does_not_fit_is_refused(data):
     states = list(mx.epochs(network(), *data, epochs=2, batch_size=8, pause=lambda: True))
-    with pytest.raises(ValueError, match="start has 43 parameters, and the model 63; use the same"):
+    with pytest.raises(ValueError, match=r"theta of shape \(43,\), and the model has 63 parameters; use the same"):
         mx.epochs(mx.MLP([6, 6, 3]), *data, start=states[-1].snapshot())
     for batch_size in (None, 7, 9, 100):
         with pytest.raises(ValueError, match=r"start is after update 1 with 8 rows, and .* has no such place"):

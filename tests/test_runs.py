@@ -18,7 +18,8 @@ from numpy.testing import assert_array_equal
 import mlp_xp as mx
 from mlp_xp.files.tensors import load, save
 from mlp_xp.runs.folder import RunFolder
-from mlp_xp.runs.record import FILE, check_snapshot, read, size
+from mlp_xp.runs.record import FILE, read, size
+from mlp_xp.snapshot import check_snapshot
 
 
 @pytest.fixture

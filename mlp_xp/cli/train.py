@@ -22,7 +22,7 @@ from ..devices import PRECISIONS
 from ..devices.blas_threads import at_most
 from ..files import probe_writable
 from ..fit import DivergenceError, fit
-from ..loop import Snapshot, State
+from ..loop import State
 from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
@@ -32,6 +32,7 @@ from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
 from ..runs.report import WIDTH, environment, result_table
 from ..runs.training import Training
+from ..snapshot import Snapshot
 from .config import PRESETS, Config, parse
 from .data import Data, load_data
 from .errors import exit_code, printable

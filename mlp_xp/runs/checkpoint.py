@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..files.tensors import CheckpointError
-from ..loop import Snapshot
+from ..snapshot import Snapshot
 from .folder import RunFolder
 from .record import Record
 from .signals import Interrupted, StopSignals

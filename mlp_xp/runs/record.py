@@ -16,26 +16,22 @@ Version 1 has no ``versions``, calls ``callback.0`` ``stopping.0``, and R^2 ``va
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import brief
 from ..files import tensors as tensor_file
 from ..files.tensors import CheckpointError
-from ..loop import Snapshot
-from ..mlp import MLP
 from ..objective import OUTPUTS
-from ..optim import Optimizer
+from ..snapshot import Snapshot
 
-__all__ = ["FILE", "Record", "check_same", "check_snapshot", "read", "size", "write"]
+__all__ = ["FILE", "Record", "check_same", "read", "size", "write"]
 
 FILE = "checkpoint.safetensors"
 VERSION = 2
-_MOST = 2**53  # of any count: what a float holds exactly
-_SHOWN = 200  # letters of a setting that a message quotes
 
 
 class Record(NamedTuple):
@@ -154,7 +150,7 @@ def check_same(folder: str | os.PathLike[str], then: Mapping[str, Any], now: Map
     Settings that the run does not know came with a later version; they did not affect the run.
     """
     changed = [
-        f"{_brief(name)}: {_brief(then[name])}, now {_brief(now.get(name))}"
+        f"{brief(name)}: {brief(then[name])}, now {brief(now.get(name))}"
         for name in then
         if now.get(name) != then[name]
     ]
@@ -163,73 +159,3 @@ def check_same(folder: str | os.PathLike[str], then: Mapping[str, Any], now: Map
             f"{folder} cannot be resumed with other settings than it was started with ({'; '.join(changed)}); "
             "leave them as they were, or start a new run in another folder"
         )
-
-
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def check_snapshot(start: Snapshot, model: MLP, optimizer: Optimizer, rows: int, batch_size: int | None) -> None:
-    """Raise a ValueError unless a training of this model, with this optimizer, can go on from `start`.
-
-    Parameters
-    ----------
-    start : Snapshot
-        Of a run, or read from a file, where it may hold anything.
-    model : MLP
-    optimizer : Optimizer
-    rows : int
-        Rows of the training data.
-    batch_size : int, optional
-        Rows per update; None takes all.
-    """
-    for name in ("epoch", "update", "rows"):
-        if not _is_count(getattr(start, name)):
-            raise ValueError(f"start has {name} {_brief(getattr(start, name))}; it must be a whole number below 2^53")
-    for name in ("loss_sum", "seconds"):
-        if not _is_real(getattr(start, name)):
-            raise ValueError(f"start has {name} {_brief(getattr(start, name))}; it must be a finite number")
-    batch = rows if batch_size is None else min(batch_size, rows)
-    if start.rows != start.update * batch or start.rows >= rows:
-        raise ValueError(
-            f"start is after update {start.update} with {start.rows} rows, and an epoch of {rows} rows in batches of "
-            f"{batch} has no such place; use the data and the batch size it was taken with"
-        )
-    if start.seconds < 0 or (start.update == 0 and (start.loss_sum or start.seconds)):
-        raise ValueError("start has a loss or a duration that nothing in its epoch can have; use it as it was taken")
-    if start.plan not in ("dense", "zero", "ragged"):
-        raise ValueError(f"start has the plan {_brief(start.plan)}; it must be 'dense', 'zero' or 'ragged'")
-    _check_vector("theta", start.theta, model)
-    _check_optimizer(start.optimizer, model, optimizer)
-
-
-def _check_optimizer(state: Any, model: MLP, optimizer: Optimizer) -> None:
-    kind, fresh = type(optimizer).__name__, optimizer.init(model.theta)
-    if not isinstance(state, dict) or state.keys() != fresh.keys():
-        found, wanted = (", ".join(names) or "nothing" for names in (map(str, state), fresh))
-        raise ValueError(f"start has an optimizer that keeps {_brief(found)}, and {kind} keeps {wanted}; use the same")
-    for name, value in fresh.items():
-        if not isinstance(value, int | float):
-            _check_vector(name, state[name], model)
-        elif not (_is_count(state[name]) if isinstance(value, int) else _is_real(state[name])):
-            raise ValueError(f"start has {name} {_brief(state[name])}, which the state of {kind} cannot have")
-
-
-def _check_vector(name: str, value: Any, model: MLP) -> None:
-    size = model.layout.size
-    if not isinstance(value, np.ndarray) or value.shape != (size,):
-        shape = value.shape if isinstance(value, np.ndarray) else type(value).__name__
-        raise ValueError(f"start has {name} of shape {shape}, and the model has {size} parameters; use the same model")
-    if value.dtype != model.dtype:
-        raise ValueError(f"start has {name} of {value.dtype}, and the model computes in {model.dtype}; use the same")
-    if not np.isfinite(value).all():
-        raise ValueError(f"start has {name} with values that are NaN or infinite; take a start from before")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MOST
-
-
-def _is_real(value: Any) -> bool:
-    return _is_count(value) or (type(value) is float and math.isfinite(value))

@@ -10,12 +10,12 @@ from typing import Any
 from ..callbacks import History
 from ..checks import check_count
 from ..files.tensors import CheckpointError
-from ..loop import Snapshot
 from ..mlp import MLP
 from ..objective import Targets
 from ..optim import Optimizer
 from ..rows.source import Rows
-from .record import Record, check_snapshot
+from ..snapshot import Snapshot, check_snapshot
+from .record import Record
 
 __all__ = ["Training"]
 
