@@ -173,6 +173,16 @@ def test_what_was_opened_for_another_model_is_checked_again(device, data):
             wrong()
 
 
+@pytest.mark.parametrize("device", ["strict", "torch", "jax"])
+def test_rows_of_one_device_are_not_for_a_model_on_another(device, data):
+    model = network(device=device)
+    rows = model.open(model.device.asarray(data[0]))
+    assert model.open(rows) is rows
+    with pytest.raises(TypeError, match=f"the rows are on device '{device}', and the model computes on 'cpu'; open"):
+        network().open(rows)
+    network().open(model.open(data[0]))  # on the host, where any model finds them
+
+
 def test_nothing_is_trained_before_the_first_state(data):
     model = network()
     before = model.theta.copy()

@@ -108,13 +108,18 @@ def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | Non
     ValueError
         If X is empty, not two-dimensional, of the wrong width, not numeric, or holds NaN or infinity.
     TypeError
-        If it is an array of another device.
+        If it is an array, or rows, of another device.
     """
     if isinstance(X, Rows):
         if X.shape[1] != width:
             raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
         if not X.pixels and not str(X.dtype).endswith(dtype):
             raise ValueError(f"the rows are of {X.dtype}, and the model computes in {dtype}; open them with this model")
+        if X.home is not None and X.home.name != device.name:
+            raise TypeError(
+                f"the rows are on device {X.home.name!r}, and the model computes on {device.name!r}; open them with "
+                "this model"
+            )
         return X
     X = as_features(X, width, device, dtype, pixels)
     return InMemory(X, None if type(X) is np.ndarray else device)
