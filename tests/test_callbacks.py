@@ -188,8 +188,8 @@ def test_a_fit_that_never_began_does_not_touch_the_model_of_the_one_before(data)
 
 def test_what_has_begun_is_closed_also_if_the_training_does_not_begin(data):
     counting = Counting()
-    for wrong in ({"threads": 0}, {"callbacks": [counting, mx.EarlyStopping(monitor="val_loss")]}):
-        with pytest.raises(ValueError, match=r"threads|needs"):
+    for wrong in ({"batch_size": 0}, {"callbacks": [counting, mx.EarlyStopping(monitor="val_loss")]}):
+        with pytest.raises(ValueError, match=r"batch_size|needs"):
             mx.fit(network(), *data, **{"callbacks": [counting], **wrong})
         assert (counting.count, counting.closed) == (0, 1)
 

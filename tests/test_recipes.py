@@ -109,7 +109,7 @@ def test_every_library_trains_it(device, batch_size, toy, rng):
     there = mx.MLP(**model.config, device=device)
     arguments = {"batch_size": batch_size, "optimizer": mx.Adam(lr=0.01)}
     assert_allclose(losses(there, X, y, **arguments), losses(model, X, y, **arguments), rtol=1e-10)
-    assert_allclose(there.outputs(X), model.outputs(X), rtol=1e-9)
+    assert_allclose(there.outputs(X), model.outputs(X), rtol=1e-9, atol=1e-9)
 
 
 def test_it_is_saved_and_loaded(toy, rng, tmp_path):
@@ -157,7 +157,8 @@ def test_onnx_computes_it(dtype, toy, rng):
     session = runtime.InferenceSession(to_onnx(model).SerializeToString(), providers=["CPUExecutionProvider"])
     got = session.run(None, {"X": X.astype(dtype)})[-1]
     want = model.predict(X) if mx.OUTPUTS[model.output].task == "values" else model.predict_proba(X)
-    assert_allclose(got, want, rtol=1e-5 if dtype == "float32" else 1e-12)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.needs("torch")
@@ -166,7 +167,7 @@ def test_torch_computes_it(toy, rng):
 
     model, X, _ = toy(rng, rows=20)
     module = model.to_torch()
-    assert_allclose(module(torch.tensor(X)).detach().numpy(), model.outputs(X), rtol=1e-12)
+    assert_allclose(module(torch.tensor(X)).detach().numpy(), model.outputs(X), rtol=1e-12, atol=1e-12)
     assert mx.MLP.from_torch(module, model.output).config == model.config | {"seed": 0}
 
 

@@ -500,7 +500,7 @@ def cpu_seconds(*command):
 
 @pytest.mark.parametrize("command", ["train", "predict", "trace"])
 def test_help_is_quick_and_imports_little(command):
-    heavy = "{'torch', 'jax', 'matplotlib', 'sklearn', 'PIL', 'cupy', 'pooch', 'tqdm'}"
+    heavy = "{'torch', 'jax', 'matplotlib', 'sklearn', 'PIL', 'cupy', 'pooch', 'tqdm', 'numpy.f2py'}"
     code = f"import sys, mlp_xp.{command}; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
     seconds = min(cpu_seconds("-m", f"mlp_xp.{command}", "--help") for _ in range(3))
