@@ -92,8 +92,9 @@ def pytest_runtest_setup(item):
 SIGNALS = sorted(signal.valid_signals())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)  # Windows has neither
 PATIENCE = 2  # seconds for a thread that is ending
-FOREIGN = {  # set by pytest, and by JAX, scikit-learn and PyTorch
+FOREIGN = {  # set by pytest, and by JAX, scikit-learn, PyTorch and Jupyter's debugger
     "PYTEST_CURRENT_TEST",
+    "PYDEVD_USE_FRAME_EVAL",
     "TF_CPP_MIN_LOG_LEVEL",
     "TPU_SKIP_MDS_QUERY",
     "KMP_INIT_AT_FORK",

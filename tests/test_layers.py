@@ -207,7 +207,7 @@ def test_x_goes_down_from_the_command_to_the_gradient_through_eight_modules(tmp_
     assert train.main(arguments) == 0
     way = [*dict.fromkeys(stacks[0][::-1]), "mlp_xp.kernels.cpu.numpy_"]
     way.remove("mlp_xp.cli.errors")  # around the command, for its exit code
-    page = (FOLDER.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = page[page.index("| module | what it does with X |") :].partition("\n\n")[0]
     assert [f"mlp_xp.{name}".replace("/", ".") for name in re.findall(r"^\| `([\w/]+)\.py`", table, re.M)] == way
     assert len(way) <= 8
