@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..checks import check_count
 from ..devices import PRECISIONS
+from ..rows.plan import PLANS
 from ..runs.checkpoint import check_every
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
@@ -67,7 +68,7 @@ class Config:
     validation: float = _option(
         0.0, "share of the training data kept for validation; with --tol, 0.1 if not given", metavar="SHARE"
     )
-    plan: str = _option("auto", "how the data are stored", ("auto", "dense", "zero", "ragged"))
+    plan: str = _option("auto", "how the data are stored", PLANS)
     threads: int | None = _option(None, "threads on the CPU; all cores if not given", metavar="N", free=True)
     seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
     report_every: int = _option(
