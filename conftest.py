@@ -30,10 +30,15 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
 def pytest_addoption(parser):
     """Add --slow."""
     parser.addoption("--slow", action="store_true", help="also run the tests that take more than ten seconds")
+    parser.addoption("--emulated-cuda", action="store_true", help="run the tests for a GPU on an emulated one")
 
 
 def pytest_configure(config):
     """Take the suite's seed; without one, hypothesis draws the same examples in every run too."""
+    if config.getoption("emulated_cuda"):
+        from tests.cuda import emulated
+
+        emulated.install()
     config.seed = int(os.environ.get("MLP_XP_SEED", "2024"))
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # `nohup python -m pytest &` begins with signals that are ignored
         if signal.getsignal(number := getattr(signal, name, signal.SIGTERM)) == signal.SIG_IGN:
@@ -69,6 +74,13 @@ def missing(need):
     except ModuleNotFoundError:  # the package around it
         found = False
     return "" if found else f"needs {need}, which is not installed: {remedy}"
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as a GPU's what runs on the device "cuda"."""
+    for item in items:
+        if hasattr(item, "callspec") and str(item.callspec.params.get("device")).partition(":")[0] == "cuda":
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.hookimpl(tryfirst=True)
