@@ -18,6 +18,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +69,8 @@ def install() -> None:
     global _library
     if _library is not None:
         return
+    if "cupy_backends" in sys.modules:
+        raise RuntimeError("CuPy is imported already, and has looked for its GPU; install the emulated CUDA before")
     places = _find()
     flags = " ".join(filter(None, (KERNEL_FLAGS, os.environ.get("MLP_XP_KERNEL_FLAGS"))))
     folder = _built(places, flags)
@@ -150,7 +153,7 @@ def _absent_cublas(places: Places) -> str:
     extension = next((places.extensions / "cuda/libs").glob("cublas.*.so")).read_bytes()
     wanted = {match.decode() for match in re.findall(rb"\0(cublas[A-Z]\w+)(?=\0)", extension)}
     own = set(re.findall(r"(cublas\w+)\(", (HERE / "cublas.cpp").read_text()))
-    report = "API int {0}() {{ return emulated_missing(\"{0}\"); }}\n"
+    report = 'API int {0}() {{ return emulated_missing("{0}"); }}\n'
     texts = [report.format(name) for name in sorted(wanted - own)]
     return "".join(['#include "emulator.h"\nAPI int emulated_missing(const char*);\n', *texts])
 
