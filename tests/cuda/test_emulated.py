@@ -464,32 +464,19 @@ LAST = """
     if (threadIdx.x == 0) last = atomicInc(reinterpret_cast<unsigned*>(y), gridDim.x - 1) == gridDim.x - 1;
     {}
     if (last) x[500 + threadIdx.x] = x[threadIdx.x] + x[32 + (threadIdx.x ^ 5)];"""
+SHARED = "__shared__ float s[64]; s[threadIdx.x] = 1;"
 RACES = {  # and whether they are
     "own elements": ("x[blockIdx.x * blockDim.x + threadIdx.x] = 1;", False),
     "one element": ("x[threadIdx.x / 2] = 1;", True),
     "one element of two blocks": ("x[threadIdx.x] = 1;", True),
     "an element that is read": ("if (blockIdx.x == 0) x[32 + threadIdx.x] = x[33 + threadIdx.x];", True),
     "all read one": ("x[64 * blockIdx.x + threadIdx.x] = y[0];", False),
-    "the block's barrier": (
-        "__shared__ float s[64]; s[threadIdx.x] = 1; __syncthreads(); x[64 * blockIdx.x + threadIdx.x] = s[63 - threadIdx.x];",
-        False,
-    ),
-    "no barrier": (
-        "__shared__ float s[64]; s[threadIdx.x] = 1; x[64 * blockIdx.x + threadIdx.x] = s[63 - threadIdx.x];",
-        True,
-    ),
-    "the warp's barrier": (
-        "__shared__ float s[64]; s[threadIdx.x] = 1; __syncwarp(); x[64 * blockIdx.x + threadIdx.x] = s[threadIdx.x ^ 5];",
-        False,
-    ),
-    "the other warp's": (
-        "__shared__ float s[64]; s[threadIdx.x] = 1; __syncwarp(); x[64 * blockIdx.x + threadIdx.x] = s[threadIdx.x ^ 32];",
-        True,
-    ),
+    "the block's barrier": (SHARED + "__syncthreads(); x[64 * blockIdx.x + threadIdx.x] = s[63 - threadIdx.x];", False),
+    "no barrier": (SHARED + "x[64 * blockIdx.x + threadIdx.x] = s[63 - threadIdx.x];", True),
+    "the warp's barrier": (SHARED + "__syncwarp(); x[64 * blockIdx.x + threadIdx.x] = s[threadIdx.x ^ 5];", False),
+    "the other warp's": (SHARED + "__syncwarp(); x[64 * blockIdx.x + threadIdx.x] = s[threadIdx.x ^ 32];", True),
     "written while it may be read": (
-        "__shared__ float s[64]; s[threadIdx.x] = 1; __syncthreads(); const float r = s[63 - threadIdx.x];"
-        "s[threadIdx.x] = r;",
-        True,
+        SHARED + "__syncthreads(); const float r = s[63 - threadIdx.x]; s[threadIdx.x] = r;", True,
     ),
     "the last block": (LAST.format("__threadfence();", "__syncthreads();"), False),
     "the last block without a fence": (LAST.format("", "__syncthreads();"), True),

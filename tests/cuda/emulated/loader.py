@@ -22,7 +22,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 HERE = Path(__file__).parent
 PARTS = "state", "memory", "streams", "kernels", "cublas", "absent"
@@ -193,7 +193,7 @@ def _redirect(path: Path, library: ctypes.CDLL) -> None:
 class _Absent:
     """Code that says which function is missing; it lives as long as the process."""
 
-    kept: list[object] = []
+    kept: ClassVar[list[object]] = []
 
     def __init__(self, library: ctypes.CDLL, names: dict[str, int]) -> None:
         self._memory = mmap.mmap(-1, 32 * len(names), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
