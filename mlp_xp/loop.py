@@ -10,10 +10,10 @@ from typing import Any, SupportsFloat
 from .checks import check_count
 from .devices import Array
 from .devices.blas_threads import default_threads
-from .engines import Done, Engine, Setup, make_engine
+from .engines import Done, Engine, Setup, choose_plan, make_engine
 from .mlp import MLP
 from .optim import SGD, Optimizer, OptimizerState
-from .rows.plan import Plan, make_plan
+from .rows.plan import Plan
 from .snapshot import Snapshot, check_snapshot
 
 __all__ = ["State", "epochs"]
@@ -188,7 +188,7 @@ def epochs(
             raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
         if plan == "auto" and model.device.epochs_to_repay_plan is not None:
             plan = start.plan
-    chosen = make_plan(rows, model.device, plan, epochs, batch_size)
+    chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size)
     engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count))
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:

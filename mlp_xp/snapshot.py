@@ -11,6 +11,7 @@ import numpy as np
 from .checks import brief
 from .mlp import MLP
 from .optim import Optimizer
+from .rows.plan import PLANS
 
 __all__ = ["Snapshot", "check_snapshot"]
 
@@ -74,8 +75,8 @@ def check_snapshot(start: Snapshot, model: MLP, optimizer: Optimizer, rows: int,
         )
     if start.seconds < 0 or (start.update == 0 and (start.loss_sum or start.seconds)):
         raise ValueError("start has a loss or a duration that nothing in its epoch can have; use it as it was taken")
-    if start.plan not in ("dense", "zero", "ragged"):
-        raise ValueError(f"start has the plan {brief(start.plan)}; it must be 'dense', 'zero' or 'ragged'")
+    if start.plan not in PLANS[1:]:
+        raise ValueError(f"start has the plan {brief(start.plan)}; it must be one of {', '.join(map(repr, PLANS[1:]))}")
     _check_vector("theta", start.theta, model)
     _check_optimizer(start.optimizer, model, optimizer)
 

@@ -20,13 +20,13 @@ import numpy as np
 from ..callbacks import Evaluation, History, Progress
 from ..devices import PRECISIONS
 from ..devices.blas_threads import at_most
+from ..engines import choose_plan
 from ..files import probe_writable
 from ..fit import DivergenceError, fit
 from ..loop import State
 from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
-from ..rows.plan import make_plan
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
@@ -68,7 +68,7 @@ def run(config: Config) -> Path | None:
         if config.dry_run:
             with suppress(Ready):
                 _train(config, data, notes, model, optimizer, Rehearsal(folder, resume=config.resume is not None))
-            print(*_outlook(config, data, model, path), sep="\n")
+            print(*_outlook(config, data, model, optimizer, path), sep="\n")
             return None
         kept = asdict(replace(config, resume=None))
         checkpoint = Checkpoint(folder, config.checkpoint_every, config.resume is not None, kept)
@@ -142,9 +142,10 @@ def _train(
         raise DivergenceError(f"{error}; {left} {folder}") from None
 
 
-def _outlook(config: Config, data: Data, model: MLP, path: Path) -> list[str]:
+def _outlook(config: Config, data: Data, model: MLP, optimizer: Optimizer, path: Path) -> list[str]:
     """Return what a run would do."""
-    plan = make_plan(model.open(data.train.X), model.device, config.plan, config.epochs, config.batch_size or None)
+    rows, batch_size = model.open(data.train.X), config.batch_size or None
+    plan = choose_plan(rows, model, optimizer, config.plan, config.epochs, batch_size)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
         fill(f"{model}", WIDTH),

@@ -16,9 +16,10 @@ from .source import Rows
 
 __all__ = ["PLANS", "Plan", "make_plan"]
 
-PLANS = ("auto", "dense", "zero", "ragged")
+PLANS = ("auto", "dense", "sparse", "zero", "ragged")
 _SAMPLE = 8192  # rows from which the order of the columns is decided
 _BLOCK = 4096  # rows that are looked at together
+_WORTH_LISTS = 0.6  # of the columns, used by either of two rows: with more, lists of them cost more than they save
 _WORTH = 0.85  # of the columns, on average: a plan that needs more of them is not worth sorting the rows
 
 
@@ -28,8 +29,8 @@ class Plan:
 
     Attributes
     ----------
-    kind : {"dense", "zero", "ragged"}
-        ``dense``: as given. ``zero``: columns that are zero in all rows come last and are left out. ``ragged``: columns
+    kind : {"dense", "sparse", "zero", "ragged"}
+        ``dense``: as given. ``sparse``: as given, and zeros are skipped one by one. ``zero``: columns that are zero in all rows come last and are left out. ``ragged``: columns
         that few rows use come last, and each shard of rows with similar needs is stored up to the last one it uses.
     reason : str
         Why this kind was chosen, in words.
@@ -77,8 +78,9 @@ class Plan:
 
 
 def make_plan(
-    rows: Rows, device: Device, kind: str = "auto", epochs: int | None = None, batch_size: int | None = None
-) -> Plan:
+    rows: Rows, device: Device, kind: str = "auto", epochs: int | None = None, batch_size: int | None = None,
+    skips: bool = False,
+) -> Plan:  # fmt: skip
     """Look at the data once and choose how to store them.
 
     Parameters
@@ -86,12 +88,14 @@ def make_plan(
     rows : Rows
     device : Device
         Where they will be trained on.
-    kind : {"auto", "dense", "zero", "ragged"}
-        ``"auto"`` takes the ragged plan if it leaves out enough products by zero to pay for itself within `epochs`.
+    kind : {"auto", "dense", "sparse", "zero", "ragged"}
+        ``"auto"`` takes the sparse plan, if the engine has it and there are zeros enough, or else the ragged plan if it leaves out enough products by zero to pay for itself within `epochs`.
     epochs : int, optional
         How often the data will be passed over; None for often.
     batch_size : int, optional
         Rows that meet at random in a mini-batch; None for shards of sorted rows.
+    skips : bool
+        Whether the engine can skip zeros one by one.
 
     Raises
     ------
@@ -102,6 +106,10 @@ def make_plan(
     (n, d), repay = rows.shape, device.epochs_to_repay_plan
     if kind == "dense":
         return Plan("dense", "asked for", d)
+    if kind == "sparse" and not skips:
+        raise ValueError("plan 'sparse' takes the compiled library, which cannot train this here; use plan='auto'")
+    if skips and kind in ("auto", "sparse"):
+        return _sparse_plan(rows, device, kind, batch_size)
     if repay is None:
         if kind == "auto":
             return Plan("dense", f"device {device.name!r} takes the data as they are", d)
@@ -116,6 +124,21 @@ def make_plan(
     if kind == "zero":
         return _zero_plan(rows, background)
     return _ragged_plan(rows, sample, background, device.block_rows, kind == "auto")
+
+
+def _sparse_plan(rows: Rows, device: Device, kind: str, batch_size: int | None) -> Plan:
+    """Return the plan whose zeros are skipped, unless there are too few of them or a background pays better."""
+    n, d = rows.shape
+    sample = np.asarray(rows.block(0, n)[:: max(1, n // _SAMPLE), :])
+    used = sample != 0
+    needed, pairs = float(used.sum(axis=1).mean()), float((used[: len(used) // 2] | used[-(len(used) // 2) :]).sum(axis=1).mean()) if n > 1 else 0
+    if kind == "sparse":
+        return Plan("sparse", "asked for", needed)
+    if pairs <= _WORTH_LISTS * d < 2**16:
+        return Plan("sparse", f"{needed:.0f} of {d} numbers in a row are not zero on average", needed)
+    if batch_size is None and usual_values(sample, next(_blocks(rows))).any():
+        return make_plan(rows, device, "auto", None, batch_size)
+    return Plan("dense", f"{needed:.0f} of {d} numbers in a row are not zero on average, too many to skip the others", d)
 
 
 def _zero_plan(rows: Rows, background: np.ndarray[Any, Any]) -> Plan:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ...devices.blas_threads import Library, blas_libraries
 
-__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "row_tiles"]
+__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "gemm_address", "row_tiles"]
 
 _SYMBOLS: tuple[
     tuple[str, Any], ...
@@ -210,3 +210,14 @@ def _numpy_blas() -> Any:
         if library.controller.internal_api == "openblas" and "numpy" in library.controller.filepath:
             return _Blas(library)
     return None
+
+
+def gemm_address(dtype: Any) -> tuple[int, bool] | None:
+    """Return where ``cblas_?gemm`` of NumPy's BLAS is, and whether its integers have 64 bits; None if nobody knows."""
+    blas = _numpy_blas()
+    gemm = blas and blas.function("gemm", np.dtype(dtype).char)
+    if not gemm:
+        return None
+    address = ctypes.cast(gemm, ctypes.c_void_p).value
+    assert address is not None
+    return address, blas.integer is ctypes.c_int64

@@ -1,0 +1,241 @@
+"""The engine of the compiled library: it replays what the text of forward and backward does, whole epochs at a time.
+
+The text runs once, on kernels that write down each call. What they wrote is to the processor what a CUDA graph is to a
+GPU: it is replayed for each block of rows, and nothing of it is repeated here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..kernels.cpu import compiled
+from ..kernels.cpu.blas import gemm_address
+from ..kernels.cpu.compiled import FUNCTIONS, OPERATIONS, ROW_BYTES
+from ..kernels.recording import Program, RecordingKernels, symbols
+from ..mlp import MLP
+from ..model import Network, grad_sum
+from ..optim import SGD, Adam, Optimizer, OptimizerState
+from ..params import GradSum
+from ..rows.batches import shuffled_rows
+from ..rows.source import Rows
+from .base import Done, Setup
+from .host import HostEngine
+from .reduce import groups_of
+
+__all__ = ["CompiledEngine", "why_not"]
+
+_SHARD = 512  # rows
+_PIECE = 5e-3  # seconds of updates between two questions whether to pause
+_MOST_THREADS = 256
+
+_Vector = np.ndarray[Any, Any]
+
+
+def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
+    """Return why the compiled library cannot train this, in words, or None if it can."""
+    if compiled.library() is None:
+        return "there is no compiled library"
+    if gemm_address(model.dtype) is None:
+        return "NumPy's BLAS is not one that it knows"
+    if type(optimizer).update not in (SGD.update, Adam.update):
+        return f"it does not know the update of {type(optimizer).__name__}"
+    names = {instruction.name for instruction in _record(model).instructions}
+    if unknown := sorted(names - FUNCTIONS.keys()):
+        return f"it does not know {' or '.join(unknown)}"
+    X = rows.block(0, 1)
+    if type(X) is not np.ndarray or rows.home is not None:
+        return "the rows are not in the host's memory"
+    if not (X.flags.c_contiguous and X.strides[0] == X.shape[1] * X.itemsize) and rows.shape[0] > 1:
+        return "the rows do not lie one behind another"
+    return None
+
+
+def _record(model: MLP) -> Program:
+    kernels: Any = RecordingKernels(model.sizes)
+    layers = symbols(len(model.sizes) - 1)
+    grad_sum(Network(model.network.g, model.objective), kernels, layers, None, None, layers)
+    return kernels.program
+
+
+class _Padded:
+    """Where the parameters are if each row of a layer's block begins at a multiple of 64 bytes.
+
+    Parameters
+    ----------
+    model : MLP
+    """
+
+    def __init__(self, model: MLP) -> None:
+        self.dtype, self.own = np.dtype(model.dtype), model.layout.blocks
+        row = ROW_BYTES // self.dtype.itemsize
+        shapes = [(1 + d, -(-h // row) * row) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
+        ends = np.cumsum([rows * columns for rows, columns in shapes])
+        starts = [0, *ends[:-1]]
+        self.blocks = list(zip(map(slice, starts, ends), shapes, model.sizes[1:], strict=True))
+        self.size = int(ends[-1])
+
+    def zeros(self) -> _Vector:
+        """Return a vector in this form, on a boundary."""
+        memory = np.zeros(self.size + 2 * ROW_BYTES // self.dtype.itemsize, self.dtype)
+        first = -memory.ctypes.data % ROW_BYTES // self.dtype.itemsize
+        return memory[first : first + self.size]
+
+    def put(self, vector: _Vector, into: _Vector) -> None:
+        """Copy a vector (P,) into one of this form."""
+        for own, (block, (rows, columns), units) in zip(self.own, self.blocks, strict=True):
+            into[block].reshape(rows, columns)[:, :units] = vector[own].reshape(rows, units)
+
+    def take(self, vector: _Vector) -> _Vector:
+        """Return a vector of this form as a new one (P,)."""
+        return np.concatenate(
+            [vector[block].reshape(shape)[:, :units].reshape(-1) for block, shape, units in self.blocks]
+        )
+
+
+class CompiledEngine:
+    """Updates by the compiled library, on threads of its own.
+
+    Parameters
+    ----------
+    setup : Setup
+        With the plan ``"dense"`` or ``"sparse"``, and nothing that :func:`why_not` names.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        library = compiled.library()
+        assert library is not None
+        self._setup, self.plan, model = setup, setup.plan, setup.model
+        self._n = setup.rows.shape[0]
+        self.updates = 1 if setup.batch_size is None else -(-self._n // setup.batch_size)
+        self._padded, dtype = _Padded(model), np.dtype(model.dtype)
+        self._theta, self._gradient = self._padded.zeros(), self._padded.zeros()
+        self._state = setup.optimizer.init(model.theta)
+        self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
+        self._count = 0
+        self._known: _Vector | None = None
+        self._has_gradient = False
+        self._kept = self._described()
+        new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
+        replay = new(ctypes.byref(self._kept[0]))
+        if not replay:
+            raise MemoryError(f"there is no memory for updates of {setup.batch_size or _SHARD} rows")
+        self._replay = ctypes.c_void_p(replay)
+        weakref.finalize(self, free, self._replay)
+        self._seconds = _PIECE  # of an update, lately
+
+    def _described(self) -> tuple[compiled.Setup, list[Any]]:
+        """Return what the library is given, and what has to live as long as that."""
+        setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
+        program = _record(model)
+        instructions = (compiled.Instruction * len(program.instructions))(
+            *(
+                compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
+                for operation, name, layer, source, other, target in program.instructions
+            )
+        )
+        X, y = setup.rows.block(0, self._n), np.ascontiguousarray(setup.targets.y)
+        sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)
+        first, second, *_ = [*self._vectors.values(), None, None]
+        address = gemm_address(model.dtype)
+        assert address is not None
+        given = compiled.Setup(
+            layers=len(model.sizes) - 1, buffers=len(widths), instructions=len(instructions),
+            sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
+            gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data, rows=self._n,
+            bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
+            first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
+            l2=setup.objective.l2, batch=setup.batch_size or self._n, shard=_SHARD,
+            groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)), threads=min(setup.threads, _MOST_THREADS),
+            **_constants(optimizer),
+        )  # fmt: skip
+        return given, [X, y, sizes, widths, instructions]
+
+    # The interface of engines.
+
+    def grad_sum(self, theta: _Vector) -> GradSum:
+        return HostEngine(self._setup).grad_sum(theta)
+
+    def begin(self, theta: _Vector, epoch: int, lr: float, done: Done) -> None:
+        began = perf_counter()
+        if theta is not self._known:
+            self._padded.put(theta, self._theta)
+        optimizer = self._setup.optimizer
+        self._lr = lr
+        self._lr_bias = lr if optimizer.lr_bias is None else lr * (optimizer.lr_bias / optimizer.base_lr)
+        self._order = None
+        if self._setup.batch_size is not None:
+            self._order = shuffled_rows(self._setup.model.seed, epoch, self._n).astype(np.int32)
+        self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
+
+    def advance(self, pause: Callable[[], bool] | None) -> Done:
+        began = perf_counter()
+        updates, _, loss_sum, seconds = self._done
+        loss_sum = float(loss_sum)
+        with self._setup.model.device.active():
+            while updates < self.updates:
+                count = self.updates - updates
+                if pause is not None:
+                    count = min(count, max(1, int(_PIECE / self._seconds)))
+                start = perf_counter()
+                loss_sum += self._piece(updates, updates + count)
+                self._seconds = max((perf_counter() - start) / count, 1e-9)
+                updates += count
+                if pause is not None and updates < self.updates and pause():
+                    break
+        rows = min(self._n, updates * (self._setup.batch_size or self._n))
+        self._done = Done(updates, rows, loss_sum, float(seconds) + perf_counter() - began)
+        return self._done
+
+    def theta(self) -> _Vector:
+        self._known = self._padded.take(self._theta)  # given this, `begin` need not copy it back
+        return self._known
+
+    def gradient(self) -> _Vector | None:
+        return self._padded.take(self._gradient) if self._has_gradient else None
+
+    def state(self) -> OptimizerState:
+        vectors = {name: self._padded.take(vector) for name, vector in self._vectors.items()}
+        return {**vectors, "updates": self._count} if "updates" in self._state else vectors
+
+    def restore(self, state: OptimizerState) -> None:
+        for name, vector in self._vectors.items():
+            self._padded.put(state[name], vector)
+        self._count = state.get("updates", 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release nothing: the library's threads end with each piece, and its memory goes with this object."""
+
+    def _piece(self, first: int, last: int) -> float:
+        """Do updates of this epoch; return the sum of losses, with the penalty."""
+        piece = compiled.Piece(
+            order=None if self._order is None else self._order.ctypes.data, update=first, last=last, done=self._count,
+            rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self.updates,
+        )  # fmt: skip
+        self._run(self._replay, ctypes.byref(piece))
+        self._count += last - first
+        self._has_gradient |= last == self.updates
+        return float(piece.loss)
+
+
+def _constants(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what the library has to know of an optimizer."""
+    if isinstance(optimizer, Adam):
+        return {
+            "optimizer": 2, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
+            "decay": optimizer.weight_decay,
+        }  # fmt: skip
+    assert isinstance(optimizer, SGD)
+    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": optimizer.nesterov}

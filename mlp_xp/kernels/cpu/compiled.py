@@ -1,0 +1,109 @@
+"""The library in C that replays programs of operations: what it is given, and where it is found.
+
+It is built when the package is installed, if there is a compiler; see ``replay/`` for its text. It has no Python in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from ctypes import c_double, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Instruction", "Library", "Piece", "Setup", "library"]
+
+_log = logging.getLogger(__name__)
+
+OPERATIONS = (
+    "features", "affine", "activate", "loss", "activation_gradient", "input_gradient", "weight_gradient",
+    "bias_gradient",
+)  # fmt: skip
+FUNCTIONS = {
+    "": 0, "identity": 0, "sigmoid": 1, "tanh": 2, "relu": 3, "leaky_relu": 4,
+    "softmax_cross_entropy": 0, "sigmoid_cross_entropy": 1, "half_squared_error": 2, "perceptron_criterion": 3,
+}  # fmt: skip
+"""The numbers of activations and of losses, as in ``replay.h``."""
+FOLDER = Path(__file__).parent / "replay"
+ROW_BYTES = 64
+"""Where rows of parameters and of buffers begin: at multiples of this."""
+
+
+class Instruction(ctypes.Structure):
+    """``Instruction`` of ``replay.h``."""
+
+    _fields_ = [(name, c_int32) for name in ("operation", "function", "layer", "source", "other", "target")]
+
+
+class Setup(ctypes.Structure):
+    """``Setup`` of ``replay.h``."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("layers", "buffers", "instructions")),
+        *((name, c_void_p) for name in ("sizes", "widths", "program", "gemm")),
+        ("long_integers", c_int64),
+        *((name, c_void_p) for name in ("X", "y")),
+        *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
+        *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
+        *((name, c_int64) for name in ("optimizer", "nesterov")),
+        *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2")),
+        *((name, c_int64) for name in ("batch", "shard", "groups", "threads")),
+    ]
+
+
+class Piece(ctypes.Structure):
+    """``Piece`` of ``replay.h``."""
+
+    _fields_ = [
+        ("order", c_void_p),
+        *((name, c_int64) for name in ("update", "last", "done")),
+        *((name, c_double) for name in ("rate", "bias_rate")),
+        ("keep_gradient", c_int64),
+        ("loss", c_double),
+    ]
+
+
+class Library(NamedTuple):
+    """The functions for one set of instructions of the processor.
+
+    Attributes
+    ----------
+    path : Path
+    instructions : str
+        One of those that the library was built for, such as ``"v3"`` for x86-64-v3.
+    """
+
+    path: Path
+    instructions: str
+
+    def function(self, name: str, dtype: Any) -> Any:
+        """Return ``mlp_xp_{name}`` for float32 or float64."""
+        function = _load(self.path)[f"mlp_xp_{name}_{np.dtype(dtype).name}_{self.instructions}"]
+        function.restype = c_void_p if name == "new" else None
+        return function
+
+
+@cache
+def _load(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def library() -> Library | None:
+    """Return the library for this processor, or None, with one line in the log, if it was not built."""
+    if os.environ.get("MLP_XP_COMPILED") == "0":
+        return None
+    for path in FOLDER.glob("libreplay.*"):
+        try:
+            loaded = _load(path)
+        except OSError as error:
+            _log.info("the compiled library cannot be loaded, so NumPy computes: %s", error)
+            return None
+        loaded.mlp_xp_instructions.restype = ctypes.c_char_p
+        return Library(path, loaded.mlp_xp_instructions().decode())
+    _log.info("the package was installed without a C compiler, so NumPy computes")
+    return None

@@ -1,0 +1,48 @@
+// Matrix products in registers: C += A B, where rows of B and C are whole vectors and A has any strides.
+//
+// Each entry of C is a sum in the order of k, whatever the tile that it is in: the bits do not depend on how rows and
+// columns are cut. B is read as it lies; up to some 10^5 numbers of it stay in the cache between the tiles of rows.
+#pragma once
+
+#define VECTOR_TILE(R, V)                                                                                    \
+  static void tile_##R##_##V(int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B, int64_t ldb, \
+                             REAL *C, int64_t ldc) {                                                         \
+    Vector c[R][V];                                                                                          \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) c[r][v] = (Vector){0};             \
+    for (int64_t p = 0; p < k; p++) {                                                                        \
+      Vector b[V];                                                                                           \
+      UNROLL for (int v = 0; v < V; v++) b[v] = ((const Vector *)(B + p * ldb))[v];                          \
+      UNROLL for (int r = 0; r < R; r++) {                                                                   \
+        const REAL a = A[r * down + p * along];                                                              \
+        UNROLL for (int v = 0; v < V; v++) c[r][v] += a * b[v];                                              \
+      }                                                                                                      \
+    }                                                                                                        \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++)((Vector *)(C + r * ldc))[v] += c[r][v]; \
+  }
+typedef void Tile(int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B, int64_t ldb, REAL *C,
+                  int64_t ldc);
+
+#if TILE_ROWS == 8
+#define EACH_ROW(X, V) X(1, V) X(2, V) X(3, V) X(4, V) X(5, V) X(6, V) X(7, V) X(8, V)
+#define NAMES(V) {0, tile_1_##V, tile_2_##V, tile_3_##V, tile_4_##V, tile_5_##V, tile_6_##V, tile_7_##V, tile_8_##V}
+#else
+#define EACH_ROW(X, V) X(1, V) X(2, V) X(3, V) X(4, V)
+#define NAMES(V) {0, tile_1_##V, tile_2_##V, tile_3_##V, tile_4_##V}
+#endif
+EACH_ROW(VECTOR_TILE, 1)
+EACH_ROW(VECTOR_TILE, 2)
+EACH_ROW(VECTOR_TILE, 3)
+static Tile *const tiles[4][TILE_ROWS + 1] = {{0}, NAMES(1), NAMES(2), NAMES(3)};
+
+// C (m, n) += A (m, k) B (k, n); n is filled up to whole vectors in B and C.
+static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B,
+                     int64_t ldb, REAL *C, int64_t ldc) {
+  const int64_t vectors = (n + LANES - 1) / LANES;
+  for (int64_t v = 0; v < vectors;) {
+    const int64_t left = vectors - v, wide = left == 4 ? 2 : left < 3 ? left : 3;
+    for (int64_t i = 0; i < m; i += TILE_ROWS)
+      tiles[wide][m - i < TILE_ROWS ? m - i : TILE_ROWS](k, A + i * down, down, along, B + v * LANES, ldb,
+                                                        C + i * ldc + v * LANES, ldc);
+    v += wide;
+  }
+}

@@ -1,0 +1,469 @@
+// Replays a program of operations, see replay.h. Compiled once for each type of numbers and each set of instructions.
+#define _GNU_SOURCE
+#include "replay.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+#define ROW ((int64_t)(64 / sizeof(REAL)))  // numbers that fill a row up to 64 bytes
+typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
+#if defined(__x86_64__)
+#define LOADED(u) __asm__("" : "+v"(u))
+#else
+#define LOADED(u) __asm__("" : "+w"(u))
+#endif
+
+#include "functions.h"
+#include "products.h"
+#include "sparse.h"
+
+#define MOST_THREADS 256
+#define NARROW 16               // units: with fewer, a product is not for BLAS
+#define SMALL (1 << 21)         // multiplications, likewise
+#define SLICES 16               // of a layer's parameters, at most
+enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
+
+typedef struct {  // what a tile of rows is worked on with
+  REAL **buffers;
+  const void **rows;
+  const uint64_t **masks;
+  void *y;
+} Frame;
+typedef struct {  // of one thread
+  Frame frame;    // for shards of a full batch
+  uint16_t *index;
+  REAL *values, *transposed;
+  uint64_t *by_column;
+} Own;
+
+struct Replay {
+  Setup setup;
+  int64_t *sizes, *lds, *offsets, *widths;  // of layers, and of buffers
+  Instruction *program;
+  int64_t capacity;  // rows of a frame
+  Frame batch;
+  Own *own;
+  uint64_t *masks;  // of all rows
+  REAL **sums;      // gradients of groups
+  double *losses, *penalties;
+  Piece *piece;
+  atomic_long arrived, phase;
+};
+
+static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static void *new(int64_t bytes) {
+  void *p = aligned_alloc(64, up(bytes + 128, 64));
+  if (p) memset(p, 0, up(bytes + 128, 64));
+  return p;
+}
+
+// Threads meet here. Who waits long lets others have the core: they may be waiting for it.
+static void meet(Replay *r) {
+  const long threads = r->setup.threads;
+  if (threads == 1) return;
+  const long phase = atomic_load_explicit(&r->phase, memory_order_relaxed);
+  if (atomic_fetch_add(&r->arrived, 1) == threads - 1) {
+    atomic_store(&r->arrived, 0);
+    atomic_store_explicit(&r->phase, phase + 1, memory_order_release);
+    return;
+  }
+  for (long spins = 0; atomic_load_explicit(&r->phase, memory_order_acquire) == phase; spins++) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (spins > 4000) sched_yield();
+  }
+}
+
+// C (m, n) += op(A) B, or += A B'.
+static void blas(const Setup *s, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, const REAL *A, int64_t lda,
+                 const REAL *B, int64_t ldb, REAL *C, int64_t ldc) {
+  if (!m || !n || !k) return;
+  if (s->long_integers) {
+    typedef void F(int, int, int, int64_t, int64_t, int64_t, REAL, const REAL *, int64_t, const REAL *, int64_t, REAL,
+                   REAL *, int64_t);
+    ((F *)s->gemm)(ROW_MAJOR, trans_a, trans_b, m, n, k, 1, A, lda, B, ldb, 1, C, ldc);
+  } else {
+    typedef void F(int, int, int, int, int, int, REAL, const REAL *, int, const REAL *, int, REAL, REAL *, int);
+    ((F *)s->gemm)(ROW_MAJOR, trans_a, trans_b, m, n, k, 1, A, lda, B, ldb, 1, C, ldc);
+  }
+}
+static int is_small(int64_t m, int64_t n, int64_t k) { return n <= NARROW || m * n * k < SMALL; }
+
+// --------------------------------------------------------------------------------------------- operations on rows
+
+static const REAL *block(const Replay *r, const void *base, int64_t layer) {
+  return (const REAL *)base + r->offsets[layer - 1];
+}
+static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  const int64_t d = r->sizes[0], ld = r->widths[i->to];
+  if (s->sparse) return;  // the product reads the rows themselves
+  for (int64_t q = from; q < to; q++) {
+    REAL *A = f->buffers[i->to] + q * ld;
+    if (s->bytes)
+      for (int64_t j = 0; j < d; j++) A[j] = ((const uint8_t *)f->rows[q])[j] * (1 / (REAL)255);
+    else
+      memcpy(A, f->rows[q], d * sizeof(REAL));
+  }
+}
+static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  const int64_t n = r->sizes[i->layer], k = r->sizes[i->layer - 1], ld = r->lds[i->layer], m = to - from;
+  const REAL *b = block(r, s->theta, i->layer), *W = b + ld;
+  REAL *Z = f->buffers[i->to] + from * ld;
+  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ld * sizeof(REAL));
+  if (i->layer == 1 && s->sparse) {
+    for (int64_t q = from; q < to; q += 2) {
+      const int64_t other = q + 1 < to ? q + 1 : q;
+      const int64_t count = list_of_rows(s, f->rows[q], f->rows[other], f->masks[q], f->masks[other], own->index,
+                                         own->values);
+      REAL *one = f->buffers[i->to] + q * ld;
+      add_pair(own->index, count, own->values, W, ld, one, other > q ? one + ld : 0);
+    }
+    return;
+  }
+  const int64_t lda = r->widths[i->from];
+  const REAL *A = f->buffers[i->from] + from * lda;
+  if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ld, Z, ld);
+  else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ld, Z, ld);
+}
+static void input_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  const int64_t k = r->sizes[i->layer], n = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
+  const int64_t lda = r->widths[i->from], ldc = r->widths[i->to];
+  const REAL *W = block(r, s->theta, i->layer) + ldw, *A = f->buffers[i->from] + from * lda;
+  REAL *C = f->buffers[i->to] + from * ldc;
+  memset(C, 0, m * ldc * sizeof(REAL));
+  if (!is_small(m, n, k) && k > NARROW) {
+    blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
+    return;
+  }
+  for (int64_t j = 0; j < n; j++)
+    for (int64_t q = 0; q < k; q++) own->transposed[q * ldc + j] = W[j * ldw + q];
+  for (int64_t q = 0; q < k; q++)
+    for (int64_t j = n; j < ldc; j++) own->transposed[q * ldc + j] = 0;
+  multiply(m, n, k, A, lda, 1, own->transposed, ldc, C, ldc);
+}
+static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, REAL scale) {
+  const Setup *s = &r->setup;
+  double sum = 0;
+  for (int64_t q = 0; q < s->instructions; q++) {
+    const Instruction *i = r->program + q;
+    REAL *at = f->buffers[i->to] + from * r->widths[i->to];
+    const REAL *with = f->buffers[i->with] + from * r->widths[i->with];
+    const int64_t numbers = (to - from) * r->widths[i->to];
+    switch (i->operation) {
+      case FEATURES: features(r, f, i, from, to); break;
+      case AFFINE: affine(r, own, f, i, from, to); break;
+      case ACTIVATE: activate(i->function, at, numbers); break;
+      case LOSS: {
+        const int64_t k = r->sizes[s->layers], size = s->labels ? (int64_t)sizeof(int32_t) : k * (int64_t)sizeof(REAL);
+        if (i->to != i->from) memcpy(at, f->buffers[i->from] + from * r->widths[i->from], numbers * sizeof(REAL));
+        sum += loss(i->function, at, (const char *)f->y + from * size, to - from, k, r->widths[i->to], scale);
+        break;
+      }
+      case ACTIVATION_GRADIENT: slope(i->function, at, with, numbers); break;
+      case INPUT_GRADIENT: input_gradient(r, own, f, i, from, to); break;
+    }
+  }
+  return sum;
+}
+
+// -------------------------------------------------------------------------------------- operations on parameters
+
+// Slice p of a layer's inputs; slices begin at multiples of 64.
+static int64_t cut(int64_t n, int64_t p, int64_t slices) { return p >= slices ? n : least(n, up(n * p / slices, 64)); }
+static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 64); }
+
+// The gradient of inputs [j0, j1) of a layer, and of its biases with the first slice, added to `into`.
+static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t m, int64_t j0, int64_t j1,
+                         REAL *into) {
+  const Setup *s = &r->setup;
+  const int64_t ld = r->lds[i->layer], n = r->sizes[i->layer];
+  const REAL *dZ = f->buffers[i->from];
+  REAL *dW = into + (1 + j0) * ld;
+  if (i->operation == BIAS_GRADIENT) {
+    if (j0) return;
+    for (int64_t q = 0; q < m; q++)
+      for (int64_t j = 0; j < ld; j++) own->values[j] = (q ? own->values[j] : 0) + dZ[q * ld + j];
+    for (int64_t j = 0; j < ld; j++) into[j] += own->values[j];
+    return;
+  }
+  if (i->layer == 1 && s->sparse) {
+    for (int64_t j = j0; j < j1; j += 64) {
+      masks_of_columns(f->masks, m, j, own->by_column);
+      for (int64_t c = 0; c < least(64, j1 - j); c += 2) {
+        const int64_t count = list_of_columns(s, f->rows, m, j, c, own->by_column, own->index, own->values);
+        REAL *one = into + (1 + j + c) * ld;
+        add_pair(own->index, count, own->values, dZ, ld, one, j + c + 1 < j1 ? one + ld : 0);
+      }
+    }
+    return;
+  }
+  const int64_t lda = r->widths[i->with];
+  const REAL *A = f->buffers[i->with] + j0;
+  if (is_small(j1 - j0, n, m)) multiply(j1 - j0, n, m, A, 1, lda, dZ, ld, dW, ld);
+  else blas(s, TRANSPOSED, PLAIN, j1 - j0, n, m, A, lda, dZ, ld, dW, ld);
+}
+
+// The optimizer's update of numbers [from, to), which are weights or biases. The gradient becomes that of the mean loss.
+typedef struct {
+  REAL mean, rate, own_rate, momentum, beta1, beta2, epsilon, decay, l2, by_first, by_second;
+} Rates;
+static Rates rates(const Replay *r, int64_t rows, int64_t update, int biases) {
+  const Setup *s = &r->setup;
+  const double rate = biases ? r->piece->bias_rate : r->piece->rate, t = update;
+  return (Rates){1 / (REAL)rows, rate, 0, s->momentum, s->beta1, s->beta2, s->epsilon, rate * s->decay,
+                 biases ? 0 : s->l2, rate / (1 - pow(s->beta1, t)), 1 / (1 - pow(s->beta2, t))};
+}
+static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  REAL *restrict w = s->theta, *restrict g = s->gradient, *restrict v = s->first, *restrict u = s->second;
+  double squares = 0;
+  if (c.l2 != 0)
+    for (int64_t i = from; i < to; i++) squares += (double)w[i] * w[i];
+  switch (s->optimizer) {
+    case DESCENT:
+      for (int64_t i = from; i < to; i++) {
+        g[i] = g[i] * c.mean + c.l2 * w[i];
+        w[i] -= c.rate * g[i];
+      }
+      break;
+    case MOMENTUM:
+      for (int64_t i = from; i < to; i++) {
+        g[i] = g[i] * c.mean + c.l2 * w[i];
+        v[i] = c.momentum * v[i] + g[i];
+        w[i] -= c.rate * (s->nesterov ? g[i] + c.momentum * v[i] : v[i]);
+      }
+      break;
+    case ADAM:
+      for (int64_t i = from; i < to; i++) {
+        g[i] = g[i] * c.mean + c.l2 * w[i];
+        v[i] = c.beta1 * v[i] + (1 - c.beta1) * g[i];
+        u[i] = c.beta2 * u[i] + (1 - c.beta2) * g[i] * g[i];
+        w[i] -= c.decay * w[i];
+        w[i] -= c.by_first * v[i] / ((REAL)sqrt(u[i] * c.by_second) + c.epsilon);
+      }
+      break;
+  }
+  return squares;
+}
+// The update of a slice, and half the sum of squares of its weights.
+static double update_slice(const Replay *r, int64_t layer, int64_t j0, int64_t j1, int64_t rows, int64_t update) {
+  const int64_t ld = r->lds[layer], at = r->offsets[layer - 1];
+  if (!j0) step(r, rates(r, rows, update, 1), at, at + ld);
+  return step(r, rates(r, rows, update, 0), at + (1 + j0) * ld, at + (1 + j1) * ld) * r->setup.l2 / 2 * rows;
+}
+
+// ------------------------------------------------------------------------------------------------------- an update
+
+static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  const int64_t d = r->sizes[0], words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
+  const int64_t wide = s->labels ? sizeof(int32_t) : r->sizes[s->layers] * sizeof(REAL);
+  for (int64_t i = from; i < to; i++) {
+    const int64_t row = r->piece->order ? r->piece->order[first + i] : first + i;
+    f->rows[i] = (const char *)s->X + row * d * size;
+    if (s->sparse) f->masks[i] = r->masks + row * words;
+    memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
+  }
+}
+static int64_t parts_of(const Setup *s, int64_t m) { return least(32, m / (s->sparse ? 16 : 64) + (m < (s->sparse ? 16 : 64))); }
+
+static void mini_batches(Replay *r, int64_t t) {
+  const Setup *s = &r->setup;
+  Own *own = r->own + t;
+  Frame *f = &r->batch;
+  for (int64_t u = r->piece->update; u < r->piece->last; u++) {
+    const int64_t first = u * s->batch, m = least(s->batch, s->rows - first), parts = parts_of(s, m);
+    const int64_t update = r->piece->done + u - r->piece->update + 1;
+    const int descends = s->optimizer == DESCENT && s->l2 == 0 && r->piece->rate == r->piece->bias_rate &&
+                         !(r->piece->keep_gradient && u + 1 == r->piece->last);
+    for (int64_t p = t; p < parts; p += s->threads) {
+      const int64_t from = m * p / parts / 2 * 2, to = p + 1 == parts ? m : m * (p + 1) / parts / 2 * 2;
+      take_rows(r, f, first, from, to);
+      r->losses[p] = on_rows(r, own, f, from, to, descends ? -r->piece->rate / m : 1);
+    }
+    meet(r);
+    int64_t slice = 0;
+    for (int64_t l = 1; l <= s->layers; l++) {
+      const int64_t slices = slices_of(r->sizes[l - 1]), ld = r->lds[l];
+      REAL *into = (REAL *)(descends ? s->theta : s->gradient) + r->offsets[l - 1];
+      for (int64_t p = 0; p < slices; p++, slice++) {
+        if (slice % s->threads != t) continue;
+        const int64_t j0 = cut(r->sizes[l - 1], p, slices), j1 = cut(r->sizes[l - 1], p + 1, slices);
+        if (!descends) memset(into + (j0 ? 1 + j0 : 0) * ld, 0, (j1 - j0 + !j0) * ld * sizeof(REAL));
+        for (int64_t q = 0; q < s->instructions; q++) {
+          const Instruction *i = r->program + q;
+          if (i->operation >= WEIGHT_GRADIENT && i->layer == l) add_gradient(r, own, f, i, m, j0, j1, into);
+        }
+        r->penalties[slice] = descends ? 0 : update_slice(r, l, j0, j1, m, update);
+      }
+    }
+    if (t == 0)
+      for (int64_t p = 0; p < parts; p++) r->piece->loss += r->losses[p];
+    meet(r);
+    if (t == 0)
+      for (int64_t q = 0; q < slice; q++) r->piece->loss += r->penalties[q];
+  }
+}
+
+static void full_batch(Replay *r, int64_t t) {
+  const Setup *s = &r->setup;
+  Own *own = r->own + t;
+  Frame *f = &own->frame;
+  const int64_t size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
+  for (int64_t g = t; g < s->groups; g += s->threads) {
+    REAL *sum = r->sums[g];
+    memset(sum, 0, size * sizeof(REAL));
+    r->losses[g] = 0;
+    for (int64_t i = g; i < shards; i += s->groups) {
+      const int64_t first = i * s->shard, m = least(s->shard, s->rows - first);
+      take_rows(r, f, first, 0, m);
+      r->losses[g] += on_rows(r, own, f, 0, m, 1);
+      for (int64_t q = 0; q < s->instructions; q++) {
+        const Instruction *o = r->program + q;
+        if (o->operation >= WEIGHT_GRADIENT)
+          add_gradient(r, own, f, o, m, 0, r->sizes[o->layer - 1], sum + r->offsets[o->layer - 1]);
+      }
+    }
+  }
+  meet(r);
+  int64_t slice = 0;
+  for (int64_t l = 1; l <= s->layers; l++) {
+    const int64_t slices = slices_of(r->sizes[l - 1]), ld = r->lds[l], at = r->offsets[l - 1];
+    for (int64_t p = 0; p < slices; p++, slice++) {
+      if (slice % s->threads != t) continue;
+      const int64_t j0 = cut(r->sizes[l - 1], p, slices), j1 = cut(r->sizes[l - 1], p + 1, slices);
+      REAL *g = s->gradient;
+      for (int64_t i = at + (j0 ? 1 + j0 : 0) * ld; i < at + (1 + j1) * ld; i++) {
+        REAL total = r->sums[0][i];
+        for (int64_t q = 1; q < s->groups; q++) total += r->sums[q][i];
+        g[i] = total;
+      }
+      r->penalties[slice] = update_slice(r, l, j0, j1, s->rows, r->piece->done + 1);
+    }
+  }
+  meet(r);
+  if (t) return;
+  for (int64_t g = 0; g < s->groups; g++) r->piece->loss += r->losses[g];
+  for (int64_t q = 0; q < slice; q++) r->piece->loss += r->penalties[q];
+}
+
+typedef struct {
+  Replay *replay;
+  int64_t thread;
+} Job;
+static void *work(void *argument) {
+  const Job *job = argument;
+  (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
+  return 0;
+}
+
+// ------------------------------------------------------------------------------------------------------ the library
+
+#define NAME_(name, suffix) mlp_xp_##name##_##suffix
+#define NAME(name, suffix) NAME_(name, suffix)
+
+static int frame_is_made(Replay *r, Frame *f) {
+  const Setup *s = &r->setup;
+  int made = (f->buffers = new (s->buffers * sizeof(REAL *))) && (f->rows = new (r->capacity * sizeof(void *))) &&
+             (f->masks = new (r->capacity * sizeof(void *))) &&
+             (f->y = new (r->capacity * (8 + r->sizes[s->layers] * sizeof(REAL))));
+  for (int64_t b = 0; made && b < s->buffers; b++)
+    made = (f->buffers[b] = new (r->capacity * r->widths[b] * sizeof(REAL))) != 0;
+  return made;
+}
+static void free_frame(Replay *r, Frame *f) {
+  for (int64_t b = 0; f->buffers && b < r->setup.buffers; b++) free(f->buffers[b]);
+  free(f->buffers);
+  free(f->rows);
+  free(f->masks);
+  free(f->y);
+}
+void NAME(free, SUFFIX)(Replay *r) {
+  if (!r) return;
+  free_frame(r, &r->batch);
+  for (int64_t t = 0; r->own && t < r->setup.threads; t++) {
+    free_frame(r, &r->own[t].frame);
+    free(r->own[t].index);
+    free(r->own[t].values);
+    free(r->own[t].transposed);
+    free(r->own[t].by_column);
+  }
+  for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
+  free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
+  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
+  free(r);
+}
+
+// Return what is needed to run, or null if there is not enough memory.
+Replay *NAME(new, SUFFIX)(const Setup *setup) {
+  Replay *r = new (sizeof *r);
+  if (!r) return 0;
+  r->setup = *setup;
+  Setup *s = &r->setup;
+  const int64_t L = s->layers, d = s->sizes[0];
+  fill_tables();
+  r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
+  r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
+  r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
+  r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
+  int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties && r->own && r->sums;
+  if (!made) goto failed;
+  memcpy(r->sizes, s->sizes, (L + 1) * 8);
+  memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
+  s->sizes = r->sizes;
+  int64_t widest = 0, largest = 0;
+  for (int64_t l = 0; l <= L; l++) {
+    r->lds[l] = up(r->sizes[l], ROW);
+    if (l) r->offsets[l] = r->offsets[l - 1] + (1 + r->sizes[l - 1]) * r->lds[l];
+    widest = widest < r->lds[l] ? r->lds[l] : widest;
+    if (l) largest = largest < r->lds[l] * r->lds[l - 1] ? r->lds[l] * r->lds[l - 1] : largest;
+  }
+  for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
+  r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
+  if (!s->groups) made = frame_is_made(r, &r->batch);
+  const int64_t listed = (d > r->capacity ? d : r->capacity) + 64;
+  for (int64_t t = 0; made && t < s->threads; t++) {
+    Own *own = r->own + t;
+    if (s->groups) made = frame_is_made(r, &own->frame);
+    made = made && (own->index = new (listed * 2)) &&
+           (own->values = new ((2 * listed + widest) * sizeof(REAL))) &&
+           (own->transposed = new (largest * sizeof(REAL))) && (own->by_column = new (r->capacity * 8));
+  }
+  for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
+  if (made && s->sparse) {
+    const int64_t words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
+    made = (r->masks = new (s->rows * words * 8)) != 0;
+    for (int64_t i = 0; made && i < s->rows; i++) mark(s, (const char *)s->X + i * d * size, r->masks + i * words);
+  }
+  if (made) return r;
+failed:
+  NAME(free, SUFFIX)(r);
+  return 0;
+}
+
+void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
+  const int64_t threads = r->setup.threads;
+  pthread_t ids[MOST_THREADS];
+  Job jobs[MOST_THREADS];
+  r->piece = piece;
+  piece->loss = 0;
+  jobs[0] = (Job){r, 0};
+  for (int64_t t = 1; t < threads; t++) {
+    jobs[t] = (Job){r, t};
+    pthread_create(ids + t, 0, work, jobs + t);
+  }
+  work(jobs);
+  for (int64_t t = 1; t < threads; t++) pthread_join(ids[t], 0);
+}

@@ -1,0 +1,57 @@
+// Epochs of training as a program of operations on fixed buffers: what Python hands over, and how it is run.
+//
+// Python runs the text of forward and backward once, on kernels that write down each call. The library replays what
+// they wrote, for any number of updates, without Python. It calls the products of the BLAS that NumPy has loaded.
+//
+// Layers and their parameters: layer l is the block [b; W^T] of (1 + n_{l-1}, n_l) numbers, as in params.py, but each of
+// its rows begins on a boundary of 64 bytes. What fills the rows up is zero and stays zero.
+#pragma once
+#include <stdint.h>
+
+enum { FEATURES, AFFINE, ACTIVATE, LOSS, ACTIVATION_GRADIENT, INPUT_GRADIENT, WEIGHT_GRADIENT, BIAS_GRADIENT };
+enum { IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU };
+enum { SOFTMAX_CROSS_ENTROPY, SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR, PERCEPTRON_CRITERION };
+enum { DESCENT, MOMENTUM, ADAM };
+
+typedef struct {
+  int32_t operation, function;  // which activation or loss
+  int32_t layer;                // whose parameters
+  int32_t from, with, to;       // buffers
+} Instruction;
+
+typedef void Gemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, double alpha, const void *a,
+                  int64_t lda, const void *b, int64_t ldb, double beta, void *c, int64_t ldc);
+
+typedef struct {
+  int64_t layers, buffers, instructions;
+  const int64_t *sizes;   // units of layers 0 to L
+  const int64_t *widths;  // columns of the buffers
+  const Instruction *program;
+  const void *gemm;  // cblas_?gemm
+  int64_t long_integers;  // whether its integers have 64 bits
+
+  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers
+  const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
+  int64_t rows, bytes, labels;
+  int64_t sparse;  // whether the first layer skips zeros one by one
+
+  void *theta, *gradient, *first, *second;  // parameters, mean gradient, and what the optimizer keeps
+  int64_t optimizer, nesterov;
+  double momentum, beta1, beta2, epsilon, decay, l2;
+
+  int64_t batch;    // rows of an update
+  int64_t shard;    // rows that a full batch is cut into
+  int64_t groups;   // of shards, each with a sum of its own; 0 for mini-batches
+  int64_t threads;
+} Setup;
+
+typedef struct {
+  const int32_t *order;  // of the rows, or null
+  int64_t update, last;  // of this epoch: those to do
+  int64_t done;          // updates of the optimizer before the first one here
+  double rate, bias_rate;
+  int64_t keep_gradient;  // of the last one
+  double loss;            // sum over rows, with the penalty
+} Piece;
+
+typedef struct Replay Replay;

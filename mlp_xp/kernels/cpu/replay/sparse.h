@@ -1,0 +1,137 @@
+// Products with a matrix that has many zeros, which are skipped one by one.
+//
+// Rows are taken in pairs. For each pair there is a list of the columns that either row uses, and the numbers of both
+// rows there; the product adds up the rows of B that the list names, for both rows at once. Two rows are as many as
+// the load of B from the second cache pays for. Backwards, columns are taken in pairs, with lists of rows.
+//
+// A sum follows its list, which is in order, and what the other row brings along adds zero: the bits do not depend on
+// which rows are pairs, how wide a vector is, or how the work is shared.
+#pragma once
+
+// A bit for each number of a row that is not zero, 64 in a word.
+static void mark(const Setup *s, const void *row, uint64_t *masks) {
+  const int64_t d = s->sizes[0];
+  for (int64_t j = 0; j < d; j += 64) {
+    uint64_t mask = 0;
+    const int64_t count = d - j < 64 ? d - j : 64;
+    if (s->bytes)
+      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const uint8_t *)row)[j + q] != 0) << q;
+    else
+      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const REAL *)row)[j + q] != 0) << q;
+    masks[j / 64] = mask;
+  }
+}
+
+// Append the positions of the bits of a mask, plus `first`; up to seven numbers behind the last are overwritten.
+static uint16_t offsets[256][8];
+static uint8_t counts[256];
+static void fill_tables(void) {
+  for (int byte = 0; byte < 256; byte++) {
+    counts[byte] = 0;
+    for (int bit = 0; bit < 8; bit++)
+      if (byte >> bit & 1) offsets[byte][counts[byte]++] = bit;
+  }
+}
+typedef uint16_t Eight __attribute__((vector_size(16), aligned(2)));
+INLINE uint16_t *positions(uint64_t mask, uint16_t first, uint16_t *to) {
+  for (; mask; mask >>= 8, first += 8) {
+    *(Eight *)to = *(const Eight *)offsets[mask & 255] + first;
+    to += counts[mask & 255];
+  }
+  return to;
+}
+
+INLINE REAL number(const Setup *s, const void *row, int64_t j) {
+  return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const REAL *)row)[j];
+}
+
+// The list of two rows: columns that either uses, and two numbers for each.
+static int64_t list_of_rows(const Setup *s, const void *one, const void *two, const uint64_t *a, const uint64_t *b,
+                            uint16_t *index, REAL *values) {
+  uint16_t *end = index;
+  for (int64_t w = 0; 64 * w < s->sizes[0]; w++) end = positions(a[w] | b[w], 64 * w, end);
+  const int64_t count = end - index;
+  for (int64_t i = 0; i < count; i++) {
+    values[2 * i] = number(s, one, index[i]);
+    values[2 * i + 1] = number(s, two, index[i]);
+  }
+  return count;
+}
+
+#define SWAP(j, keep)                                    \
+  for (int a = 0; a < 64; a += 2 * j)                    \
+    for (int b = a; b < a + j; b++) {                    \
+      const uint64_t x = (t[b] >> j ^ t[b + j]) & keep; \
+      t[b] ^= x << j;                                    \
+      t[b + j] ^= x;                                     \
+    }
+static void transpose(uint64_t *t) {  // 64 words of 64 bits
+  SWAP(32, 0x00000000ffffffffull)
+  SWAP(16, 0x0000ffff0000ffffull)
+  SWAP(8, 0x00ff00ff00ff00ffull)
+  SWAP(4, 0x0f0f0f0f0f0f0f0full)
+  SWAP(2, 0x3333333333333333ull)
+  SWAP(1, 0x5555555555555555ull)
+}
+
+// The masks of 64 columns from j on: for each, a word for every 64 rows.
+static void masks_of_columns(const uint64_t **masks, int64_t m, int64_t j, uint64_t *by_column) {
+  for (int64_t i = 0; i < m; i += 64) {
+    uint64_t *t = by_column + i;
+    for (int64_t q = 0; q < 64; q++) t[q] = i + q < m ? masks[i + q][j / 64] : 0;
+    transpose(t);
+  }
+}
+// The list of columns j + c and j + c + 1: rows that use either, and two numbers for each.
+static int64_t list_of_columns(const Setup *s, const void **rows, int64_t m, int64_t j, int64_t c,
+                               const uint64_t *by_column, uint16_t *index, REAL *values) {
+  const int64_t other = j + c + 1 < s->sizes[0] ? c + 1 : c;
+  uint16_t *end = index;
+  for (int64_t i = 0; i < m; i += 64) end = positions(by_column[i + c] | by_column[i + other], i, end);
+  const int64_t count = end - index;
+  for (int64_t i = 0; i < count; i++) {
+    values[2 * i] = number(s, rows[index[i]], j + c);
+    values[2 * i + 1] = number(s, rows[index[i]], j + other);
+  }
+  return count;
+}
+
+// Two rows of the product, V vectors of each: they begin at zero and are added once, which is more exact.
+#define PAIR(V)                                                                                                  \
+  static void pair_##V(const uint16_t *index, int64_t count, const REAL *values, const REAL *B, int64_t ldb,     \
+                       REAL *one, REAL *two) {                                                                   \
+    Vector c[V], e[V];                                                                                           \
+    UNROLL for (int v = 0; v < V; v++) c[v] = e[v] = (Vector){0};                                                \
+    for (int64_t i = 0; i < count; i++) {                                                                        \
+      const Vector *b = (const Vector *)(B + index[i] * ldb);                                                    \
+      const REAL x = values[2 * i], y = values[2 * i + 1];                                                       \
+      UNROLL for (int v = 0; v < V; v++) {                                                                       \
+        Vector u = b[v];                                                                                         \
+        LOADED(u); /* once: GCC would put the load into both products */                                         \
+        c[v] += x * u;                                                                                           \
+        e[v] += y * u;                                                                                           \
+      }                                                                                                          \
+    }                                                                                                            \
+    UNROLL for (int v = 0; v < V; v++)((Vector *)one)[v] += c[v];                                                \
+    if (two) UNROLL for (int v = 0; v < V; v++)((Vector *)two)[v] += e[v];                                       \
+  }
+typedef void Pair(const uint16_t *, int64_t, const REAL *, const REAL *, int64_t, REAL *, REAL *);
+PAIR(1) PAIR(2) PAIR(3) PAIR(4) PAIR(5) PAIR(6)
+#if PAIR_VECTORS == 13
+PAIR(7) PAIR(8) PAIR(9) PAIR(10) PAIR(11) PAIR(12) PAIR(13)
+static Pair *const pairs[] = {0,      pair_1, pair_2, pair_3,  pair_4,  pair_5,  pair_6,
+                              pair_7, pair_8, pair_9, pair_10, pair_11, pair_12, pair_13};
+#else
+static Pair *const pairs[] = {0, pair_1, pair_2, pair_3, pair_4, pair_5, pair_6};
+#endif
+
+// Two rows of the product, or one: += what the list says of B, `ld` columns wide.
+static void add_pair(const uint16_t *index, int64_t count, const REAL *values, const REAL *B, int64_t ld, REAL *one,
+                     REAL *two) {
+  if (!count) return;
+  const int64_t vectors = ld / LANES, parts = (vectors + PAIR_VECTORS - 1) / PAIR_VECTORS;
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t first = vectors * part / parts, V = vectors * (part + 1) / parts - first, o = first * LANES;
+    pairs[V](index, count, values, B + o, ld, one + o, two ? two + o : 0);
+  }
+}
