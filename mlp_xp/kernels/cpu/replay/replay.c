@@ -25,8 +25,9 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #include "sparse.h"
 
 #define MOST_THREADS 256
-#define NARROW 16               // units: with fewer, a product is not for BLAS
-#define SMALL (1 << 21)         // multiplications, likewise
+#define NARROW 16         // units: with fewer, a product is not for BLAS
+#define SMALL (1 << 21)   // multiplications, likewise
+#define TRANSPOSED_AT_MOST (1 << 18)  // weights
 #define SLICES 16               // of a layer's parameters, at most
 enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
 
@@ -38,8 +39,7 @@ typedef struct {  // what a tile of rows is worked on with
 } Frame;
 typedef struct {  // of one thread
   Frame frame;    // for shards of a full batch
-  uint16_t *index;
-  REAL *values, *transposed;
+  Lists lists;
   uint64_t *by_column;
 } Own;
 
@@ -50,7 +50,8 @@ struct Replay {
   int64_t capacity;  // rows of a frame
   Frame batch;
   Own *own;
-  uint64_t *masks;  // of all rows
+  uint64_t *masks;   // of all rows
+  REAL **transposed;  // W of layers whose products with it are small, (n_l, n_{l-1}); null for others
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
   Piece *piece;
@@ -122,12 +123,10 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   REAL *Z = f->buffers[i->to] + from * ld;
   for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ld * sizeof(REAL));
   if (i->layer == 1 && s->sparse) {
-    for (int64_t q = from; q < to; q += 2) {
-      const int64_t other = q + 1 < to ? q + 1 : q;
-      const int64_t count = list_of_rows(s, f->rows[q], f->rows[other], f->masks[q], f->masks[other], own->index,
-                                         own->values);
-      REAL *one = f->buffers[i->to] + q * ld;
-      add_pair(own->index, count, own->values, W, ld, one, other > q ? one + ld : 0);
+    for (int64_t q = from; q < to; q += 2 * PAIRS) {
+      const int64_t end = least(to, q + 2 * PAIRS);
+      for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, &own->lists, p);
+      add_pairs(&own->lists, end - q, W, f->buffers[i->to] + q * ld, n, ld);
     }
     return;
   }
@@ -136,22 +135,26 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ld, Z, ld);
   else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ld, Z, ld);
 }
-static void input_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t from, int64_t to) {
+static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t k = r->sizes[i->layer], n = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
   const int64_t lda = r->widths[i->from], ldc = r->widths[i->to];
   const REAL *W = block(r, s->theta, i->layer) + ldw, *A = f->buffers[i->from] + from * lda;
   REAL *C = f->buffers[i->to] + from * ldc;
   memset(C, 0, m * ldc * sizeof(REAL));
-  if (!is_small(m, n, k) && k > NARROW) {
-    blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
-    return;
-  }
-  for (int64_t j = 0; j < n; j++)
-    for (int64_t q = 0; q < k; q++) own->transposed[q * ldc + j] = W[j * ldw + q];
-  for (int64_t q = 0; q < k; q++)
-    for (int64_t j = n; j < ldc; j++) own->transposed[q * ldc + j] = 0;
-  multiply(m, n, k, A, lda, 1, own->transposed, ldc, C, ldc);
+  const REAL *B = r->transposed[i->layer];
+  if (B && (k <= NARROW || is_small(m, n, k))) multiply(m, n, k, A, lda, 1, B, ldc, C, ldc);
+  else blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
+}
+// Rows [j0, j1) of a layer's W^T, as columns of its W.
+static void transpose_weights(const Replay *r, int64_t layer, int64_t j0, int64_t j1) {
+  REAL *to = r->transposed[layer];
+  if (!to) return;
+  const int64_t ld = r->lds[layer], ldt = r->lds[layer - 1];
+  const REAL *W = block(r, r->setup.theta, layer) + ld;
+  for (int64_t j = j0; j < j1; j += 16)
+    for (int64_t q = 0; q < r->sizes[layer]; q++)
+      for (int64_t c = j; c < least(j1, j + 16); c++) to[q * ldt + c] = W[c * ld + q];
 }
 static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, REAL scale) {
   const Setup *s = &r->setup;
@@ -172,7 +175,7 @@ static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, R
         break;
       }
       case ACTIVATION_GRADIENT: slope(i->function, at, with, numbers); break;
-      case INPUT_GRADIENT: input_gradient(r, own, f, i, from, to); break;
+      case INPUT_GRADIENT: input_gradient(r, f, i, from, to); break;
     }
   }
   return sum;
@@ -182,7 +185,7 @@ static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, R
 
 // Slice p of a layer's inputs; slices begin at multiples of 64.
 static int64_t cut(int64_t n, int64_t p, int64_t slices) { return p >= slices ? n : least(n, up(n * p / slices, 64)); }
-static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 64); }
+static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 96); }
 
 // The gradient of inputs [j0, j1) of a layer, and of its biases with the first slice, added to `into`.
 static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t m, int64_t j0, int64_t j1,
@@ -193,19 +196,18 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
   REAL *dW = into + (1 + j0) * ld;
   if (i->operation == BIAS_GRADIENT) {
     if (j0) return;
+    REAL *sums = own->lists.values;
     for (int64_t q = 0; q < m; q++)
-      for (int64_t j = 0; j < ld; j++) own->values[j] = (q ? own->values[j] : 0) + dZ[q * ld + j];
-    for (int64_t j = 0; j < ld; j++) into[j] += own->values[j];
+      for (int64_t j = 0; j < ld; j++) sums[j] = (q ? sums[j] : 0) + dZ[q * ld + j];
+    for (int64_t j = 0; j < ld; j++) into[j] += sums[j];
     return;
   }
   if (i->layer == 1 && s->sparse) {
     for (int64_t j = j0; j < j1; j += 64) {
       masks_of_columns(f->masks, m, j, own->by_column);
-      for (int64_t c = 0; c < least(64, j1 - j); c += 2) {
-        const int64_t count = list_of_columns(s, f->rows, m, j, c, own->by_column, own->index, own->values);
-        REAL *one = into + (1 + j + c) * ld;
-        add_pair(own->index, count, own->values, dZ, ld, one, j + c + 1 < j1 ? one + ld : 0);
-      }
+      const int64_t columns = least(64, j1 - j);
+      for (int64_t p = 0; 2 * p < columns; p++) list_columns(s, f->rows, m, j, 2 * p, own->by_column, &own->lists, p);
+      add_pairs(&own->lists, columns, dZ, into + (1 + j) * ld, n, ld);
     }
     return;
   }
@@ -277,7 +279,11 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
     memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
   }
 }
-static int64_t parts_of(const Setup *s, int64_t m) { return least(32, m / (s->sparse ? 16 : 64) + (m < (s->sparse ? 16 : 64))); }
+// Parts of the rows of a batch: their number does not depend on that of the threads, as the bits of BLAS depend on it.
+static int64_t parts_of(const Setup *s, int64_t m) {
+  const int64_t parts = least(32, m / (s->sparse ? 32 : 64));
+  return parts > 1 ? parts : 1 + (s->sparse && m >= 16);
+}
 
 static void mini_batches(Replay *r, int64_t t) {
   const Setup *s = &r->setup;
@@ -307,6 +313,7 @@ static void mini_batches(Replay *r, int64_t t) {
           if (i->operation >= WEIGHT_GRADIENT && i->layer == l) add_gradient(r, own, f, i, m, j0, j1, into);
         }
         r->penalties[slice] = descends ? 0 : update_slice(r, l, j0, j1, m, update);
+        transpose_weights(r, l, j0, j1);
       }
     }
     if (t == 0)
@@ -351,6 +358,7 @@ static void full_batch(Replay *r, int64_t t) {
         g[i] = total;
       }
       r->penalties[slice] = update_slice(r, l, j0, j1, s->rows, r->piece->done + 1);
+      transpose_weights(r, l, j0, j1);
     }
   }
   meet(r);
@@ -395,13 +403,13 @@ void NAME(free, SUFFIX)(Replay *r) {
   free_frame(r, &r->batch);
   for (int64_t t = 0; r->own && t < r->setup.threads; t++) {
     free_frame(r, &r->own[t].frame);
-    free(r->own[t].index);
-    free(r->own[t].values);
-    free(r->own[t].transposed);
+    free(r->own[t].lists.index);
+    free(r->own[t].lists.values);
     free(r->own[t].by_column);
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
-  free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
+  for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
+  free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
   free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
   free(r);
 }
@@ -417,30 +425,33 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
+  r->transposed = new ((L + 1) * sizeof(REAL *));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
-  int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties && r->own && r->sums;
+  int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties && r->transposed && r->own &&
+             r->sums;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
   s->sizes = r->sizes;
-  int64_t widest = 0, largest = 0;
+  int64_t widest = 0;
   for (int64_t l = 0; l <= L; l++) {
     r->lds[l] = up(r->sizes[l], ROW);
     if (l) r->offsets[l] = r->offsets[l - 1] + (1 + r->sizes[l - 1]) * r->lds[l];
     widest = widest < r->lds[l] ? r->lds[l] : widest;
-    if (l) largest = largest < r->lds[l] * r->lds[l - 1] ? r->lds[l] * r->lds[l - 1] : largest;
   }
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
   r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
   if (!s->groups) made = frame_is_made(r, &r->batch);
-  const int64_t listed = (d > r->capacity ? d : r->capacity) + 64;
+  const int64_t listed = s->sparse ? PAIRS * (d > r->capacity ? d : r->capacity) + 64 : 0;
   for (int64_t t = 0; made && t < s->threads; t++) {
     Own *own = r->own + t;
     if (s->groups) made = frame_is_made(r, &own->frame);
-    made = made && (own->index = new (listed * 2)) &&
-           (own->values = new ((2 * listed + widest) * sizeof(REAL))) &&
-           (own->transposed = new (largest * sizeof(REAL))) && (own->by_column = new (r->capacity * 8));
+    made = made && (own->lists.index = new (listed * 2)) && (own->by_column = new (r->capacity * 8)) &&
+           (own->lists.values = new ((2 * listed + widest) * sizeof(REAL)));
   }
+  for (int64_t l = 2; made && l <= L; l++)
+    if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST)
+      made = (r->transposed[l] = new (r->sizes[l] * r->lds[l - 1] * sizeof(REAL))) != 0;
   for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
   if (made && s->sparse) {
     const int64_t words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
@@ -459,6 +470,7 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   Job jobs[MOST_THREADS];
   r->piece = piece;
   piece->loss = 0;
+  for (int64_t l = 2; l <= r->setup.layers; l++) transpose_weights(r, l, 0, r->sizes[l - 1]);
   jobs[0] = (Job){r, 0};
   for (int64_t t = 1; t < threads; t++) {
     jobs[t] = (Job){r, t};

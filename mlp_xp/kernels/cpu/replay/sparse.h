@@ -45,17 +45,25 @@ INLINE REAL number(const Setup *s, const void *row, int64_t j) {
   return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const REAL *)row)[j];
 }
 
-// The list of two rows: columns that either uses, and two numbers for each.
-static int64_t list_of_rows(const Setup *s, const void *one, const void *two, const uint64_t *a, const uint64_t *b,
-                            uint16_t *index, REAL *values) {
-  uint16_t *end = index;
-  for (int64_t w = 0; 64 * w < s->sizes[0]; w++) end = positions(a[w] | b[w], 64 * w, end);
-  const int64_t count = end - index;
-  for (int64_t i = 0; i < count; i++) {
-    values[2 * i] = number(s, one, index[i]);
-    values[2 * i + 1] = number(s, two, index[i]);
+#define PAIRS 32  // of rows or columns, that are worked on together
+typedef struct {
+  uint16_t *index;  // of the pairs, one after another
+  REAL *values;     // two for each index
+  int64_t starts[PAIRS + 1];
+} Lists;
+
+// The list of the rows from `one` on, two of them or the last one alone: columns that either uses.
+static void list_rows(const Setup *s, const void **rows, const uint64_t **masks, int64_t one, int64_t last, Lists *to,
+                      int64_t pair) {
+  const int64_t two = one + 1 < last ? one + 1 : one, begin = to->starts[pair];
+  uint16_t *index = to->index + begin, *end = index;
+  for (int64_t w = 0; 64 * w < s->sizes[0]; w++) end = positions(masks[one][w] | masks[two][w], 64 * w, end);
+  REAL *values = to->values + 2 * begin;
+  for (; index < end; index++, values += 2) {
+    values[0] = number(s, rows[one], *index);
+    values[1] = number(s, rows[two], *index);
   }
-  return count;
+  to->starts[pair + 1] = end - to->index;
 }
 
 #define SWAP(j, keep)                                    \
@@ -82,18 +90,18 @@ static void masks_of_columns(const uint64_t **masks, int64_t m, int64_t j, uint6
     transpose(t);
   }
 }
-// The list of columns j + c and j + c + 1: rows that use either, and two numbers for each.
-static int64_t list_of_columns(const Setup *s, const void **rows, int64_t m, int64_t j, int64_t c,
-                               const uint64_t *by_column, uint16_t *index, REAL *values) {
-  const int64_t other = j + c + 1 < s->sizes[0] ? c + 1 : c;
-  uint16_t *end = index;
+// The list of columns j + c and j + c + 1, or of the last one alone: rows that use either.
+static void list_columns(const Setup *s, const void **rows, int64_t m, int64_t j, int64_t c, const uint64_t *by_column,
+                         Lists *to, int64_t pair) {
+  const int64_t other = j + c + 1 < s->sizes[0] ? c + 1 : c, begin = to->starts[pair];
+  uint16_t *index = to->index + begin, *end = index;
   for (int64_t i = 0; i < m; i += 64) end = positions(by_column[i + c] | by_column[i + other], i, end);
-  const int64_t count = end - index;
-  for (int64_t i = 0; i < count; i++) {
-    values[2 * i] = number(s, rows[index[i]], j + c);
-    values[2 * i + 1] = number(s, rows[index[i]], j + other);
+  REAL *values = to->values + 2 * begin;
+  for (; index < end; index++, values += 2) {
+    values[0] = number(s, rows[*index], j + c);
+    values[1] = number(s, rows[*index], j + other);
   }
-  return count;
+  to->starts[pair + 1] = end - to->index;
 }
 
 // Two rows of the product, V vectors of each: they begin at zero and are added once, which is more exact.
@@ -125,13 +133,16 @@ static Pair *const pairs[] = {0,      pair_1, pair_2, pair_3,  pair_4,  pair_5, 
 static Pair *const pairs[] = {0, pair_1, pair_2, pair_3, pair_4, pair_5, pair_6};
 #endif
 
-// Two rows of the product, or one: += what the list says of B, `ld` columns wide.
-static void add_pair(const uint16_t *index, int64_t count, const REAL *values, const REAL *B, int64_t ld, REAL *one,
-                     REAL *two) {
-  if (!count) return;
-  const int64_t vectors = ld / LANES, parts = (vectors + PAIR_VECTORS - 1) / PAIR_VECTORS;
+// `rows` rows of O += what the lists of pairs say of B, both with n columns that matter and `ld` in all. Some columns at a
+// time, so that this part of B stays in the cache.
+static void add_pairs(const Lists *lists, int64_t rows, const REAL *B, REAL *O, int64_t n, int64_t ld) {
+  const int64_t vectors = (n + LANES - 1) / LANES, parts = (vectors + PAIR_VECTORS - 1) / PAIR_VECTORS;
   for (int64_t part = 0; part < parts; part++) {
     const int64_t first = vectors * part / parts, V = vectors * (part + 1) / parts - first, o = first * LANES;
-    pairs[V](index, count, values, B + o, ld, one + o, two ? two + o : 0);
+    for (int64_t p = 0; 2 * p < rows; p++) {
+      const int64_t begin = lists->starts[p], count = lists->starts[p + 1] - begin;
+      REAL *one = O + 2 * p * ld + o, *two = 2 * p + 1 < rows ? one + ld : 0;
+      if (count) pairs[V](lists->index + begin, count, lists->values + 2 * begin, B + o, ld, one, two);
+    }
   }
 }
