@@ -421,7 +421,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->setup = *setup;
   Setup *s = &r->setup;
   const int64_t L = s->layers, d = s->sizes[0];
-  fill_tables();
+  pthread_once(&tables_are_filled, fill_tables);
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);

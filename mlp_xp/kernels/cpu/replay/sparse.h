@@ -25,6 +25,7 @@ static void mark(const Setup *s, const void *row, uint64_t *masks) {
 // Append the positions of the bits of a mask, plus `first`; up to seven numbers behind the last are overwritten.
 static uint16_t offsets[256][8];
 static uint8_t counts[256];
+static pthread_once_t tables_are_filled = PTHREAD_ONCE_INIT;
 static void fill_tables(void) {
   for (int byte = 0; byte < 256; byte++) {
     counts[byte] = 0;
