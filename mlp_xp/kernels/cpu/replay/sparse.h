@@ -8,6 +8,8 @@
 // which rows are pairs, how wide a vector is, or how the work is shared.
 #pragma once
 
+typedef REAL Anywhere __attribute__((aligned(1)));  // a number of X, which need not be on a boundary
+
 // A bit for each number of a row that is not zero, 64 in a word.
 static void mark(const Setup *s, const void *row, uint64_t *masks) {
   const int64_t d = s->sizes[0];
@@ -17,7 +19,7 @@ static void mark(const Setup *s, const void *row, uint64_t *masks) {
     if (s->bytes)
       for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const uint8_t *)row)[j + q] != 0) << q;
     else
-      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const REAL *)row)[j + q] != 0) << q;
+      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const Anywhere *)row)[j + q] != 0) << q;
     masks[j / 64] = mask;
   }
 }
@@ -43,7 +45,7 @@ INLINE uint16_t *positions(uint64_t mask, uint16_t first, uint16_t *to) {
 }
 
 INLINE REAL number(const Setup *s, const void *row, int64_t j) {
-  return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const REAL *)row)[j];
+  return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const Anywhere *)row)[j];
 }
 
 #define PAIRS 32  // of rows or columns, that are worked on together
