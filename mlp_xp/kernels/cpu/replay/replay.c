@@ -55,6 +55,7 @@ struct Replay {
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
   Piece *piece;
+  atomic_long crew;  // threads that could be started; 0 until that is known
   atomic_long arrived, phase;
 };
 
@@ -68,7 +69,7 @@ static void *new(int64_t bytes) {
 
 // Threads meet here. Who waits long lets others have the core: they may be waiting for it.
 static void meet(Replay *r) {
-  const long threads = r->setup.threads;
+  const long threads = r->crew;
   if (threads == 1) return;
   const long phase = atomic_load_explicit(&r->phase, memory_order_relaxed);
   if (atomic_fetch_add(&r->arrived, 1) == threads - 1) {
@@ -289,12 +290,13 @@ static void mini_batches(Replay *r, int64_t t) {
   const Setup *s = &r->setup;
   Own *own = r->own + t;
   Frame *f = &r->batch;
+  const int64_t threads = r->crew;
   for (int64_t u = r->piece->update; u < r->piece->last; u++) {
     const int64_t first = u * s->batch, m = least(s->batch, s->rows - first), parts = parts_of(s, m);
     const int64_t update = r->piece->done + u - r->piece->update + 1;
     const int descends = s->optimizer == DESCENT && s->l2 == 0 && r->piece->rate == r->piece->bias_rate &&
                          !(r->piece->keep_gradient && u + 1 == r->piece->last);
-    for (int64_t p = t; p < parts; p += s->threads) {
+    for (int64_t p = t; p < parts; p += threads) {
       const int64_t from = m * p / parts / 2 * 2, to = p + 1 == parts ? m : m * (p + 1) / parts / 2 * 2;
       take_rows(r, f, first, from, to);
       r->losses[p] = on_rows(r, own, f, from, to, descends ? -r->piece->rate / m : 1);
@@ -305,7 +307,7 @@ static void mini_batches(Replay *r, int64_t t) {
       const int64_t slices = slices_of(r->sizes[l - 1]), ld = r->lds[l];
       REAL *into = (REAL *)(descends ? s->theta : s->gradient) + r->offsets[l - 1];
       for (int64_t p = 0; p < slices; p++, slice++) {
-        if (slice % s->threads != t) continue;
+        if (slice % threads != t) continue;
         const int64_t j0 = cut(r->sizes[l - 1], p, slices), j1 = cut(r->sizes[l - 1], p + 1, slices);
         if (!descends) memset(into + (j0 ? 1 + j0 : 0) * ld, 0, (j1 - j0 + !j0) * ld * sizeof(REAL));
         for (int64_t q = 0; q < s->instructions; q++) {
@@ -328,8 +330,8 @@ static void full_batch(Replay *r, int64_t t) {
   const Setup *s = &r->setup;
   Own *own = r->own + t;
   Frame *f = &own->frame;
-  const int64_t size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
-  for (int64_t g = t; g < s->groups; g += s->threads) {
+  const int64_t threads = r->crew, size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
+  for (int64_t g = t; g < s->groups; g += threads) {
     REAL *sum = r->sums[g];
     memset(sum, 0, size * sizeof(REAL));
     r->losses[g] = 0;
@@ -349,7 +351,7 @@ static void full_batch(Replay *r, int64_t t) {
   for (int64_t l = 1; l <= s->layers; l++) {
     const int64_t slices = slices_of(r->sizes[l - 1]), ld = r->lds[l], at = r->offsets[l - 1];
     for (int64_t p = 0; p < slices; p++, slice++) {
-      if (slice % s->threads != t) continue;
+      if (slice % threads != t) continue;
       const int64_t j0 = cut(r->sizes[l - 1], p, slices), j1 = cut(r->sizes[l - 1], p + 1, slices);
       REAL *g = s->gradient;
       for (int64_t i = at + (j0 ? 1 + j0 : 0) * ld; i < at + (1 + j1) * ld; i++) {
@@ -373,6 +375,7 @@ typedef struct {
 } Job;
 static void *work(void *argument) {
   const Job *job = argument;
+  while (!job->replay->crew) sched_yield();
   (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
   return 0;
 }
@@ -471,11 +474,13 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   r->piece = piece;
   piece->loss = 0;
   for (int64_t l = 2; l <= r->setup.layers; l++) transpose_weights(r, l, 0, r->sizes[l - 1]);
-  jobs[0] = (Job){r, 0};
-  for (int64_t t = 1; t < threads; t++) {
-    jobs[t] = (Job){r, t};
-    pthread_create(ids + t, 0, work, jobs + t);
+  r->crew = 0;
+  long crew = 1;
+  for (jobs[0] = (Job){r, 0}; crew < threads; crew++) {
+    jobs[crew] = (Job){r, crew};
+    if (pthread_create(ids + crew, 0, work, jobs + crew)) break;
   }
+  r->crew = crew;
   work(jobs);
-  for (int64_t t = 1; t < threads; t++) pthread_join(ids[t], 0);
+  for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
 }
