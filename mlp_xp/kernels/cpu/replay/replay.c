@@ -126,8 +126,10 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   if (i->layer == 1 && s->sparse) {
     for (int64_t q = from; q < to; q += 2 * PAIRS) {
       const int64_t end = least(to, q + 2 * PAIRS);
-      for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, &own->lists, p);
-      add_pairs(&own->lists, end - q, W, f->buffers[i->to] + q * ld, n, ld);
+      for (int64_t j = 0; j < k; j += INDEXED) {
+        for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, j, &own->lists, p);
+        add_pairs(&own->lists, end - q, W + j * ld, f->buffers[i->to] + q * ld, n, ld);
+      }
     }
     return;
   }
@@ -205,10 +207,15 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
   }
   if (i->layer == 1 && s->sparse) {
     for (int64_t j = j0; j < j1; j += 64) {
-      masks_of_columns(f->masks, m, j, own->by_column);
       const int64_t columns = least(64, j1 - j);
-      for (int64_t p = 0; 2 * p < columns; p++) list_columns(s, f->rows, m, j, 2 * p, own->by_column, &own->lists, p);
-      add_pairs(&own->lists, columns, dZ, into + (1 + j) * ld, n, ld);
+      for (int64_t q = 0; q < m; q += INDEXED) {
+        const int64_t count = least(INDEXED, m - q);
+        const void **rows = f->rows + q;
+        masks_of_columns(f->masks + q, count, j, own->by_column);
+        for (int64_t p = 0; 2 * p < columns; p++)
+          list_columns(s, rows, count, j, 2 * p, own->by_column, &own->lists, p);
+        add_pairs(&own->lists, columns, dZ + q * ld, into + (1 + j) * ld, n, ld);
+      }
     }
     return;
   }
@@ -445,7 +452,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
   r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
   if (!s->groups) made = frame_is_made(r, &r->batch);
-  const int64_t listed = s->sparse ? PAIRS * (d > r->capacity ? d : r->capacity) + 64 : 0;
+  const int64_t listed = s->sparse ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
   for (int64_t t = 0; made && t < s->threads; t++) {
     Own *own = r->own + t;
     if (s->groups) made = frame_is_made(r, &own->frame);
