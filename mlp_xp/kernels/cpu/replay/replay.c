@@ -227,13 +227,13 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
 
 // The optimizer's update of numbers [from, to), which are weights or biases. The gradient becomes that of the mean loss.
 typedef struct {
-  REAL mean, rate, own_rate, momentum, beta1, beta2, epsilon, decay, l2, by_first, by_second;
+  REAL mean, rate, momentum, beta1, new1, beta2, new2, epsilon, decay, l2, by_first, by_second;  // new: 1 - beta
 } Rates;
 static Rates rates(const Replay *r, int64_t rows, int64_t update, int biases) {
   const Setup *s = &r->setup;
   const double rate = biases ? r->piece->bias_rate : r->piece->rate, t = update;
-  return (Rates){1 / (REAL)rows, rate, 0, s->momentum, s->beta1, s->beta2, s->epsilon, rate * s->decay,
-                 biases ? 0 : s->l2, rate / (1 - pow(s->beta1, t)), 1 / (1 - pow(s->beta2, t))};
+  return (Rates){1 / (REAL)rows, rate, s->momentum, s->beta1, 1 - s->beta1, s->beta2, 1 - s->beta2, s->epsilon,
+                 rate * s->decay, biases ? 0 : s->l2, rate / (1 - pow(s->beta1, t)), 1 / (1 - pow(s->beta2, t))};
 }
 static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
@@ -258,8 +258,8 @@ static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
     case ADAM:
       for (int64_t i = from; i < to; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
-        v[i] = c.beta1 * v[i] + (1 - c.beta1) * g[i];
-        u[i] = c.beta2 * u[i] + (1 - c.beta2) * g[i] * g[i];
+        v[i] = c.beta1 * v[i] + c.new1 * g[i];
+        u[i] = c.beta2 * u[i] + c.new2 * g[i] * g[i];
         w[i] -= c.decay * w[i];
         w[i] -= c.by_first * v[i] / ((REAL)sqrt(u[i] * c.by_second) + c.epsilon);
       }
