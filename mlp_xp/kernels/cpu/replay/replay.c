@@ -479,7 +479,6 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
   r->piece = piece;
-  piece->loss = 0;
   for (int64_t l = 2; l <= r->setup.layers; l++) transpose_weights(r, l, 0, r->sizes[l - 1]);
   r->crew = 0;
   long crew = 1;
