@@ -45,7 +45,8 @@ class Case:
         """Return the network before training: the same numbers in both dtypes."""
         model = mx.MLP(self.sizes, self.activations, output=self.output, dtype=self.dtype, seed=self.seed)
         rng = np.random.default_rng(self.seed)
-        scales = [0.7 * W / W.shape[1] ** 0.5 for W in map(rng.standard_normal, zip(self.sizes[1:], self.sizes))]
+        pairs = zip(self.sizes[1:], self.sizes[:-1], strict=True)
+        scales = [0.7 * W / W.shape[1] ** 0.5 for W in map(rng.standard_normal, pairs)]
         model.weights = [W.astype(np.float32).astype(self.dtype) for W in scales]
         model.biases = [(0.1 * rng.standard_normal(h)).astype(np.float32).astype(self.dtype) for h in self.sizes[1:]]
         return model
