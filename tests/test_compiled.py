@@ -162,9 +162,7 @@ def many(n, d, batch_size, sizes):
     X[rng.integers(0, n, 4 * n), rng.integers(0, d, 4 * n)] = 200
     X[:, -1], X[-1] = 100, 50
     y = rng.integers(0, 3, n)
-    return cases.Case(
-        [d, *sizes, 3], ["tanh"] * len(sizes), "softmax", mx.SGD(lr=0.3), X, y, batch_size, epochs=1, **changes
-    )
+    return cases.Case([d, *sizes, 3], ["tanh"] * len(sizes), "softmax", mx.SGD(lr=0.3), X, y, batch_size, epochs=1)
 
 
 @pytest.mark.parametrize("plan", PLANS)

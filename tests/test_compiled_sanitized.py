@@ -30,6 +30,7 @@ pytestmark = [
 
 ADDRESSES = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 RACES = "-O1 -g1 -fsanitize=thread"
+RACE = "data race"
 KINDS = [(real, name) for real in ("float", "double") for name in ("base", "v3", "v4")]
 
 
@@ -80,11 +81,11 @@ FAULTS = {
     "rows that are too few": ("up(s->groups ?", "1 + 0 * up(s->groups ?", ADDRESSES, "overflow"),
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
-    "numbers off a boundary": ("(const char *)s->X + row", "(const char *)s->X + 1 + row", ADDRESSES, "Sanitizer"),
-    "no barrier after an update": ("meet(r);\n  if (t == 0) add_losses(r, u", "if (t == 0) add_losses(r, u", RACES, "data race"),
-    "no barrier after groups": ("  meet(r);\n  const Update", "  const Update", RACES, "data race"),
+    "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
+    "no barrier in the end": ("meet(r);\n  if (t == 0) add_losses(r, u", "if (t == 0) add_losses(r, u", RACES, RACE),
+    "no barrier after groups": ("  meet(r);\n  const Update", "  const Update", RACES, RACE),
     "tables filled by each engine": (
-        "pthread_once(&tables_are_filled, fill_tables)", "fill_tables()", RACES, "data race"
+        "pthread_once(&tables_are_filled, fill_tables)", "fill_tables()", RACES, RACE
     ),
 }  # fmt: skip
 
