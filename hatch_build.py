@@ -65,11 +65,13 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds the library to a wheel or to an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build it, or say why not."""
-        if self.target_name != "wheel" or os.environ.get("MLP_XP_PURE") == "1":
-            return
+        """Build it, or say why not; one that was built from other sources must not stay."""
         source = Path(self.root, FOLDER)
         target = source / ("libreplay.dll" if sys.platform == "win32" else "libreplay.so")
+        if version == "editable":
+            target.unlink(missing_ok=True)
+        if os.environ.get("MLP_XP_PURE") == "1":
+            return
         try:
             compile_library(source, target)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -56,7 +56,7 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
     if type(rows) is not InMemory or rows.home is not None:
         return "the rows are not in the host's memory"
     X = rows.block(0, rows.shape[0])
-    return None if X.flags.c_contiguous and X.flags.aligned else "the rows do not lie one behind another"
+    return None if X.flags.c_contiguous and X.flags.aligned else "the rows do not lie one behind another on boundaries"
 
 
 def _record(model: MLP) -> Program:
