@@ -55,8 +55,7 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
         return f"it does not know {' or '.join(unknown)}"
     if type(rows) is not InMemory or rows.home is not None:
         return "the rows are not in the host's memory"
-    X = rows.block(0, rows.shape[0])
-    return None if X.flags.c_contiguous and X.flags.aligned else "the rows do not lie one behind another on boundaries"
+    return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
 
 
 def _record(model: MLP) -> Program:
@@ -185,7 +184,7 @@ class CompiledEngine:
                 seconds = _UNASKED if pause is None else _PIECE
                 count = min(self.updates - updates, max(1, int(seconds / self._seconds)))
                 start = perf_counter()
-                loss_sum += self._piece(updates, updates + count)
+                loss_sum = self._piece(updates, updates + count, loss_sum)
                 self._seconds = max((perf_counter() - start) / count, 1e-9)
                 updates += count
                 if pause is not None and updates < self.updates and pause():
@@ -217,11 +216,11 @@ class CompiledEngine:
     ) -> None:
         """Release nothing: the library's threads end with each piece, and its memory goes with this object."""
 
-    def _piece(self, first: int, last: int) -> float:
-        """Do updates of this epoch; return the sum of losses, with the penalty."""
+    def _piece(self, first: int, last: int, loss_sum: float) -> float:
+        """Do updates of this epoch; return the sum of losses up to here, with the penalty."""
         piece = compiled.Piece(
             order=None if self._order is None else self._order.ctypes.data, update=first, last=last, done=self._count,
-            rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self.updates,
+            rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self.updates, loss=loss_sum,
         )  # fmt: skip
         self._run(self._replay, ctypes.byref(piece))
         self._count += last - first

@@ -19,7 +19,6 @@ __all__ = ["PLANS", "Plan", "make_plan"]
 PLANS = ("auto", "dense", "sparse", "zero", "ragged")
 _SAMPLE = 8192  # rows from which the order of the columns is decided
 _BLOCK = 4096  # rows that are looked at together
-_MOST_LISTED = 2**16  # columns, or rows of a mini-batch: lists hold them in 16 bits
 _WORTH_LISTS = 0.6  # of the columns, used by either of two rows: with more, lists of them cost more than they save
 _WORTH = 0.85  # of the columns, on average: a plan that needs more of them is not worth sorting the rows
 
@@ -103,7 +102,7 @@ def make_plan(
     Raises
     ------
     ValueError
-        If the kind is unknown, or not available on the device or for these data.
+        If the kind is unknown, or not available on the device.
     """
     check_choice("plan", kind, PLANS)
     (n, d), repay = rows.shape, device.epochs_to_repay_plan
@@ -131,14 +130,7 @@ def make_plan(
 
 def _sparse_plan(rows: Rows, device: Device, kind: str, epochs: int | None, batch_size: int | None) -> Plan:
     """Return the plan whose zeros are skipped, unless there are too few of them or a background pays better."""
-    (n, d), size = rows.shape, batch_size or 0
-    if d > _MOST_LISTED or size > _MOST_LISTED:
-        if kind == "sparse":
-            raise ValueError(
-                f"plan 'sparse' takes at most {_MOST_LISTED:,} columns, and as many rows in a mini-batch, got {d:,} "
-                f"and {size:,}; use plan='auto'"
-            )
-        return Plan("dense", f"zeros of more than {_MOST_LISTED:,} columns or rows are not skipped", d)
+    n, d = rows.shape
     sample = rows.block(0, n)[:: max(1, n // _SAMPLE), :]
     used = sample != 0
     half = -(-len(used) // 2)
