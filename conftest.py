@@ -24,6 +24,8 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
     "onnx": ("onnx", "pip install -e '.[test-onnx]'"),
     "onnxruntime": ("onnxruntime", "pip install -e '.[test-onnx]'"),
     "nvrtc": ("cuda.bindings", "pip install -e '.[test-cuda]'"),
+    "hatchling": ("hatchling", "pip install hatchling editables"),
+    "editables": ("editables", "pip install hatchling editables"),
 }
 
 
@@ -64,8 +66,13 @@ def missing(need):
         try:
             get_device("cuda")
         except ValueError:
-            return "needs a GPU, or an emulated one: pip install -e '.[test,test-cuda12]', python -m pytest --emulated-cuda"
+            remedy = "pip install -e '.[test,test-cuda12]', python -m pytest --emulated-cuda"
+            return f"needs a GPU, or an emulated one: {remedy}"
         return ""
+    if need == "compiled":
+        from mlp_xp.kernels.cpu.compiled import library
+
+        return "" if library() else "needs the compiled library, which takes a C compiler at the installation"
     if need == "g++":  # it makes of the CUDA kernels a library for Linux
         return "" if sys.platform == "linux" and shutil.which("g++") else "needs Linux with the compiler g++"
     module, remedy = NEEDS[need]

@@ -70,7 +70,7 @@ def fit(
         Epochs to wait for a fall.
     threads : int, optional
         As for :func:`epochs`; measurements and callbacks obey it too.
-    plan : {"auto", "dense", "zero", "ragged"}
+    plan : {"auto", "dense", "sparse", "zero", "ragged"}
         As for :func:`epochs`.
     checkpoint : Checkpoint, optional
         Save the run in a folder, and go on with the one that is there. Callbacks that have ``dump`` and ``restore``,

@@ -11,6 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
+
 
 @pytest.fixture
 def data(rng):
@@ -54,6 +56,7 @@ def test_states_count_from_one_and_carry_the_loss_before_the_update(data):
     assert next(states, None) is None
 
 
+@pytest.mark.usefixtures("single_updates")
 @pytest.mark.parametrize("pause", [None, lambda: True])
 @pytest.mark.parametrize("batch_size", [None, 25])
 def test_seconds_are_those_of_one_epoch_without_the_callbacks(batch_size, pause, data, monkeypatch):
@@ -64,7 +67,8 @@ def test_seconds_are_those_of_one_epoch_without_the_callbacks(batch_size, pause,
         now += 1
         return now
 
-    monkeypatch.setattr("mlp_xp.engines.host.perf_counter", look)
+    for engine in ("host", "compiled"):
+        monkeypatch.setattr(f"mlp_xp.engines.{engine}.perf_counter", look)
     seconds = []
     for state in mx.epochs(network(), *data, epochs=3, batch_size=batch_size, pause=pause):
         if state.whole:
@@ -199,7 +203,7 @@ def test_nothing_is_trained_before_the_first_state(data):
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"batch_size": "32"}, "batch_size must be a whole number"),
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
-        ({"plan": "sparse"}, "unknown plan 'sparse'; choose from 'auto', 'dense', 'zero', 'ragged'"),
+        ({"plan": "spare"}, "unknown plan 'spare'; choose from 'auto', 'dense', 'sparse', 'zero', 'ragged'"),
     ],
 )
 def test_bad_settings_are_refused_at_the_call(settings, message, data):

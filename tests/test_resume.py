@@ -33,6 +33,8 @@ SCHEDULES = {
     "cosine": mx.CosineDecay(0.1, epochs=5),
     "warm-up": mx.WarmUp(0.1, epochs=2, after=mx.CosineDecay(0.1, epochs=3)),
 }
+pytestmark = pytest.mark.usefixtures("single_updates")
+
 STOPS = {"full batch": (None, 3), "epoch's end": (8, 6), "mid-epoch": (8, 8)}  # batch size; updates before the stop
 EPOCHS = 5
 
@@ -84,7 +86,9 @@ def assert_same_run(folder, other):
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("plan", ["dense", "zero", "ragged"])
+@pytest.mark.parametrize(
+    "plan", ["dense", "zero", "ragged", pytest.param("sparse", marks=pytest.mark.needs("compiled"))]
+)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stopped_and_resumed_equals_straight(optimizer, schedule, plan, stop, data, tmp_path):
@@ -105,6 +109,7 @@ def test_stopped_and_resumed_equals_straight(optimizer, schedule, plan, stop, da
     assert len(resumed.seconds) == EPOCHS
 
 
+@pytest.mark.usefixtures("cpu_engine")
 def test_stopped_after_any_update_and_also_twice(data, tmp_path):
     settings = {"optimizer": mx.Adam(0.05), "batch_size": 5, "epochs": 3}
     straight = network()
@@ -141,13 +146,15 @@ def test_epochs_go_on_from_a_snapshot_on_every_device(device, data):
         np.testing.assert_equal(one.optimizer, two.optimizer)
 
 
-def test_a_pause_changes_nothing(data):
+@pytest.mark.usefixtures("cpu_engine")
+def test_a_pause_changes_nothing(data, monkeypatch):
+    monkeypatch.setattr("mlp_xp.engines.compiled._UNASKED", 1)  # an epoch at once, where nobody asks
     trained = []
     for pause in (None, lambda: True):
         states = mx.epochs(network(), *data, batch_size=8, epochs=2, optimizer=mx.Adam(0.05), pause=pause)
         states = list(states)
         assert [state.whole for state in states] == ([True] * 2 if pause is None else [False, False, True] * 2)
-        trained.append((states[-1].model.theta.tobytes(), float(states[-1].loss)))
+        trained.append((states[-1].model.theta.tobytes(), [float(s.loss_sum) for s in states if s.whole]))
     assert trained[0] == trained[1]
 
 
@@ -215,6 +222,7 @@ def test_a_plan_that_is_asked_for_is_taken_whatever_the_start_had(data):
         assert next(mx.epochs(network(), *data, start=start)).plan.kind == before
 
 
+@pytest.mark.usefixtures("numpy_engine")
 def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
     X, y = 255 * rng.integers(0, 2, (3000, 30), dtype=np.uint8), rng.integers(0, 2, 3000)
     X[:, 4:] = 0
@@ -418,7 +426,10 @@ KILLED = """
 import os, random, signal, sys, time
 import numpy as np
 import mlp_xp as mx
+from mlp_xp.engines import compiled
 from mlp_xp.runs.record import FILE, read
+
+compiled._PIECE = 0  # saves after single updates
 
 class Reporting(mx.Checkpoint):
     def begin(self, start):
