@@ -49,19 +49,19 @@ def _taught(X: Array, seed: int) -> tuple[Array, Array]:
 
 
 def _normal(n: int, d: int) -> tuple[Array, Array]:
-    """Standard normal floats: nothing to skip."""
+    """Return standard normal floats: nothing to skip."""
     return _taught(np.random.default_rng(3).standard_normal((n, d), dtype=np.float32), 4)
 
 
 def _one_hot(n: int = 100_000, fields: int = 10, values: int = 50) -> tuple[Array, Array]:
-    """A table of categories: in each group of 50 columns a single one, so 2% of 500 columns."""
+    """Return a table of categories: in each group of 50 columns a single one, so 2% of 500 columns."""
     X = np.zeros((n, fields, values), np.float32)
     np.put_along_axis(X, np.random.default_rng(5).integers(0, values, (n, fields, 1)), 1.0, axis=2)
     return _taught(X.reshape(n, fields * values), 6)
 
 
 def _regression(n: int = 5_000) -> tuple[Array, Array]:
-    """A wave along the first of 20 standard normal columns, with noise."""
+    """Return 20 standard normal columns, and a wave along the first of them, with noise."""
     rng = np.random.default_rng(7)
     X = rng.standard_normal((n, 20), dtype=np.float32)
     return X, np.sin(X[:, :1]) + np.float32(0.1) * rng.standard_normal((n, 1), dtype=np.float32)

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", default="full-batch", choices=CASES)
     parser.add_argument("--contenders", help=f"names with commas between, of: {', '.join(CONTENDERS)}")
     parser.add_argument("--baseline", help="the contender that ratios refer to (default: the first)")
+    parser.add_argument("--rows", type=int, help="only so many rows of the data (default: all)")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, help="epochs a round (default: on the CPU 1, of small data more; on a GPU 20)")
+    parser.add_argument("--epochs", type=int, help="epochs a round (default: CPU 1, of small data more; GPU 20)")
     parser.add_argument("--device", default="cpu", choices=DEFAULTS)
     parser.add_argument("--threads", type=int, help="cores to use (default: all)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more contenders after so many")
@@ -193,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         threads = limit_threads(options.threads)
         problem = case(options.case)
+        if options.rows:
+            problem = replace(problem, X=problem.X[: options.rows], y=problem.y[: options.rows])
         epochs = options.epochs or epochs_a_round(problem, options.device)
         rows = compare(
             problem, names, options.device, threads, options.rounds, epochs, baseline, options.seconds,

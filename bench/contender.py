@@ -142,8 +142,8 @@ class Contender(ABC):
         verdict = self.verdict()
         if verdict is not None and not verdict.right:
             raise AssertionError(
-                f"after {self.epoch} epochs the loss is {verdict.loss:.6f}, in float64 {verdict.reference:.6f}, and the "
-                f"error of an update {verdict.update_error:.1e}: this training is wrong and its time means nothing"
+                f"after {self.epoch} epochs the loss is {verdict.loss:.6f}, in float64 {verdict.reference:.6f}, "
+                f"and the update error {verdict.update_error:.1e}: this training is wrong and its time means nothing"
             )
         return verdict
 

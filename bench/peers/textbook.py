@@ -6,7 +6,18 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from bench.contender import Contender, UnavailableError
-from bench.problem import BETA1, BETA2, EPSILON, MOMENTUM, Array, Parameters, Problem, activate, activation_slope, scaled
+from bench.problem import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    MOMENTUM,
+    Array,
+    Parameters,
+    Problem,
+    activate,
+    activation_slope,
+    scaled,
+)
 
 
 def make(problem: Problem, device: str, threads: int) -> Contender:
