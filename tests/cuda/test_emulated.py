@@ -88,7 +88,7 @@ def test_writing_behind_an_array_is_found(at: int, error: Callable[[], str]) -> 
 
 def test_reading_behind_an_array_is_found_with_pages(emulated: Emulated, error: Callable[[], str]) -> None:
     with emulated.settings(pages=True):
-        x, y = cupy.zeros(64, dtype=np.float32), cupy.zeros(64, dtype=np.float32)
+        y, x = cupy.zeros(64, dtype=np.float32), cupy.zeros(64, dtype=np.float32)  # x is allocated behind y
     run(COPY, x, y)
     assert not x.get().any()
     run("x[0] = y[n];", x, y, block=1)
