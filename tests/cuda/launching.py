@@ -66,9 +66,9 @@ class Gpu:
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Allocate each array on its own; on an emulated GPU it ends where nobody may read or write."""
-        with emulation.settings(pages=True) if self.emulated else nullcontext():
-            with self.cp.cuda.using_allocator(None):
-                yield
+        pages = emulation.settings(pages=True) if self.emulated else nullcontext()
+        with pages, self.cp.cuda.using_allocator(None):
+            yield
 
 
 def without_barrier(name: str, k: int, monkeypatch: Any) -> None:

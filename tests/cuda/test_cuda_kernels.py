@@ -49,8 +49,8 @@ def assert_close(got: Array, want: Array, real: str) -> None:
 # activation.cu
 
 
-# no rows; one number; a single column; rows that are no multiple of 16 bytes, then more of them than threads; wide packs,
-# a tail of idle threads; more packs than threads
+# no rows; one number; a single column; rows that are no multiple of 16 bytes, then more of them than threads; wide
+# packs, a tail of idle threads; more packs than threads
 SHAPES = [(0, 3), (1, 1), (301, 1), (37, 10), (3, 515), (333, 196), (3, 2052)]
 
 
@@ -585,5 +585,4 @@ BETWEEN_BLOCKS = [("activation", 1), ("activation", 2)]  # around the ticket: an
 def test_kernels_need_their_barriers(name: str, k: int, emulated: Any, gpu: Gpu, rng: Any, monkeypatch: Any) -> None:
     without_barrier(name, k, monkeypatch)
     with pytest.raises(AssertionError):
-        for check in CHECKS[name]:
-            check(gpu, rng)
+        [check(gpu, rng) for check in CHECKS[name]]
