@@ -162,16 +162,18 @@ def check_head(gpu: Gpu, problem: Pass, fast: Problem) -> None:
     """Assert that the head has the numbers of the generic kernels, in every order."""
     host = problem._replace(theta=problem.theta.astype(np.float32).astype(float))
     want = host.run(Backend(GenericKernels(np, "float64"), get_device("cpu")))
-    gpu.in_every_order(lambda: run_head(problem, fast))
-    for got, w in zip(run_head(problem, fast), want, strict=True):
-        fast.assert_close(got, np.asarray(w))
+    for got, w in zip(gpu.in_every_order(lambda: run_head(problem, fast)), want, strict=True):
+        fast.assert_close(gpu.put(got), np.asarray(w))
 
 
-HEADS = [FusedHead(h, k, tile) for h, k, tile in [(4, 2, 32), (196, 10, 64), (196, 10, 32), (36, 3, 64)]]
+HEADS = [FusedHead(h, k, tile) for h, k, tile in [(4, 2, 32), (196, 10, 64), (196, 10, 32)]]
 
 
-@pytest.mark.parametrize("head", HEADS, ids=str)
-@each_activation
+@pytest.mark.parametrize(
+    ("activation", "head"),
+    [("sigmoid", head) for head in HEADS] + [(g, FusedHead(36, 3, 64)) for g in sorted(activations())],
+    ids=str,
+)
 def test_head_equals_the_text(activation: str, head: FusedHead, gpu: Gpu, fixed_rng: Any, targets) -> None:
     problem = make_pass(fixed_rng, [9, head.hidden, head.classes], activation, "softmax", 150, targets)
     shared = FusedHead(head.hidden, head.classes, 64).shared_bytes - (head.tile == 32)
