@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,8 @@ Array = np.ndarray[Any, Any]
 REALS = {"float": np.float32, "double": np.float64}
 ORDERS = 0, -1, 7  # of threads and blocks: ascending, descending, shuffled
 BARRIER = "__syncthreads();"
+
+PROCESS, POISON, PAGE = ctypes.CDLL(None), "__asan_poison_memory_region", 4096
 
 
 class Gpu:
@@ -67,8 +70,16 @@ class Gpu:
     def apart(self) -> Iterator[None]:
         """Allocate each array on its own; on an emulated GPU it ends where nobody may read or write."""
         pages = emulation.settings(pages=True) if self.emulated else nullcontext()
-        with pages, self.cp.cuda.using_allocator(None):
+        with pages, self.cp.cuda.using_allocator(self._fenced if hasattr(PROCESS, POISON) else None):
             yield
+
+    def _fenced(self, size: int) -> Any:
+        """Allocate memory with surroundings that the AddressSanitizer of this process knows to be nobody's."""
+        memory = self.cp.cuda.Memory(size)
+        begin, end = memory.ptr, memory.ptr + size
+        for first, last in ((begin // PAGE * PAGE, begin), (end, -(-end // PAGE) * PAGE)) if size else ():
+            PROCESS[POISON](ctypes.c_void_p(first), ctypes.c_size_t(last - first))
+        return self.cp.cuda.MemoryPointer(memory, 0)
 
 
 def without_barrier(name: str, k: int, monkeypatch: Any) -> None:
