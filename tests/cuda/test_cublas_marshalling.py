@@ -98,14 +98,22 @@ def test_gemm(
         np.testing.assert_array_equal(C.base[:, 7:].get(), behind)
 
 
-@pytest.mark.parametrize("shapes", [(1, 30, 7), (20, 1, 7), (20, 30, 1), (1, 1, 1)], ids=str)
-@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("shapes", [(1, 30, 7), (20, 1, 7), (20, 30, 1), (1, 1, 7), (1, 30, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns", "new axis"])
 def test_gemm_of_vectors(shapes: tuple[int, int, int], layout: str, cp: Any, blas: CuBLAS, rng: Any) -> None:
     m, k, n = shapes
-    A, B = matrix(cp, rng, (m, k), "f4", layout), matrix(cp, rng, (k, n), "f4", layout)
-    C = matrix(cp, rng, (m, n), "f4", "rows")
+    A, B = vector(cp, rng, (m, k), layout), vector(cp, rng, (k, n), layout)
+    C = vector(cp, rng, (m, n), "rows" if layout == "columns" else layout)
     blas.gemm(A, B, C)
     np.testing.assert_allclose(C.get(), A.get() @ B.get(), atol=1e-5)
+
+
+def vector(cp: Any, rng: np.random.Generator, shape: tuple[int, int], layout: str) -> Any:
+    """Return a random matrix; one row or column is, for a "new axis", a vector's, and has a stride of 0."""
+    if layout != "new axis" or 1 not in shape:
+        return matrix(cp, rng, shape, "f4", layout.replace("new axis", "rows"))
+    numbers = cp.asarray(rng.standard_normal(max(shape)).astype("f4"))
+    return numbers[None, :] if shape[0] == 1 else numbers[:, None]
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])

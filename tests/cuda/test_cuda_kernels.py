@@ -164,11 +164,13 @@ def run_loss(gpu: Gpu, name: str, real: str, A: Array, y: Array, blocks: int = 3
 
 # no rows; fewer classes than threads of a warp, more; more rows than the warps of all blocks
 @pytest.mark.parametrize("shape", [(0, 3), (1, 2), (77, 10), (19, 33), (9, 100)], ids=str)
-@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1e4, 0), (1, -1e4)])
 @each_real
-def test_softmax_cross_entropy(real: str, scale: float, shape: tuple[int, int], gpu: Gpu, rng: Any) -> None:
+def test_softmax_cross_entropy(
+    real: str, scale: float, shift: float, shape: tuple[int, int], gpu: Gpu, rng: Any
+) -> None:
     rows, classes = shape
-    Z = (scale * rng.standard_normal(shape)).astype(REALS[real])
+    Z = (scale * rng.standard_normal(shape) + shift).astype(REALS[real])
     y = rng.integers(0, classes, rows).astype(np.int32)
     dZ, losses, totals = run_loss(gpu, "softmax_cross_entropy", real, Z, y)
     want_losses, want_dZ = GENERIC.loss("softmax_cross_entropy", Z.astype(np.float64), y)
@@ -484,7 +486,7 @@ def test_the_losses_of_many_updates_lose_no_digits(gpu: Gpu) -> None:
 # batch.cu, halves.cu
 
 
-@pytest.mark.parametrize("columns", [12, 7, 1028])
+@pytest.mark.parametrize("columns", [12, 10, 7, 1028])
 @pytest.mark.parametrize(("data", "entry"), [("byte", "REAL"), ("byte", "half_bits"), ("REAL", "REAL")])
 @pytest.mark.parametrize(("target", "width"), [("int", 1), ("REAL", 3)])
 @pytest.mark.parametrize("ordered", [False, True])
@@ -573,7 +575,7 @@ CHECKS: dict[str, list[Callable[[Gpu, Any], None]]] = {
         lambda gpu, rng: test_tick_counts_and_begins_each_epoch_anew("float", gpu, rng),
     ],
     "losses": [lambda gpu, rng: test_loss("sigmoid_cross_entropy", "float", 1.0, (1700, 1), gpu, rng)],
-    "softmax_cross_entropy": [lambda gpu, rng: test_softmax_cross_entropy("float", 1.0, (77, 10), gpu, rng)],
+    "softmax_cross_entropy": [lambda gpu, rng: test_softmax_cross_entropy("float", 1, 0, (77, 10), gpu, rng)],
 }
 
 
