@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from mlp_xp.engines.cuda.memory import _attempts, make_cuda_engine
 from mlp_xp.engines.cuda.streamed import Streamed
 from mlp_xp.kernels.cuda import products as cuda_products
 from mlp_xp.kernels.cuda.cublas import CuBLAS
+from mlp_xp.kernels.cuda.graph import _no_collection
 from mlp_xp.kernels.cuda.operations import CudaKernels
 from mlp_xp.optim import Optimizer
 from mlp_xp.params import Parameters
@@ -489,6 +490,24 @@ def test_training_again_gives_the_same_bits(batch_size: int | None, plan: str, r
     assert bits[0] == bits[1]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 70])
+def test_the_order_of_blocks_and_threads_changes_no_bit(
+    batch_size: int | None, streamed: bool, emulated, rng, targets, monkeypatch
+) -> None:
+    monkeypatch.setattr(CupyDevice, "shard_rows", 32)
+    if streamed:
+        leave_on_host(monkeypatch)
+    X, y, bits = rng.integers(0, 256, (N, 20)).astype(np.uint8), targets("softmax", N, 3), []
+    for order in (0, -1, 7):
+        with emulated.settings(order=order):
+            run = Run(rng, targets, sizes=(20, 12, 8, 3), X=X, y=y, batch_size=batch_size, optimizer=mx.Adam())
+            for _ in range(3):
+                run.train()
+            bits.append((run.got.theta.get().tobytes(), float(run.state.loss)))
+    assert bits[0] == bits[1] == bits[2]
+
+
 @pytest.mark.parametrize(
     ("batch_size", "chunks"), [(7, [28, 28, 28, 16]), (16, [32, 32, 32, 4]), (32, [32, 32, 32, 4])]
 )
@@ -644,6 +663,27 @@ def test_too_little_memory_ends_in_smaller_shards(
         run.check()
         empty(pool)
         pool.set_limit(size=limit)
+
+
+@pytest.mark.parametrize("batch_size", [None, 48])
+def test_a_device_that_is_almost_full(
+    batch_size: int | None, emulated, pool, rng, targets, small_shards, caplog
+) -> None:
+    """CUDA itself has no more, as when another process has taken the rest."""
+    X, y = rng.integers(0, 256, (2 * N, 300)).astype(np.uint8), targets("softmax", 2 * N, 3)
+    options: dict[str, Any] = {"X": X, "y": y, "sizes": (300, 4, 3), "batch_size": batch_size}
+    device = mx.devices.get_device("cuda").xp.cuda.Device()
+    free, total = device.mem_info
+    run = Run(rng, targets, **options)
+    need = free - device.mem_info[0]
+    del run
+    empty(pool)
+    with emulated.settings(memory=total - free + int(0.7 * need)):
+        run = Run(rng, targets, **options)
+        run.train()
+    run.check()
+    assert "host" in run.engine.plan.reason
+    assert all("Out of memory allocating" in record.getMessage() for record in caplog.records[:-1])
 
 
 @pytest.mark.parametrize("on_host", [False, True])
@@ -829,6 +869,16 @@ def test_an_interrupted_capture_is_an_interrupt(rng, targets, monkeypatch, caplo
         run.train()
         assert float(run.state.loss) == pytest.approx(float(next(run.reference).loss), rel=1e-5)
     assert not caplog.records
+
+
+def test_no_garbage_is_collected_while_any_thread_captures() -> None:
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(_no_collection)
+    second.enter_context(_no_collection)
+    first.close()
+    assert not gc.isenabled()
+    second.close()
+    assert gc.isenabled()
 
 
 def test_trainings_in_threads_do_not_meet(rng, targets, caplog) -> None:
