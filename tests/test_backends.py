@@ -54,7 +54,7 @@ def strictest(request):
     array_api_strict.reset_array_api_strict_flags()
 
 
-@pytest.fixture(params=["cpu", "torch", "jax", "strict", "readonly", "strictest"])
+@pytest.fixture(params=["cpu", "torch", "jax", "cuda", "strict", "readonly", "strictest"])
 def device(request, monkeypatch):
     """Return a device string: of a library, of NumPy with read-only arrays, or of the standard and nothing more."""
     monkeypatch.setitem(DEVICES, "readonly", ReadOnly)

@@ -376,7 +376,7 @@ def test_numbers_that_fit_only_float64_do_in_float64():
     assert np.isfinite(mx.MLP([3, 2], dtype="float64").outputs(bad)).all()
 
 
-@pytest.mark.parametrize("device", ["cpu", "torch", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "torch", "cuda", "strict"])
 def test_bytes_that_look_like_numbers_are_warned_of_once_a_call(device):
     model, X = mx.MLP([3, 2], device=device), np.eye(3, dtype=np.uint8)
     for doubtful in (X, model.device.asarray(X), np.repeat(X, 3000, axis=0)):
@@ -392,7 +392,7 @@ def test_bytes_that_look_like_numbers_are_warned_of_once_a_call(device):
         model.predict(X)
 
 
-@pytest.mark.parametrize("device", ["cpu", "torch", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "torch", "cuda", "strict"])
 def test_whole_numbers_for_a_model_of_pixels_are_warned_of(device, rng):
     X = rng.integers(0, 256, (30, 3), dtype=np.uint8)
     model = mx.MLP([3, 2], device=device)

@@ -102,7 +102,7 @@ def test_true_ends_the_training_whoever_says_it(data):
     assert len(mx.fit(network(), *data, epochs=3, callbacks=[lambda state: state.loss < 0])) == 3
 
 
-@pytest.mark.parametrize("device", ["strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["strict", "torch", "jax", "cuda"])
 def test_a_comparison_on_any_device_is_an_answer(device, data):
     history = mx.fit(network(device=device), *data, epochs=3, callbacks=[lambda state: state.loss < 1e9])
     assert len(history) == 1

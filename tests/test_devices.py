@@ -43,7 +43,7 @@ def two_threads():
         library.set(threads)
 
 
-@pytest.fixture(params=["cpu", "torch", "jax", "strict"])
+@pytest.fixture(params=["cpu", "torch", "jax", "cuda", "strict"])
 def device(request):
     return get_device(request.param)
 
@@ -113,7 +113,17 @@ def test_arrays_come_and_go(device):
         assert device.to_host(device.asarray(x, "float32")).dtype == np.float32
         assert not device.to_host(device.zeros((2,), "float32")).any()
         device.synchronize()
-    assert device.hardware() is None
+
+
+def test_a_number_keeps_its_shape(device):
+    for number in (1.5, np.float64(1.5), np.array(1.5)):
+        there = device.asarray(number, "float32")
+        assert there.shape == ()
+        assert float(there) == 1.5
+
+
+def test_only_what_is_not_the_processor_has_a_name(device):
+    assert (device.hardware() is None) == (device.name != "cuda")
 
 
 def test_map_keeps_the_order(device):
