@@ -188,3 +188,25 @@ def leaves_the_process_as_it_was():
             pytest.fail("this test leaves the process changed:\n" + "\n".join(found))
         gc.collect()
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def does_nothing_wrong_on_the_emulated_cuda(request):
+    """Fail a test whose programs did what a GPU would not survive."""
+    yield
+    if request.config.getoption("emulated_cuda"):
+        from tests.cuda import emulated
+
+        if messages := emulated.errors():
+            pytest.fail(f"on the emulated CUDA:\n{messages}")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say how much ran on the emulated CUDA."""
+    if config.getoption("emulated_cuda"):
+        from tests.cuda import emulated
+
+        calls = (report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ()))
+        tests = sum(report.when == "call" and "gpu" in report.keywords for report in calls)
+        counted = ", ".join(f"{count} {name}" for name, count in emulated.counts()._asdict().items())
+        terminalreporter.write_line(f"{tests} tests ran on the emulated CUDA: {counted}")
