@@ -274,13 +274,15 @@ def network64(**settings):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize(
-    ("stop", "plan"), [("full batch", "ragged"), ("epoch's end", "dense"), ("mid-epoch", "zero")]
+    ("optimizer", "plan"), [(name, "dense") for name in OPTIMIZERS] + [("adam", "zero"), ("nesterov", "ragged")]
 )
-def test_stopped_and_resumed_equals_straight_on_a_gpu(stop, plan, data, tmp_path, monkeypatch):
+def test_stopped_and_resumed_equals_straight_on_a_gpu(optimizer, plan, stop, data, tmp_path, monkeypatch):
     monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 1)
     batch_size, updates = STOPS[stop]
-    settings = {"optimizer": mx.AdamW(mx.CosineDecay(0.1, epochs=5)), "batch_size": batch_size, "plan": plan}
+    rates = mx.WarmUp(0.1, epochs=2, after=mx.CosineDecay(0.1, epochs=3))
+    settings = {"optimizer": OPTIMIZERS[optimizer](rates), "batch_size": batch_size, "plan": plan}
     settings |= {"validation": (data[0][:9], data[1][:9]), "tol": 0.0}
 
     def on_gpu():
