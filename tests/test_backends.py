@@ -177,7 +177,7 @@ def test_arrays_of_another_library_are_refused():
         mx.MLP([2, 2]).loss_and_gradient(np.zeros((3, 2)), torch.zeros(3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:1", "jax:0", "strict:1", "", None, 3])
+@pytest.mark.parametrize("name", ["gpu", "cpu:1", "jax:0", "strict:1", "cuda:", "torch:", "", None, 3])
 def test_unknown_device(name):
     with pytest.raises(ValueError, match=r"unknown device .*; choose from 'cpu', 'cuda', 'cuda:N', 'torch'"):
         mx.MLP([2, 2], device=name)
