@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,29 @@ def test_a_shard_of_the_least_rows_is_not_cut_again(device):
     with pytest.raises(MemoryError):
         device.by_rows(refuse, 1024)
     assert tried[-1] == min(tried) == 256
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "cuda", "strict"])
+def test_a_model_goes_with_its_last_reference(device, trained):
+    """Not when Python next looks for cycles: until then it would keep its data and workspaces on a GPU."""
+    X, y = mx.datasets.moons(60, seed=1)
+    model = mx.MLP([2, 4, 2], device=device)
+    X, y = (model.device.asarray(part) for part in (X.astype(np.float32), y))
+    gc.collect()
+    gc.disable()
+    try:
+        if trained:
+            mx.fit(model, X, y, epochs=3, validation=(X, y), tol=0.0)
+            mx.fit(model, X, y, epochs=3, batch_size=20, optimizer=mx.Adam())
+        model.predict(X)
+        model.score(X, y)
+        model.loss_and_gradient(X, y)
+        gone = weakref.ref(model)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
