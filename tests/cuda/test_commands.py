@@ -221,7 +221,7 @@ sys.exit(main(sys.argv[1:]))
 def limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Train as a process that may take so many bytes of the GPU: f(bytes, *arguments)."""
     rng = np.random.default_rng(0)
-    X, y = rng.integers(1, 256, (9600, 250), dtype=np.uint8), rng.integers(0, 3, 9600)
+    X, y = rng.integers(1, 256, (38_400, 50), dtype=np.uint8), rng.integers(0, 3, 38_400)
     np.savez(tmp_path / "wide.npz", X=X, y=y)
     monkeypatch.setenv("CUPY_GPU_MEMORY_LIMIT", "0")
 
@@ -236,11 +236,11 @@ def limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize(("batch_size", "limit"), [(0, 1_900_000), (200, 2_200_000)])
-def test_data_that_do_not_fit_are_streamed(batch_size: int, limit: int, limited: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [0, 2000])
+def test_data_that_do_not_fit_are_streamed(batch_size: int, limited: Any, tmp_path: Path) -> None:
     options = ["--batch-size", batch_size, "--epochs", "2", "--plan", "dense"]
     here("--data", tmp_path / "wide.npz", *QUICK, *options, "--out", tmp_path / "cpu")
-    done = limited(limit, *options, "--out", tmp_path / "run")  # the data take 2.0 MB, those to measure on 0.4
+    done = limited(1_550_000, *options, "--out", tmp_path / "run")  # the data take 1.6 MB, others 0.3
     assert done.returncode == 0, done.stderr
     assert "Out of memory allocating" in done.stderr
     assert re.search(r"cuda goes on with shards of \d+ rows, with the data on the host\n", done.stderr)
