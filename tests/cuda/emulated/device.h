@@ -5,11 +5,14 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <type_traits>
+#include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include <vector_functions.h>
 #include <vector_types.h>
@@ -120,7 +123,7 @@ UNWATCHED static bool release(State barrier, int begin, int end) {
   return any;
 }
 
-#ifdef EMULATED_RACES
+#ifdef __SANITIZE_THREAD__
 #include "races.h"
 #else
 static void begin_launch() {}

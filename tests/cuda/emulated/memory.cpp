@@ -34,6 +34,7 @@ static size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 static char* reserve() {
   void* space = mmap(nullptr, SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  madvise(space, SPACE, MADV_HUGEPAGE);  // protection changes by the page
   return static_cast<char*>(space);
 }
 
