@@ -718,6 +718,17 @@ def test_predictions_take_the_rows_that_there_is_room_for(pool, rng, monkeypatch
         model.outputs(X)
 
 
+def test_predictions_give_their_memory_back_at_once(pool, rng) -> None:
+    """No garbage collection is needed."""
+    gc.disable()
+    try:
+        before = pool.used_bytes()
+        mx.MLP([20, 12, 3], device="cuda").outputs(rng.standard_normal((N, 20)).astype(np.float32))
+        assert pool.used_bytes() == before
+    finally:
+        gc.enable()
+
+
 def test_data_that_are_on_the_device_are_not_left_on_the_host(pool, rng, targets, small_shards) -> None:
     X = rng.integers(0, 256, (N, 300)).astype(np.uint8)
     model = mx.MLP([300, 12, 3], device="cuda")

@@ -16,7 +16,6 @@ import mlp_xp as mx
 pytestmark = pytest.mark.gpu
 
 N = 100
-outside = pytest.mark.xfail(strict=True, reason="State.loss and fit compute outside of the model's device")
 each_current = pytest.mark.parametrize("current", [0, 1])
 
 
@@ -162,7 +161,6 @@ def losses(model: mx.MLP, X: Any, y: Any, here: bool = False, **options: Any) ->
 @pytest.mark.parametrize("here", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("way", WAYS)
 @each_current
-@outside
 def test_training_needs_no_current_device(cuda: Any, data: Any, current: int, way: str, here: bool) -> None:
     options = WAYS[way]
     want = losses(make("cpu"), *data, **options)
@@ -177,7 +175,6 @@ def test_training_needs_no_current_device(cuda: Any, data: Any, current: int, wa
 
 @pytest.mark.parametrize("names", [("cuda:0", "cuda:1"), ("cuda:1", "cuda:1", "cuda:1")], ids=["two GPUs", "one"])
 @pytest.mark.parametrize("way", WAYS)
-@outside
 def test_trainings_at_once_do_not_meet(data: Any, way: str, names: tuple[str, ...]) -> None:
     models = [make(name, seed) for seed, name in enumerate(names)]
     found = in_threads(*(lambda model=model: losses(model, *data, **WAYS[way]) for model in models))
@@ -187,7 +184,6 @@ def test_trainings_at_once_do_not_meet(data: Any, way: str, names: tuple[str, ..
         np.testing.assert_array_equal(model.theta.get(), alone.theta.get())
 
 
-@outside
 def test_epochs_of_both_gpus_in_turns(cuda: Any, data: Any) -> None:
     runs = [mx.epochs(make(name), *data, **WAYS["mini-batches"]) for name in ("cpu", "cuda:0", "cuda:1")]
     for _ in range(4):
@@ -201,7 +197,6 @@ def test_epochs_of_both_gpus_in_turns(cuda: Any, data: Any) -> None:
 
 
 @each_current
-@outside
 def test_a_training_that_fails_leaves_the_current_device_alone(cuda: Any, data: Any, current: int) -> None:
     def fail(state: Any) -> None:
         if state.epoch == 3:
@@ -226,7 +221,6 @@ def test_a_training_that_fails_leaves_the_current_device_alone(cuda: Any, data: 
         assert cuda.get_current_stream() == stream
 
 
-@outside
 def test_a_model_on_the_second_gpu_is_saved_and_travels(data: Any, tmp_path: Any) -> None:
     model = make("cuda:1")
     mx.fit(model, *data, epochs=2)
@@ -239,7 +233,6 @@ def test_a_model_on_the_second_gpu_is_saved_and_travels(data: Any, tmp_path: Any
     assert [other.theta.device for other in copies[3:]] == 2 * [model.theta.device]
 
 
-@outside
 def test_a_run_on_one_gpu_goes_on_on_the_other(data: Any, tmp_path: Any) -> None:
     want = mx.fit(make("cuda:0"), *data, epochs=6, optimizer=mx.Adam(lr=0.01), batch_size=32).loss
     for name, epochs in (("cuda:0", 3), ("cuda:1", 6)):
