@@ -481,7 +481,9 @@ RACES = {  # and whether they are
     "the last block": (LAST.format("__threadfence();", "__syncthreads();"), False),
     "the last block without a fence": (LAST.format("", "__syncthreads();"), True),
     "the last block without a barrier": (LAST.format("__threadfence();", ""), True),
-    "written after the ticket": (LAST.format("__threadfence();", "x[32 * blockIdx.x + threadIdx.x] = 2; __syncthreads();"), True),
+    "written after the ticket": (
+        LAST.format("__threadfence();", "x[32 * blockIdx.x + threadIdx.x] = 2; __syncthreads();"), True,
+    ),
 }  # fmt: skip
 SCRIPT = """
 import cupy, numpy as np
