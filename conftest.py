@@ -63,8 +63,8 @@ def missing(need):
 
         try:
             get_device("cuda")
-        except ValueError as error:
-            return str(error)
+        except ValueError:
+            return "needs a GPU, or pip install -e '.[test,test-cuda12]' and python -m pytest --emulated-cuda"
         return ""
     if need == "g++":  # it makes of the CUDA kernels a library for Linux
         return "" if sys.platform == "linux" and shutil.which("g++") else "needs Linux with the compiler g++"

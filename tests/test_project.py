@@ -60,9 +60,15 @@ def test_every_extra_that_is_named_exists():
 
 def test_oldest_constraints_are_the_lower_bounds():
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "oldest.txt").read_text(), re.MULTILINE))
-    lowest = bounds([*PROJECT["dependencies"], *extra("test")])
+    lowest = bounds([*PROJECT["dependencies"], *extra("test"), *extra("cuda12")])
     assert pinned.keys() - {"scipy", "pyparsing", "ipython"} == lowest.keys()  # these come with others
     assert {name: numbers(pinned[name]) for name in lowest} == {name: numbers(low) for name, low in lowest.items()}
+
+
+def test_the_emulated_cuda_tests_what_the_extras_install():
+    for version in ("12", "13"):
+        installed = {requirement.replace("[ctk]", "") for requirement in extra(f"cuda{version}")}
+        assert installed < set(extra(f"test-cuda{version}"))
 
 
 @pytest.mark.parametrize("library", ["torch", "jax", "onnx", "onnxruntime", "cuda-bindings", "nvidia-cuda-nvrtc"])

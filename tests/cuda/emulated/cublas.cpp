@@ -135,6 +135,34 @@ API int cublasGemmStridedBatchedEx(Handle* handle, int transpose_a, int transpos
       return status;
   return SUCCESS;
 }
+// C = alpha op(A) + beta op(B), by which CuPy transposes.
+template <class T>
+static int geam(Handle* handle, int transpose_a, int transpose_b, long m, long n, const T* alpha, const T* A, long lda,
+                const T* beta, const T* B, long ldb, T* C, long ldc) {
+  if (handle->device != current) return EXECUTION_FAILED;
+  const T by_a = *alpha, by_b = *beta;
+  const int device = current;
+  const int error = ask(stream_of(handle->stream), [=] {
+    if (!on_device(A, 0, device) || !on_device(B, 0, device) || !on_device(C, sizeof(T) * (ldc * (n - 1) + m), device))
+      return fail(cudaErrorIllegalAddress, "geam: a matrix is not on the device");
+    for (long j = 0; j < n; ++j)
+      for (long i = 0; i < m; ++i)
+        C[i + j * ldc] = (by_a == 0 ? 0 : by_a * A[transpose_a ? j + i * lda : i + j * lda]) +
+                         (by_b == 0 ? 0 : by_b * B[transpose_b ? j + i * ldb : i + j * ldb]);
+    return 0;
+  });
+  return error ? EXECUTION_FAILED : SUCCESS;
+}
+API int cublasSgeam(Handle* handle, int transpose_a, int transpose_b, int m, int n, const float* alpha, const float* A,
+                    int lda, const float* beta, const float* B, int ldb, float* C, int ldc) {
+  LOCK;
+  return geam(handle, transpose_a, transpose_b, m, n, alpha, A, lda, beta, B, ldb, C, ldc);
+}
+API int cublasDgeam(Handle* handle, int transpose_a, int transpose_b, int m, int n, const double* alpha,
+                    const double* A, int lda, const double* beta, const double* B, int ldb, double* C, int ldc) {
+  LOCK;
+  return geam(handle, transpose_a, transpose_b, m, n, alpha, A, lda, beta, B, ldb, C, ldc);
+}
 API int cublasSgemm_v2(Handle* handle, int transpose_a, int transpose_b, int m, int n, int k, const float* alpha,
                        const float* A, int lda, const float* B, int ldb, const float* beta, float* C, int ldc) {
   return cublasGemmEx(handle, transpose_a, transpose_b, m, n, k, alpha, A, FLOAT, lda, B, FLOAT, ldb, beta, C, FLOAT,

@@ -18,10 +18,11 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 HERE = Path(__file__).parent
 PARTS = "state", "memory", "streams", "kernels", "cublas", "absent"
@@ -68,6 +69,8 @@ def install() -> None:
     global _library
     if _library is not None:
         return
+    if "cupy_backends" in sys.modules:
+        raise RuntimeError("CuPy is imported already, and has looked for its GPU; install the emulated CUDA before")
     places = _find()
     flags = " ".join(filter(None, (KERNEL_FLAGS, os.environ.get("MLP_XP_KERNEL_FLAGS"))))
     folder = _built(places, flags)
@@ -146,11 +149,14 @@ def _build(places: Places, flags: str, folder: Path) -> None:
 
 
 def _absent_cublas(places: Places) -> str:
-    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated."""
+    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated.
+
+    Their answer is CUBLAS_STATUS_NOT_SUPPORTED.
+    """
     extension = next((places.extensions / "cuda/libs").glob("cublas.*.so")).read_bytes()
     wanted = {match.decode() for match in re.findall(rb"\0(cublas[A-Z]\w+)(?=\0)", extension)}
     own = set(re.findall(r"(cublas\w+)\(", (HERE / "cublas.cpp").read_text()))
-    report = "API int {0}() {{ return emulated_missing(\"{0}\"); }}\n"
+    report = 'API int {0}() {{ emulated_missing("{0}"); return 15; }}\n'
     texts = [report.format(name) for name in sorted(wanted - own)]
     return "".join(['#include "emulator.h"\nAPI int emulated_missing(const char*);\n', *texts])
 
@@ -190,7 +196,7 @@ def _redirect(path: Path, library: ctypes.CDLL) -> None:
 class _Absent:
     """Code that says which function is missing; it lives as long as the process."""
 
-    kept: list[object] = []
+    kept: ClassVar[list[object]] = []
 
     def __init__(self, library: ctypes.CDLL, names: dict[str, int]) -> None:
         self._memory = mmap.mmap(-1, 32 * len(names), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
