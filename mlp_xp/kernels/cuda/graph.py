@@ -78,7 +78,8 @@ class Graphs:
                 return self.stream.end_capture()
         except Exception as error:  # of whichever library refused; nothing was run, so an ordinary call can follow
             self._captures = False
-            _log.warning("no CUDA graphs, so every step is launched by the host: %s: %s", type(error).__name__, str(error))
+            reason = f"{type(error).__name__}: {error}"  # a record with the error itself would keep its frames alive
+            _log.warning("no CUDA graphs, so every step is launched by the host: %s", reason)
             return None
 
 
