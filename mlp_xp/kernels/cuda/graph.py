@@ -52,10 +52,7 @@ class Graphs:
         if self._captures and key in self._graphs and self._graphs[key] is None:
             self._graphs[key] = self._capture(function)
         graph = self._graphs.setdefault(key, None)
-        if graph is not None:
-            graph.launch()
-        else:
-            self.call(function)
+        self.call(function if graph is None else graph.launch)
 
     def call(self, function: Callable[[], object]) -> None:
         """Run the function on the stream of the graphs."""
@@ -81,7 +78,8 @@ class Graphs:
                 return self.stream.end_capture()
         except Exception as error:  # of whichever library refused; nothing was run, so an ordinary call can follow
             self._captures = False
-            _log.warning("no CUDA graphs, so every step is launched by the host: %s: %s", type(error).__name__, error)
+            reason = f"{type(error).__name__}: {error}"  # a record with the error itself would keep its frames alive
+            _log.warning("no CUDA graphs, so every step is launched by the host: %s", reason)
             return None
 
 

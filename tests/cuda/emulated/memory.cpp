@@ -188,9 +188,16 @@ RUNTIME cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
 RUNTIME cudaDeviceGetMemPool(cudaMemPool_t* pool, int device) { return cudaDeviceGetDefaultMemPool(pool, device); }
 RUNTIME cudaDeviceSetMemPool(int, cudaMemPool_t) { return cudaSuccess; }
 RUNTIME cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
-RUNTIME cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-RUNTIME cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* value) {
-  *static_cast<uint64_t*>(value) = used[int(reinterpret_cast<size_t>(pool)) - 1];
+static std::map<cudaMemPool_t, uint64_t> thresholds;  // CuPy keeps its limit there
+RUNTIME cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr which, void* value) {
+  LOCK;
+  if (which == cudaMemPoolAttrReleaseThreshold) thresholds[pool] = *static_cast<uint64_t*>(value);
+  return cudaSuccess;
+}
+RUNTIME cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr which, void* value) {
+  LOCK;
+  const uint64_t bytes = used[int(reinterpret_cast<size_t>(pool)) - 1];
+  *static_cast<uint64_t*>(value) = which == cudaMemPoolAttrReleaseThreshold ? thresholds[pool] : bytes;
   return cudaSuccess;
 }
 
