@@ -64,8 +64,9 @@ class Evaluation:
         try:
             rows = rows.to(model.device)
         except MemoryError as error:
+            reason = str(error)  # a record with the error itself would keep its frames alive
             _log.warning(
-                "%s has no memory for the data of %r, which stay on the host: %s", model.device.name, self, error
+                "%s has no memory for the data of %r, which stay on the host: %s", model.device.name, self, reason
             )
         self.data = rows, model.targets(self.y, rows.shape[0])
         self.measures = f"{self.name}_loss", f"{self.name}_{score_name(model)}"
