@@ -236,4 +236,5 @@ def _constants(optimizer: Optimizer) -> dict[str, Any]:
             "decay": optimizer.weight_decay,
         }  # fmt: skip
     assert isinstance(optimizer, SGD)
-    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+    nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
+    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": nesterov}
