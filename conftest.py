@@ -211,9 +211,6 @@ def does_nothing_wrong_on_the_emulated_cuda(request):
 def pytest_terminal_summary(terminalreporter, config):
     """Say how much ran on the emulated CUDA."""
     if config.getoption("emulated_cuda"):
-        from tests.cuda import emulated
-
         calls = (report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ()))
         tests = sum(report.when == "call" and "gpu" in report.keywords for report in calls)
-        counted = ", ".join(f"{count} {name}" for name, count in emulated.counts()._asdict().items())
-        terminalreporter.write_line(f"{tests} tests ran on the emulated CUDA: {counted}")
+        terminalreporter.write_line(f"{tests} tests ran on the emulated CUDA")

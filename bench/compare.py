@@ -15,24 +15,24 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from .cases import CASES, case
-from .charts import bars, color, label_of, markdown
-from .contender import CONTENDERS, Contender, UnavailableError, build, check_name
+from .charts import bars, color, label_of
+from .contender import CONTENDERS, Contender, UnavailableError, build, check_name, early_verdict
 from .machine import describe, limit_threads
 from .memory import peak_megabytes
 from .problem import Problem
+from .rows import FLOOR, MOST_WOBBLE, Row, conclusion, table, wobble
 
 __all__ = ["FLOOR", "MOST_WOBBLE", "Row", "compare", "conclusion", "interleave", "main", "table", "wobble"]
 
-FLOOR = "gemm"
-MOST_WOBBLE = 0.30
 # seconds between turns on the CPU: the threads of OpenBLAS and OpenMP keep spinning for a while after their last work
 SETTLE = 0.2
-NOISE = 0.05  # medians of ratios come back within this on a quiet machine
+LEAST_ROUNDS = 3
+TURN_FLOPS = 1e9
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
     "cpu": "ours,ours-dense,torch,torch-compile,torch-compile-forward,jax-step,jax-loop,sklearn,textbook",
@@ -41,70 +41,28 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class Row:
-    """One contender's result.
-
-    Attributes
-    ----------
-    contender : str
-    absent : str or None
-        Why it did not run; everything below is then empty.
-    failed : bool
-        Whether it was there to run, and broke.
-    settings : str
-    seconds : list of float
-        Time of an epoch in each round.
-    ratio : float
-        Median over the rounds of its time by the baseline's.
-    gflops : float
-        Nominal operations by the best time, in 1e9 per second.
-    columns : float
-        Columns of the images that took part in its products, on average over rows.
-    preparation_seconds, compile_seconds : float
-        Time before the first epoch: conversions, transfers, plans; and compilation.
-    loss, reference_loss, update_error : float or None
-        See :class:`bench.contender.Verdict`.
-    right : bool
-        Whether the loss is float64's; the floor, which does not train, counts as right.
-    peak_mb : float or None
-        Most memory beyond the imports and the images, if it was asked for.
-    """
-
-    contender: str
-    absent: str | None = None
-    failed: bool = False
-    settings: str = ""
-    seconds: list[float] = field(default_factory=list)
-    ratio: float | None = None
-    gflops: float | None = None
-    columns: float | None = None
-    preparation_seconds: float | None = None
-    compile_seconds: float | None = None
-    loss: float | None = None
-    reference_loss: float | None = None
-    update_error: float | None = None
-    right: bool = False
-    peak_mb: float | None = None
-
-
 def interleave(
-    contenders: Mapping[str, Contender], rounds: int, epochs: int, settle: float = SETTLE
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    epochs: int,
+    settle: float = SETTLE,
+    limit: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Return the seconds of an epoch of each contender in each round; all of them have to be warm."""
+    """Return the seconds of an epoch of each contender in each round; all of them have to be warm.
+
+    After `limit` seconds no more rounds are begun, but for the first three.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+    end = time.perf_counter() + limit
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
         for name, contender in contenders.items():
             time.sleep(settle)
             start = time.perf_counter()
             contender.run(epochs)
             seconds[name].append((time.perf_counter() - start) / epochs)
     return seconds
-
-
-def wobble(seconds: Sequence[float]) -> float:
-    """Return by how much the slowest of some times exceeds the fastest, as a fraction."""
-    return max(seconds) / min(seconds) - 1
 
 
 def compare(
@@ -116,11 +74,13 @@ def compare(
     epochs: int,
     baseline: str,
     seconds: float = math.inf,
+    limit: float = math.inf,
 ) -> list[Row]:
     """Run the contenders in turns and return a row for each, the absent ones too, in the order of `names`.
 
     Each is made and warmed up, by as many epochs as a round has, two at least, before the first round begins. After so
-    many `seconds` no more are, but for the floor and the baseline. One that breaks does not take the others with it.
+    many `seconds` no more are, but for the floor and the baseline; after `limit` seconds of rounds, no more of these
+    but three. One that breaks does not take the others with it.
 
     Raises
     ------
@@ -135,9 +95,7 @@ def compare(
             row.absent = f"not begun: {seconds:.0f} s had passed"
             continue
         try:
-            contender = build(name, problem, device, threads)
-            contender.run(max(2, epochs))  # the second epoch may be captured as a graph
-            contenders[name] = contender
+            contenders[name] = _warm(row, problem, device, threads, max(2, epochs))
         except UnavailableError as reason:
             row.absent = str(reason)
         except Exception as error:
@@ -147,82 +105,37 @@ def compare(
         if needed not in contenders:
             why = rows[needed].absent if needed in rows else "not among the contenders"
             raise ValueError(f"nothing can be compared without {needed!r}, which is missing here: {why}")
-    timed = interleave(contenders, rounds, epochs, SETTLE if device == "cpu" else 0.0)
+    timed = interleave(contenders, rounds, epochs, SETTLE if device == "cpu" else 0.0, limit)
     for name, contender in contenders.items():
-        row, times = rows[name], timed[name]
-        verdict = contender.verdict()
-        row.settings, row.seconds = contender.settings, times
-        row.ratio = statistics.median(a / b for a, b in zip(times, timed[baseline], strict=True))
-        row.gflops, row.columns = problem.flops / min(times) / 1e9, contender.columns
-        row.preparation_seconds, row.compile_seconds = contender.preparation_seconds, contender.compile_seconds
-        row.right = verdict is None or verdict.right
-        if verdict is not None:
-            row.loss, row.reference_loss, row.update_error = verdict.loss, verdict.reference, verdict.update_error
+        _fill(rows[name], contender, timed[name], timed[baseline])
     return list(rows.values())
 
 
-def conclusion(rows: Sequence[Row]) -> tuple[bool, str]:
-    """Return whether anything follows from the rows, and what, in words."""
-    wrong = [row.contender for row in rows if row.absent is None and not row.right]
-    if wrong:
-        return False, f"No conclusion: {', '.join(wrong)} did not reach the loss of float64, so the time means nothing."
-    failed = [row.contender for row in rows if row.failed]
-    if failed:
-        return False, f"No conclusion: {', '.join(failed)} failed, so nobody knows who is fastest."
-    floor = next(row for row in rows if row.contender == FLOOR)
-    if wobble(floor.seconds) > MOST_WOBBLE:
-        return False, (
-            f"No conclusion: the bare matrix products took {label_of(min(floor.seconds))} to "
-            f"{label_of(max(floor.seconds))}, more than {MOST_WOBBLE:.0%} apart, so the machine was not ours alone. "
-            f"Close what else runs and measure again."
-        )
-    fastest, *others = sorted(
-        (row for row in rows if row.absent is None and row.contender != FLOOR), key=lambda row: row.ratio or 0
-    )
-    rivals = [row for row in others if _library(row) != _library(fastest)]
-    if not rivals:
-        return True, f"{fastest.contender} is fastest."
-    ratio = statistics.median(a / b for a, b in zip(fastest.seconds, rivals[0].seconds, strict=True))
-    if ratio > 1 - NOISE:
-        return True, f"{fastest.contender} and {rivals[0].contender} are fastest, less than {NOISE:.0%} apart."
-    return (
-        True,
-        f"{fastest.contender} is fastest: {ratio:.2f} of the time of {rivals[0].contender}, the best of the others.",
-    )
+def _warm(row: Row, problem: Problem, device: str, threads: int, epochs: int) -> Contender:
+    """Return a contender that has trained: the second epoch may be captured as a graph."""
+    early = early_verdict(row.contender, problem, device, threads)
+    row.right = early is None or early.right
+    row.early_error = None if early is None else early.update_error
+    contender = build(row.contender, problem, device, threads)
+    contender.run(epochs)
+    return contender
 
 
-def _library(row: Row) -> str:
-    return row.contender.partition("-")[0]
+def _fill(row: Row, contender: Contender, times: list[float], baseline: Sequence[float]) -> None:
+    """Judge a contender after its rounds, and write down everything in its row."""
+    verdict = contender.verdict()
+    row.settings, row.seconds = contender.settings, times
+    row.ratio = statistics.median(a / b for a, b in zip(times, baseline, strict=True))
+    row.gflops, row.columns = contender.problem.flops / min(times) / 1e9, contender.columns
+    row.preparation_seconds, row.compile_seconds = contender.preparation_seconds, contender.compile_seconds
+    if verdict is not None:
+        row.right &= verdict.right
+        row.loss, row.reference_loss, row.update_error = verdict.loss, verdict.reference, verdict.update_error
 
 
-def table(rows: Sequence[Row], baseline: str) -> str:
-    """Return the rows as Markdown, then each contender's settings, then who was absent and why."""
-    header = [
-        "contender",
-        "min",
-        "median",
-        f"/ {baseline}",
-        "GFLOP/s",
-        "prepare s",
-        "compile s",
-        "loss",
-        "update error",
-    ]
-    memory = any(row.peak_mb is not None for row in rows)
-    present = sorted((row for row in rows if row.absent is None), key=lambda row: row.ratio or 0)
-    body = [_cells(row, memory) for row in present]
-    body += [[row.contender, row.absent or "", *[""] * (len(header) - 2 + memory)] for row in rows if row.absent]
-    settings = "".join(f"- **{row.contender}**: {row.settings}\n" for row in present)
-    return f"{markdown(header + ['peak MB'] * memory, body)}\n{settings}"
-
-
-def _cells(row: Row, memory: bool) -> list[str]:
-    times = [label_of(min(row.seconds)), label_of(statistics.median(row.seconds))]
-    loss = "not trained" if row.loss is None else f"{row.loss:.6f}" + ("" if row.right else " WRONG")
-    error = "" if row.update_error is None else f"{row.update_error:.1e}"
-    before = [f"{row.preparation_seconds:.2f}", f"{row.compile_seconds:.2f}"]
-    cells = [row.contender, *times, f"{row.ratio:.2f}", f"{row.gflops:.0f}", *before, loss, error]
-    return cells + ["" if row.peak_mb is None else f"{row.peak_mb:.0f}"] * memory
+def epochs_a_round(problem: Problem, device: str) -> int:
+    """Return how many epochs make a turn that a clock can measure: 20 on a GPU, as many as take a while on a CPU."""
+    return 20 if device != "cpu" else min(10, math.ceil(TURN_FLOPS / problem.flops))
 
 
 def save(folder: Path, stem: str, header: dict[str, Any], rows: Sequence[Row]) -> None:
@@ -265,22 +178,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", default="full-batch", choices=CASES)
     parser.add_argument("--contenders", help=f"names with commas between, of: {', '.join(CONTENDERS)}")
     parser.add_argument("--baseline", help="the contender that ratios refer to (default: the first)")
+    parser.add_argument("--rows", type=int, help="only so many rows of the data (default: all)")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, help="epochs a round (default: 1 on the CPU, 20 on a GPU)")
+    parser.add_argument("--epochs", type=int, help="epochs a round (default: CPU 1, of small data more; GPU 20)")
     parser.add_argument("--device", default="cpu", choices=DEFAULTS)
     parser.add_argument("--threads", type=int, help="cores to use (default: all)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more contenders after so many")
+    parser.add_argument("--round-seconds", type=float, default=math.inf, help="nor rounds after so many of them")
     parser.add_argument("--memory", action="store_true", help="also run each alone and report its peak memory")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON, table and chart")
     options = parser.parse_args(arguments)
     names = (options.contenders or DEFAULTS[options.device]).split(",")
     baseline = options.baseline or names[0]
     names = list(dict.fromkeys([*names, FLOOR]))
-    epochs = options.epochs or (1 if options.device == "cpu" else 20)
     try:
         threads = limit_threads(options.threads)
         problem = case(options.case)
-        rows = compare(problem, names, options.device, threads, options.rounds, epochs, baseline, options.seconds)
+        if options.rows:
+            problem = replace(problem, X=problem.X[: options.rows], y=problem.y[: options.rows])
+        epochs = options.epochs or epochs_a_round(problem, options.device)
+        rows = compare(
+            problem, names, options.device, threads, options.rounds, epochs, baseline, options.seconds,
+            options.round_seconds,
+        )  # fmt: skip
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -293,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "case": options.case,
         "samples": len(problem.X),
         "sizes": problem.sizes,
-        "rounds": options.rounds,
+        "rounds": max(len(row.seconds) for row in rows),
         "epochs_per_round": epochs,
         "baseline": baseline,
         "conclusive": conclusive,

@@ -181,9 +181,10 @@ class _Watch:
         self.before = self.model.theta
 
     def _check_theta(self, state: State) -> None:
-        self.seen = self.model.theta
-        xp = self.model.device.xp
-        if not xp.all(xp.isfinite(self.seen)):
+        self.seen, xp = self.model.theta, self.model.device.xp
+        with self.model.device.active():
+            finite = bool(xp.all(xp.isfinite(self.seen)))
+        if not finite:
             self._end(state, "a parameter is NaN or infinite")
 
     def _end(self, state: State, problem: str) -> NoReturn:

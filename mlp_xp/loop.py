@@ -71,8 +71,9 @@ class State:
     @cached_property
     def loss(self) -> Array:
         """Mean training loss () that the epoch's gradients were computed at, on the device."""
-        mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
-        return self.model.device.asarray(mean, self.model.dtype)[()]
+        with self.model.device.active():
+            mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
+            return self.model.device.asarray(mean, self.model.dtype)[()]
 
     @property
     def gradient(self) -> Array | None:
@@ -88,7 +89,8 @@ class State:
         """Euclidean norm () of the gradient of the epoch's last update."""
         xp, gradient = self.model.device.xp, self.engine.gradient()
         assert gradient is not None, "no gradient is kept in the middle of an epoch of plain gradient descent"
-        return xp.sqrt(xp.sum(gradient * gradient))
+        with self.model.device.active():
+            return xp.sqrt(xp.sum(gradient * gradient))
 
     @property
     def optimizer_state(self) -> OptimizerState:

@@ -52,6 +52,22 @@ def single_updates():
         yield
 
 
+@pytest.fixture(autouse=True)
+def small_workspace(request, monkeypatch):
+    """The emulated CUDA fills and guards all memory that is taken, and its cuBLAS needs no 32 MiB to work in."""
+    if request.config.getoption("emulated_cuda"):
+        monkeypatch.setattr("mlp_xp.kernels.cuda.products._WORKSPACE", 4096)
+
+
+@pytest.fixture
+def second_gpu():
+    """Return the device string of a GPU that is not the current one, or skip."""
+    try:
+        return mx.devices.get_device("cuda:1").name
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def mnist():
     return mx.datasets.mnist()

@@ -28,6 +28,20 @@ SMALL = Problem(
     learning_rate=0.5,
 )
 BATCHED = replace(SMALL, batch_size=16, activation="relu")  # 16, 16, 16 and the remainder, 12
+FLOATS = RNG.standard_normal((60, 30), dtype=np.float32)
+VALUES = RNG.standard_normal((60, 4), dtype=np.float32)
+KINDS = {
+    "full batch": SMALL,
+    "mini-batch": BATCHED,
+    "momentum": replace(BATCHED, optimizer="momentum", learning_rate=0.05, activation="tanh"),
+    "Adam, one linear output": replace(
+        BATCHED, X=FLOATS, y=VALUES[:, :1], sizes=(30, 12, 1), output="linear", optimizer="adam", learning_rate=0.003
+    ),
+    "Adam, full batch, float64": replace(SMALL, optimizer="adam", learning_rate=0.003, dtype="float64"),
+    "linear outputs, float64": replace(
+        BATCHED, y=VALUES.astype(float), output="linear", dtype="float64", learning_rate=0.1
+    ),
+}
 # torch.compile takes longer than all other tests together, and is checked whenever it is benchmarked; our own
 # backends have tests of their own
 QUICK = [name for name in CONTENDERS if not name.startswith(("torch-compile", "ours-on")) and "tf32" not in name]
@@ -78,9 +92,10 @@ def test_flops_count_every_product_but_the_gradient_of_the_images() -> None:
     assert replace(SMALL, sizes=(30, 12, 4)).flops == 2 * 60 * (30 * 12 + 12 * 4 + 30 * 12 + 12 * 4 + 12 * 4)
 
 
-@pytest.mark.parametrize("problem", [SMALL, BATCHED], ids=["full batch", "mini-batch"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", QUICK)
-def test_contender_trains_as_float64_does(name: str, problem: Problem) -> None:
+def test_contender_trains_as_float64_does(name: str, kind: str) -> None:
+    problem = KINDS[kind]
     contender = build_or_skip(name, problem)
     for (W, b), (first_W, first_b) in zip(contender.parameters(), problem.initial, strict=True):
         assert np.array_equal(W, first_W)
@@ -90,8 +105,8 @@ def test_contender_trains_as_float64_does(name: str, problem: Problem) -> None:
     verdict = contender.check()
     if name != "gemm":
         assert verdict is not None
-        assert verdict.update_error < 1e-4
-        assert contender.parameters()[0][0].dtype == ("float64" if name == "ours-float64" else "float32")
+        assert verdict.update_error < (1e-4 if problem.dtype == "float32" else 1e-11)
+        assert contender.parameters()[0][0].dtype == ("float64" if name == "ours-float64" else problem.dtype)
     assert contender.epoch == 3
     assert contender.settings
 

@@ -331,7 +331,7 @@ class Sign(Optimizer):
 
 
 @pytest.mark.parametrize("batch_size", [None, 32])
-@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "cuda", "strict"])
 def test_an_optimizer_of_your_own_trains_on_every_engine(device, batch_size, rng):
     X, y = rng.standard_normal((100, 4)), rng.integers(0, 2, 100)
     model = mx.MLP([4, 5, 2], "tanh", dtype="float64", device=device)

@@ -103,7 +103,7 @@ def test_a_penalty_counts_in_every_update(data):
 
 
 @pytest.mark.parametrize("batch_size", [None, 7])
-@pytest.mark.parametrize("device", ["cpu", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "strict"])
 def test_the_loss_of_an_epoch_has_the_penalty_in_it(device, batch_size, data):
     model = network(device=device)
     loss, _ = model.loss_and_gradient(*data)
@@ -160,7 +160,7 @@ def test_a_model_remembers_whether_it_was_trained_on_pixels(dtype, rng, tmp_path
         assert each.pixels == (dtype == "uint8")
 
 
-@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax", "cuda"])
 def test_what_was_opened_for_another_model_is_checked_again(device, data):
     X, y = data
     model, single = network(device=device), mx.MLP([4, 6, 2], device=device)
@@ -177,7 +177,7 @@ def test_what_was_opened_for_another_model_is_checked_again(device, data):
             wrong()
 
 
-@pytest.mark.parametrize("device", ["strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["strict", "torch", "jax", "cuda"])
 def test_rows_of_one_device_are_not_for_a_model_on_another(device, data):
     model = network(device=device)
     rows = model.open(model.device.asarray(data[0]))
@@ -345,7 +345,7 @@ def test_early_stopping_knows_its_monitors():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's own words about the overflow
 @pytest.mark.parametrize("batch_size", [None, 20])
-@pytest.mark.parametrize("device", ["cpu", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "strict"])
 def test_divergence_leaves_finite_parameters(batch_size, device, rng):
     X, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 1))
     model = mx.MLP([4, 6, 1], "identity", "identity", device=device)

@@ -26,20 +26,20 @@ def make(problem: Problem, device: str, threads: int) -> Contender:
 class Gemm(Contender):
     """Per step: A @ W.T forward, dZ.T @ A for each weight, dZ @ W below the last layer.
 
-    Float32, results into arrays kept for the purpose, weights stored (n_in, n_out), the faster layout, batches cut
-    from the images without a gather. No contender that multiplies every number by BLAS can be faster.
+    Results into arrays kept for the purpose, weights stored (n_in, n_out), the faster layout, batches cut
+    from the data without a gather. No contender that multiplies every number by BLAS can be faster.
     """
 
-    settings = "matrix products alone, float32, out= kept arrays, weights (in, out); the floor, it does not train"
+    settings = "matrix products alone, out= kept arrays, weights (in, out); the floor, it does not train"
 
     def __init__(self, problem: Problem, xp: ModuleType, threads: int) -> None:
         super().__init__(problem)
         self.xp, self.threads = xp, threads
-        self.X = xp.asarray(scaled(problem.X))
+        self.X = xp.asarray(scaled(problem.X, problem.dtype))
         self.weights = [xp.asarray(np.ascontiguousarray(W.T)) for W, _ in problem.initial]
         self.gradients = [xp.empty_like(W) for W in self.weights]
         rows = problem.batch_size or len(problem.X)
-        self.A = [xp.ones((rows, width), dtype=np.float32) for width in problem.sizes[1:]]
+        self.A = [xp.ones((rows, width), dtype=problem.dtype) for width in problem.sizes[1:]]
         self.controller = ThreadpoolController()
 
     def run(self, epochs: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from bench.contender import TOLERANCE, Contender, UnavailableError
-from bench.problem import Parameters, Problem, scaled
+from bench.problem import BETA1, BETA2, EPSILON, MOMENTUM, Parameters, Problem, scaled
 
 _MODULES = {"sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 _FUNCTIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
@@ -27,17 +28,37 @@ def make(problem: Problem, device: str, threads: int, *, compiled: str = "", pre
     return Compiled(problem, device) if device == "cpu" else Captured(problem, device, precision)
 
 
+def _criterion(output: str) -> Callable[[Any, Any], Any]:
+    """Return the mean loss of outputs Z (m, k)."""
+    if output == "softmax":
+        return torch.nn.functional.cross_entropy
+    return lambda Z, y: ((Z - y) ** 2).sum() / (2 * len(Z))
+
+
 class _Torch(Contender):
-    """Data on the device once, as float32 images and int64 labels; float32 products unless told otherwise."""
+    """Data on the device once, as floats and int64 labels; float32 products unless told otherwise.
+
+    Attributes
+    ----------
+    flat : list
+        Weights and biases in turn.
+    kept : list
+        What the optimizer keeps: of Adam, the means, the mean squares, and the number of updates.
+    """
 
     precision = "float32"
 
     def __init__(self, problem: Problem, device: str) -> None:
         super().__init__(problem)
         self.device = device
-        self.X = torch.from_numpy(scaled(problem.X)).to(device)
-        self.y = torch.from_numpy(problem.y.astype(np.int64)).to(device)
+        self.tolerance = TOLERANCE[problem.dtype]
+        self.X = torch.from_numpy(scaled(problem.X, problem.dtype)).to(device)
+        y = problem.y.astype(np.int64) if problem.output == "softmax" else problem.y
+        self.y = torch.from_numpy(y).to(device)
         self.flat = [torch.from_numpy(part.copy()).to(device) for layer in problem.initial for part in layer]
+        count = [torch.zeros((), device=device)] * (problem.optimizer == "adam")
+        vectors = {"sgd": 0, "momentum": 1, "adam": 2}[problem.optimizer]
+        self.kept = [torch.zeros_like(part) for _ in range(vectors) for part in self.flat] + count
 
     def batches(self, epoch: int) -> list[Any]:
         """Rows of each step as index tensors; the order travels to the device once an epoch."""
@@ -71,9 +92,13 @@ class _Torch(Contender):
 
 
 class Eager(_Torch):
-    """nn.Sequential, CrossEntropyLoss and the fused SGD."""
+    """nn.Sequential, the loss, and the kernels of SGD(fused=True) and Adam(fused=True).
 
-    settings = "eager, float32 images on the device, SGD(fused=True), gradients set to None"
+    The kernels are called directly: the optimizers' own ``step`` adds up to 90 µs of hooks and checks to an update,
+    which is more than the update takes. Plain SGD is one addition over the list of all parameters, which is faster yet.
+    """
+
+    settings = "eager, data on the device, torch.autograd.grad, the fused optimizer's kernel called directly"
 
     def __init__(self, problem: Problem, device: str) -> None:
         super().__init__(problem, device)
@@ -82,17 +107,33 @@ class Eager(_Torch):
             linear = torch.nn.Linear(W.shape[1], W.shape[0], device=device)
             linear.weight, linear.bias = torch.nn.Parameter(W), torch.nn.Parameter(b)
             layers += [linear, _MODULES[problem.activation]()]
-        self.network = torch.nn.Sequential(*layers[:-1])
-        self.flat = list(self.network.parameters())
-        criterion = torch.nn.CrossEntropyLoss()
-        self.loss: Callable[[Any, Any], Any] = lambda X, y: criterion(self.network(X), y)
-        self.optimizer = torch.optim.SGD(self.flat, lr=problem.learning_rate, fused=True)
+        network, criterion = torch.nn.Sequential(*layers[:-1]), _criterion(problem.output)
+        self.leaves = list(network.parameters())  # they share the memory of self.flat
+        self.loss: Callable[[Any, Any], Any] = lambda X, y: criterion(network(X), y)
 
     def step(self, rows: Any) -> None:
         X, y = (self.X, self.y) if rows is None else (self.X[rows], self.y[rows])
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(X, y).backward()
-        self.optimizer.step()
+        self.update(list(torch.autograd.grad(self.loss(X, y), self.leaves)))
+
+    @torch.no_grad()
+    def update(self, gradient: list[Any]) -> None:
+        """Update the parameters in place."""
+        flat, rate = self.flat, self.problem.learning_rate
+        match self.problem.optimizer:
+            case "sgd":
+                torch._foreach_add_(flat, gradient, alpha=-rate)
+            case "momentum":
+                torch._fused_sgd_(
+                    flat, gradient, self.kept, weight_decay=0.0, momentum=MOMENTUM, lr=rate, dampening=0.0,
+                    nesterov=False, maximize=False, is_first_step=False,
+                )  # fmt: skip
+            case "adam":
+                count, size = self.kept[-1], len(flat)
+                count.add_(1)
+                torch._fused_adam_(
+                    flat, gradient, self.kept[:size], self.kept[size:-1], [], [count] * size, lr=rate, beta1=BETA1,
+                    beta2=BETA2, weight_decay=0.0, eps=EPSILON, amsgrad=False, maximize=False,
+                )  # fmt: skip
 
 
 def _compiled(function: Callable[..., Any], mode: str | None = None) -> Any:
@@ -118,7 +159,7 @@ class CompiledForward(Eager):
         first, *_, last = self.batches(1) * 2
         for rows in (first, last):
             X, y = (self.X, self.y) if rows is None else (self.X[rows], self.y[rows])
-            self.loss(X, y).backward()
+            torch.autograd.grad(self.loss(X, y), self.leaves)
 
 
 class Compiled(_Torch):
@@ -129,31 +170,52 @@ class Compiled(_Torch):
 
     def __init__(self, problem: Problem, device: str) -> None:
         super().__init__(problem, device)
-        activation, rate = _FUNCTIONS[problem.activation], problem.learning_rate
+        activation, criterion = _FUNCTIONS[problem.activation], _criterion(problem.output)
 
         def loss_of(flat: list[Any], X: Any, y: Any) -> Any:
             for W, b in zip(flat[:-2:2], flat[1:-2:2], strict=True):
                 X = activation(torch.nn.functional.linear(X, W, b))
-            return torch.nn.functional.cross_entropy(torch.nn.functional.linear(X, *flat[-2:]), y)
+            return criterion(torch.nn.functional.linear(X, *flat[-2:]), y)
 
-        def step(flat: list[Any], X: Any, y: Any, rows: Any) -> Any:
+        def step(flat: list[Any], kept: list[Any], X: Any, y: Any, rows: Any) -> Any:
             if rows is not None:
                 X, y = X[rows], y[rows]
-            gradients, loss = torch.func.grad_and_value(loss_of)(flat, X, y)
-            for part, gradient in zip(flat, gradients, strict=True):
-                part.sub_(gradient, alpha=rate)
+            gradient, loss = torch.func.grad_and_value(loss_of)(flat, X, y)
+            _update(problem.optimizer, problem.learning_rate, flat, gradient, kept)
             return loss
 
         self.compiled = _compiled(step, self.mode)
 
     def compile(self) -> None:
-        copies = [part.clone() for part in self.flat]
+        flat, kept = ([part.clone() for part in parts] for parts in (self.flat, self.kept))
         first, *_, last = self.batches(1) * 2
         for rows in (first, last):
-            self.compiled(copies, self.X, self.y, rows)
+            self.compiled(flat, kept, self.X, self.y, rows)
 
     def step(self, rows: Any) -> None:
-        self.compiled(self.flat, self.X, self.y, rows)
+        self.compiled(self.flat, self.kept, self.X, self.y, rows)
+
+
+def _update(optimizer: str, rate: float, flat: list[Any], gradient: Any, kept: list[Any]) -> None:
+    """Update in place, operation by operation: the compiler makes one loop over each parameter of it."""
+    size = len(flat)
+    match optimizer:
+        case "sgd":
+            for part, slope in zip(flat, gradient, strict=True):
+                part.sub_(slope, alpha=rate)
+        case "momentum":
+            for part, slope, velocity in zip(flat, gradient, kept, strict=True):
+                velocity.mul_(MOMENTUM).add_(slope)
+                part.sub_(velocity, alpha=rate)
+        case "adam":
+            kept[-1].add_(1)
+            t = kept[-1].to(flat[0].dtype)
+            # 1 - beta**t loses digits in float32 for small t
+            of_mean, of_square = -torch.expm1(t * math.log(BETA1)), -torch.expm1(t * math.log(BETA2))
+            for part, slope, mean, square in zip(flat, gradient, kept[:size], kept[size:-1], strict=True):
+                mean.mul_(BETA1).add_(slope, alpha=1 - BETA1)
+                square.mul_(BETA2).addcmul_(slope, slope, value=1 - BETA2)
+                part.sub_(rate / of_mean * mean / ((square / of_square).sqrt() + EPSILON))
 
 
 class Captured(Compiled):
@@ -164,14 +226,17 @@ class Captured(Compiled):
 
     def __init__(self, problem: Problem, device: str, precision: str) -> None:
         super().__init__(problem, device)
-        self.precision, self.tolerance = precision, TOLERANCE[precision]
+        self.precision = precision
+        if precision != "float32":
+            self.tolerance = TOLERANCE[precision]
         self.settings = f"{self.settings}, {precision} products"
         self.order = torch.arange(len(self.X), device=device)
         self.graph = torch.cuda.CUDAGraph()
 
     def compile(self) -> None:
         self.set_precision()
-        start = [part.clone() for part in self.flat]
+        state = [*self.flat, *self.kept]
+        start = [part.clone() for part in state]
         size = self.problem.batch_size
         steps = [None] if size is None else list(torch.split(self.order, size))
         stream = torch.cuda.Stream()
@@ -183,7 +248,7 @@ class Captured(Compiled):
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other libraries have threads here, too
             for rows in steps:
                 self.step(rows)
-        for part, first in zip(self.flat, start, strict=True):
+        for part, first in zip(state, start, strict=True):
             part.copy_(first)
         torch.cuda.synchronize()
 

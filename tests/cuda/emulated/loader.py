@@ -149,11 +149,14 @@ def _build(places: Places, flags: str, folder: Path) -> None:
 
 
 def _absent_cublas(places: Places) -> str:
-    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated."""
+    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated.
+
+    Their answer is CUBLAS_STATUS_NOT_SUPPORTED.
+    """
     extension = next((places.extensions / "cuda/libs").glob("cublas.*.so")).read_bytes()
     wanted = {match.decode() for match in re.findall(rb"\0(cublas[A-Z]\w+)(?=\0)", extension)}
     own = set(re.findall(r"(cublas\w+)\(", (HERE / "cublas.cpp").read_text()))
-    report = 'API int {0}() {{ return emulated_missing("{0}"); }}\n'
+    report = 'API int {0}() {{ emulated_missing("{0}"); return 15; }}\n'
     texts = [report.format(name) for name in sorted(wanted - own)]
     return "".join(['#include "emulator.h"\nAPI int emulated_missing(const char*);\n', *texts])
 

@@ -73,8 +73,8 @@ struct Replay {
 static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static void *new(int64_t bytes) {
-  void *p = aligned_alloc(64, up(bytes + 128, 64));
-  if (p) memset(p, 0, up(bytes + 128, 64));
+  void *p = aligned_alloc(64, up(bytes + 1, 64));
+  if (p) memset(p, 0, up(bytes + 1, 64));
   return p;
 }
 
