@@ -135,12 +135,12 @@ def _sparse_plan(rows: Rows, device: Device, kind: str, epochs: int | None, batc
     used = sample != 0
     half = -(-len(used) // 2)
     needed, by_two = (float(mask.sum(axis=1).mean()) for mask in (used, used[:half] | used[-half:]))
-    found = f"{needed:.0f} of {d} numbers in a row are not zero on average"
+    found = f"{needed:.0f} of {d} numbers in a row are not zero"
     if kind == "sparse" or by_two <= _WORTH_LISTS * d:
         return Plan("sparse", "asked for" if kind == "sparse" else found, needed)
     if batch_size is None and usual_values(sample, next(_blocks(rows))).any():
         return make_plan(rows, device, "auto", epochs, batch_size)
-    return Plan("dense", f"{found}, too many to skip the others", d)
+    return Plan("dense", f"{found}, too many for lists", d)
 
 
 def _zero_plan(rows: Rows, background: np.ndarray[Any, Any]) -> Plan:
