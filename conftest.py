@@ -29,6 +29,9 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
 }
 
 
+collect_ignore = ["tests/cuda/emulated"]  # to import its site/sitecustomize.py is to install it
+
+
 def pytest_addoption(parser):
     """Add --slow."""
     parser.addoption("--slow", action="store_true", help="also run the tests that take more than ten seconds")
