@@ -40,7 +40,10 @@ def pytest_configure(config):
     if config.getoption("emulated_cuda"):
         from tests.cuda import emulated
 
-        emulated.install()
+        try:
+            emulated.install()
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from None
     config.seed = int(os.environ.get("MLP_XP_SEED", "2024"))
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # `nohup python -m pytest &` begins with signals that are ignored
         if signal.getsignal(number := getattr(signal, name, signal.SIGTERM)) == signal.SIG_IGN:

@@ -168,7 +168,7 @@ TASKS: dict[str, Callable[[int], Iterator[tuple[str, Callable[[], Call]]]]] = {
 
 
 def turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of a call in each round; contenders take turns of as many calls as a clock can measure."""
+    """Return the seconds of a call in each round; contenders take turns, each of enough calls for the clock."""
     counts = {}
     for name, call in calls.items():
         start = time.perf_counter()

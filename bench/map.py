@@ -129,7 +129,6 @@ def table(cells: Sequence[Cell]) -> str:
 
 def chart(path: Path, cells: Sequence[Cell], where: str) -> None:
     """Draw a line a case with our ratios to the best peer, on a logarithmic scale, and save the PNG."""
-    cells = [cell for cell in cells if cell.ratio("ours") is not None]
     figure = Figure(figsize=(9, 1.6 + 0.27 * len(cells)), layout="constrained")
     ax = figure.subplots()
     ax.axvline(1, color="#444444", linewidth=1)
@@ -164,7 +163,9 @@ def save(folder: Path, machine: dict[str, Any], cells: Sequence[Cell]) -> None:
     (folder / "map.json").write_text(json.dumps(report, indent=1) + "\n")
     where = f"{machine['cpu']}, {machine['threads']} threads"
     (folder / "map.md").write_text(f"# The whole map\n\n{table(cells)}\n{where}\n")
-    chart(folder / "map.png", cells, where)
+    drawn = [cell for cell in cells if cell.ratio("ours") is not None]
+    if drawn:
+        chart(folder / "map.png", drawn, where)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,11 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, memory, profile, report, time_to_accuracy
+from bench import compare, fixed_costs, memory, profile, report, time_to_accuracy
+from bench import map as whole_map
+from bench.cases import CASES, case
 from bench.charts import label_of
-from bench.compare import Row, conclusion, interleave, table, wobble
-from bench.contender import CONTENDERS, TOLERANCE, Contender, UnavailableError, build
-from bench.problem import Parameters, Problem
+from bench.compare import Row, conclusion, epochs_a_round, interleave, table, wobble
+from bench.contender import CONTENDERS, TOLERANCE, Contender, UnavailableError, build, early_verdict
+from bench.map import Cell
+from bench.peers.textbook import Textbook
+from bench.problem import Parameters, Problem, _update
+from mlp_xp.kernels.cpu import compiled
 
 RNG = np.random.default_rng(0)
 SMALL = Problem(
@@ -74,9 +80,12 @@ def build_or_skip(name: str, problem: Problem) -> Contender:
         pytest.skip(str(reason))
 
 
+@pytest.mark.parametrize("output", ["softmax", "linear"])
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
-def test_reference_gradient_is_the_slope_of_the_loss(activation: str) -> None:
-    problem = replace(SMALL, activation=activation, learning_rate=1.0)
+def test_reference_gradient_is_the_slope_of_the_loss(activation: str, output: str) -> None:
+    problem = replace(SMALL, activation=activation, output=output, learning_rate=1.0)
+    if output == "linear":
+        problem = replace(problem, X=FLOATS, y=VALUES)
     start = [(W.astype(float), b.astype(float)) for W, b in problem.initial]
     gradient = [(W - new_W, b - new_b) for (W, b), (new_W, new_b) in zip(start, problem.reference(1)[1], strict=True)]
     for layer, (W, b) in enumerate(start):
@@ -86,6 +95,25 @@ def test_reference_gradient_is_the_slope_of_the_loss(activation: str) -> None:
             part.flat[1] -= 2e-6
             assert (above - problem.loss(start)) / 2e-6 == pytest.approx(slope.flat[1], rel=1e-4, abs=1e-9)
             part.flat[1] += 1e-6
+
+
+def test_reference_updates_are_those_of_the_papers() -> None:
+    part, m, v = (np.array([x]) for x in (1.0, 0.0, 0.0))
+    _update("momentum", 0.1, 1, part, np.array([2.0]), m, v)
+    _update("momentum", 0.1, 2, part, np.array([1.0]), m, v)
+    assert part == pytest.approx(1 - 0.1 * 2 - 0.1 * (0.9 * 2 + 1))
+    part, m, v = (np.array([x]) for x in (1.0, 0.0, 0.0))
+    _update("adam", 0.1, 1, part, np.array([2.0]), m, v)
+    assert part == pytest.approx(0.9, abs=1e-8)  # the first is as long as the rate
+    _update("adam", 0.1, 2, part, np.array([-1.0]), m, v)
+    mean, square = (0.9 * 0.2 - 0.1) / 0.19, (0.999 * 4 + 1) / 1.999
+    assert part == pytest.approx(0.9 - 0.1 * mean / square**0.5, abs=1e-8)
+
+
+@pytest.mark.parametrize("setting", ["optimizer", "output", "activation"])
+def test_reference_refuses_what_it_does_not_know(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown {setting} 'swish'"):
+        replace(SMALL, **{setting: "swish"}).reference(1)
 
 
 def test_flops_count_every_product_but_the_gradient_of_the_images() -> None:
@@ -118,6 +146,81 @@ def test_slightly_wrong_training_fails() -> None:
         contender.check()
     contender.tolerance = TOLERANCE["bf16"]
     assert contender.check() is not None
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_that_torch_compiles_is_right(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.peers.torch_._compiled", lambda function, mode=None: function)
+    contender = build_or_skip("torch-compile", KINDS[kind])
+    contender.run(3)
+    verdict = contender.check()
+    assert verdict is not None
+    assert verdict.update_error < (1e-4 if KINDS[kind].dtype == "float32" else 1e-11)
+
+
+ADAM = replace(SMALL, batch_size=4, optimizer="adam", learning_rate=0.003)  # 15 updates an epoch
+RIGHT_UPDATE = Textbook._update
+
+
+def slow_biases(self: Any, gradient: list[Any]) -> None:
+    """Move the first biases nine tenths of their way."""
+    before = self.layers[0][1].copy()
+    RIGHT_UPDATE(self, gradient)
+    self.layers[0][1][:] = 0.1 * before + 0.9 * self.layers[0][1]
+
+
+def mixed_bias_gradient(self: Any, gradient: list[Any]) -> None:
+    """Add to the last biases' gradient some of their neighbors'."""
+    gradient[-1] = gradient[-1] + 0.1 * np.roll(gradient[-1], 1)
+    RIGHT_UPDATE(self, gradient)
+
+
+def no_correction(self: Any, gradient: list[Any]) -> None:
+    """Update as if a hundred updates had been before."""
+    self.updates = max(self.updates, 100)
+    RIGHT_UPDATE(self, gradient)
+
+
+@pytest.mark.parametrize("wrong", [slow_biases, mixed_bias_gradient, no_correction])
+def test_wrong_update_of_adam_is_caught_before_it_drifts(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = early_verdict("textbook", ADAM, "cpu", 1)
+    assert right is not None
+    assert right.right
+    assert right.update_error < 1e-4
+    monkeypatch.setattr(Textbook, "_update", wrong)
+    found = early_verdict("textbook", ADAM, "cpu", 1)
+    assert found is not None
+    assert not found.right
+    rows = compare.compare(ADAM, ["ours", "textbook", "gemm"], "cpu", 1, rounds=1, epochs=1, baseline="ours")
+    assert [row.right for row in rows] == [True, False, True]
+    assert "No conclusion: textbook did not train" in conclusion(rows)[1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_wrong_bias_gradient_is_caught(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Textbook, "_update", mixed_bias_gradient)
+    contender = build("textbook", replace(SMALL, optimizer=optimizer, learning_rate=0.01), "cpu", 1)
+    contender.run(2)
+    with pytest.raises(AssertionError, match="this training is wrong"):
+        contender.check()
+
+
+def test_early_training_is_ten_updates_of_adam() -> None:
+    assert early_verdict("textbook", SMALL, "cpu", 1) is None
+    assert early_verdict("textbook", replace(ADAM, batch_size=None), "cpu", 1) is None
+    assert early_verdict("gemm", ADAM, "cpu", 1) is None
+    assert (ADAM.early.updates, len(ADAM.early.X)) == (5, 18)
+
+
+def test_ours_by_numpy_leaves_the_library_to_others() -> None:
+    engines = {}
+    for name in ("ours-numpy", "ours"):
+        contender = build(name, SMALL, "cpu", 1)
+        contender.run(1)
+        engines[name] = contender.settings.rpartition(" ")[2]
+    assert engines["ours-numpy"] == "ThreadEngine"
+    assert (engines["ours"] == "CompiledEngine") == (compiled.library() is not None)
 
 
 def test_contender_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +262,16 @@ def test_contenders_take_turns() -> None:
     assert [len(times) for times in seconds.values()] == [2, 2]
 
 
+def test_rounds_end_with_their_time_but_three_there_are() -> None:
+    assert len(interleave({"A": Wrong(SMALL)}, rounds=5, epochs=1, settle=0.0, limit=0.0)["A"]) == 3
+
+
+def test_round_of_small_data_has_more_epochs() -> None:
+    assert epochs_a_round(SMALL, "cpu") == 10
+    assert epochs_a_round(SMALL, "cuda") == 20
+    assert epochs_a_round(replace(SMALL, X=np.zeros((10**6, 30), np.uint8)), "cpu") == 1
+
+
 def rows_of(floor: list[float], ours: list[float], right: bool = True) -> list[Row]:
     return [
         Row("ours", seconds=ours, ratio=0.5, right=right),
@@ -189,14 +302,14 @@ def test_no_conclusion_when_the_floor_wobbled() -> None:
 def test_no_conclusion_when_a_loss_is_wrong() -> None:
     conclusive, words = conclusion(rows_of([1.0, 1.0], [0.5, 0.6], right=False))
     assert not conclusive
-    assert "ours did not reach the loss of float64" in words
+    assert "ours did not train as float64 does" in words
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"textbook": [1.0, 2.0, 4.0], "gemm": [2.0, 2.0, 2.0]}
 
-    def timed(contenders: dict[str, Contender], rounds: int, epochs: int, settle: float) -> dict[str, list[float]]:
-        interleave(contenders, rounds, epochs, settle)
+    def timed(contenders: dict[str, Contender], rounds: int, epochs: int, *others: float) -> dict[str, list[float]]:
+        interleave(contenders, rounds, epochs, *others)
         return times
 
     monkeypatch.setattr(compare, "interleave", timed)
@@ -328,3 +441,90 @@ def test_time_to_accuracy_stops_at_the_last_target() -> None:
 )
 def test_times_read_well(seconds: float, text: str) -> None:
     assert label_of(seconds) == text
+
+
+def test_cases_are_what_their_names_say() -> None:
+    for name, (_, sizes, batch_size, settings) in CASES.items():
+        if found := re.fullmatch(r"(?:(\w+)-)?(?:b(\d+)|full)(?:-(momentum|adam))?", name):
+            assert batch_size == (int(found[2]) if found[2] else None)
+            assert settings.get("optimizer", "sgd") == (found[3] or "sgd")
+            assert (settings.get("dtype") == "float64") == (found[1] == "float64")
+            assert (sizes[-1] == 1) == (found[1] == "regression") == (settings.get("output") == "linear")
+    problem = case("regression-b32-adam")
+    assert (problem.X.shape, problem.y.shape) == ((5000, 20), (5000, 1))
+    assert problem.X.dtype == problem.y.dtype == "float32"
+
+
+def test_table_of_categories_has_two_percent_of_ones() -> None:
+    X, y = CASES["onehot-full-adam"][0](n=200)  # type: ignore[call-arg]
+    assert X.shape == (200, 500)
+    assert np.array_equal(X.sum(axis=1), np.full(200, 10.0))
+    assert set(np.unique(X)) == {0.0, 1.0}
+    assert len(np.unique(y)) > 5
+
+
+def test_map_takes_the_best_of_those_that_are_right() -> None:
+    cell = Cell(
+        "b16",
+        "ok",
+        [
+            Row("ours", seconds=[1.0, 4.0, 2.0], right=True),
+            Row("ours-numpy", seconds=[2.0, 2.0, 4.0], right=True),
+            Row("textbook", seconds=[2.0, 2.0, 4.0], right=True),
+            Row("jax-loop", seconds=[0.1, 0.1, 0.1], right=False),
+            Row("torch", absent="not installed: torch"),
+            Row("gemm", seconds=[0.1, 0.1, 0.2], right=True),
+        ],
+    )
+    assert cell.peer is not None
+    assert cell.peer.contender == "textbook"
+    assert (cell.ratio("ours"), cell.ratio("ours-numpy"), cell.ratio("torch")) == (0.5, 1.0, None)
+    text = whole_map.table([cell, Cell("b32", "stopped after 5 s")])
+    assert "| b16 | 0.50 | 1.00 | textbook | 2.00 s |" in text
+    for note in ("unsteady", "torch: not installed: torch", "jax-loop is WRONG"):
+        assert f"- **b16**: {note}" in text
+    assert "- **b32**: stopped after 5 s" in text
+
+
+def test_map_measures_each_case_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = ["--only", "regression-b32-adam", "--rows", "200", "--rounds", "2", "--threads", "1"]
+    command += ["--contenders", "ours,ours-numpy,textbook", "--out", str(tmp_path)]
+    assert whole_map.main(command) == 0
+    (cell,) = json.loads((tmp_path / "map.json").read_text())["cells"]
+    assert [row["contender"] for row in cell["rows"]] == ["ours", "ours-numpy", "textbook", "gemm"]
+    assert all(row["right"] and len(row["seconds"]) == 2 for row in cell["rows"])
+    assert "| regression-b32-adam |" in (tmp_path / "map.md").read_text()
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_map_goes_on_after_a_case_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--only", "regression-full-adam", "--contenders", "ours,nobody", "--out", str(tmp_path)]
+    assert whole_map.main(command) == 1
+    assert "- **regression-full-adam**: exit code 2" in (tmp_path / "map.md").read_text()
+    assert "unknown contender 'nobody'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        whole_map.main(["--only", "b17"])
+
+
+@pytest.mark.parametrize("task", ["predict-100", "fit-full"])
+def test_fixed_costs_are_of_right_results(task: str) -> None:
+    rows = fixed_costs.measure(task, rounds=2, threads=1)
+    assert rows[0].contender == "ours"
+    assert rows[0].ratio == 1.0
+    assert all(row.absent or (row.right and len(row.seconds) == 2) for row in rows)
+
+
+def test_fixed_costs_of_wrong_results_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fixed_costs, "_numpy", lambda problem, X: lambda: np.zeros(len(X)))
+    assert fixed_costs.main(["--only", "predict-1,predict-100", "--rounds", "1", "--out", str(tmp_path)]) == 1
+    assert "| predict-100 | textbook WRONG |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "fixed-costs.json").read_text())["tasks"].keys() == {"predict-1", "predict-100"}
+
+
+def test_process_that_lacks_a_module_has_not_failed() -> None:
+    with pytest.raises(ImportError, match="No module named 'nowhere'"):
+        fixed_costs._process("-c", "import nowhere")()
+    assert not fixed_costs._process("-c", "1 / 0")()
+    assert fixed_costs._process("-m", "mlp_xp", "train", "--help")()

@@ -16,6 +16,7 @@ import importlib.util
 import mmap
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -89,11 +90,20 @@ def install() -> None:
 
 def _find() -> Places:
     found = {name: importlib.util.find_spec(name) for name in ("cupy", "cupy_backends", "nvmath")}
-    if missing := [name for name, spec in found.items() if spec is None]:
-        raise RuntimeError(f"the emulated CUDA needs {' and '.join(missing)}: pip install -e '.[test-cuda12]'")
+    needs = [name for name in ("cupy", "nvmath") if found[name] is None]
+    if shutil.which("g++") is None:
+        needs.append("g++")
+    if needs:
+        remedy = "pip install -e '.[test,test-cuda12]', or test-cuda13, on Linux with g++"
+        raise RuntimeError(f"the emulated CUDA needs {' and '.join(needs)}: {remedy}")
     cupy, extensions = (Path(found[name].submodule_search_locations[0]) for name in ("cupy", "cupy_backends"))
     major = 13 if list(cupy.parent.glob("cupy_cuda13x-*")) else 12
-    return Places(cupy, extensions, Path(sysconfig.get_paths()["purelib"]) / "nvidia", major)
+    places = Places(cupy, extensions, Path(sysconfig.get_paths()["purelib"]) / "nvidia", major)
+    folders = [Path(option[2:]) for option in places.headers()]
+    if absent := [name for name in ("cuda.h", "crt/host_defines.h") if not any((f / name).exists() for f in folders)]:
+        remedy = f"pip install -e '.[test,test-cuda{major}]'"
+        raise RuntimeError(f"the emulated CUDA needs {' and '.join(absent)} of CUDA {major}: {remedy}")
+    return places
 
 
 def _names(major: int) -> list[str]:
