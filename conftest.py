@@ -24,6 +24,8 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
     "onnx": ("onnx", "pip install -e '.[test-onnx]'"),
     "onnxruntime": ("onnxruntime", "pip install -e '.[test-onnx]'"),
     "nvrtc": ("cuda.bindings", "pip install -e '.[test-cuda]'"),
+    "hatchling": ("hatchling", "pip install hatchling editables"),
+    "editables": ("editables", "pip install hatchling editables"),
 }
 
 
@@ -38,7 +40,10 @@ def pytest_configure(config):
     if config.getoption("emulated_cuda"):
         from tests.cuda import emulated
 
-        emulated.install()
+        try:
+            emulated.install()
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from None
     config.seed = int(os.environ.get("MLP_XP_SEED", "2024"))
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # `nohup python -m pytest &` begins with signals that are ignored
         if signal.getsignal(number := getattr(signal, name, signal.SIGTERM)) == signal.SIG_IGN:
@@ -64,8 +69,13 @@ def missing(need):
         try:
             get_device("cuda")
         except ValueError:
-            return "needs a GPU, or an emulated one: pip install -e '.[test,test-cuda12]', python -m pytest --emulated-cuda"
+            remedy = "pip install -e '.[test,test-cuda12]', python -m pytest --emulated-cuda"
+            return f"needs a GPU, or an emulated one: {remedy}"
         return ""
+    if need == "compiled":
+        from mlp_xp.kernels.cpu.compiled import library
+
+        return "" if library() else "needs the compiled library, which takes a C compiler at the installation"
     if need == "g++":  # it makes of the CUDA kernels a library for Linux
         return "" if sys.platform == "linux" and shutil.which("g++") else "needs Linux with the compiler g++"
     module, remedy = NEEDS[need]
@@ -204,9 +214,6 @@ def does_nothing_wrong_on_the_emulated_cuda(request):
 def pytest_terminal_summary(terminalreporter, config):
     """Say how much ran on the emulated CUDA."""
     if config.getoption("emulated_cuda"):
-        from tests.cuda import emulated
-
         calls = (report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ()))
         tests = sum(report.when == "call" and "gpu" in report.keywords for report in calls)
-        counted = ", ".join(f"{count} {name}" for name, count in emulated.counts()._asdict().items())
-        terminalreporter.write_line(f"{tests} tests ran on the emulated CUDA: {counted}")
+        terminalreporter.write_line(f"{tests} tests ran on the emulated CUDA")

@@ -19,7 +19,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = "mlp_xp/kernels/cpu/replay"
-FLAGS = "-std=gnu11 -O3 -fPIC -Wall -Wextra -fno-math-errno -fno-trapping-math".split()
+FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
 X86 = {  # sets of instructions: vectors of so many bytes, and what the registers hold
     "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -DVECTOR_BYTES=64 -DTILE_ROWS=8 -DPAIR_VECTORS=13",
     "v3": "-march=x86-64-v3 -DVECTOR_BYTES=32 -DTILE_ROWS=4 -DPAIR_VECTORS=6",
@@ -65,11 +65,13 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds the library to a wheel or to an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build it, or say why not."""
-        if self.target_name != "wheel" or os.environ.get("MLP_XP_PURE") == "1":
-            return
+        """Build it, or say why not; one that was built from other sources must not stay."""
         source = Path(self.root, FOLDER)
         target = source / ("libreplay.dll" if sys.platform == "win32" else "libreplay.so")
+        if version == "editable":
+            target.unlink(missing_ok=True)
+        if os.environ.get("MLP_XP_PURE") == "1":
+            return
         try:
             compile_library(source, target)
         except (OSError, subprocess.CalledProcessError) as error:

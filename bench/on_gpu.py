@@ -103,9 +103,10 @@ def parts(out: Path, quick: bool) -> list[Part]:
     """Return all parts, in their order; they write into `out`."""
     python = [sys.executable, "-m"]
     folder = str(out)
+    # a warning of a library's that is new on this machine is to be seen, and not to take all tests with it
+    tests = ["-q", "-W", "default", "-m", "gpu"] + ["--slow"] * (not quick)
     found = [
-        # a warning of a library's that is new on this machine is to be seen, and not to take all tests with it
-        Part("tests", [*python, "pytest", "-q", "-W", "default", "-m", "gpu", "tests/cuda"], 60 if quick else 150),
+        Part("tests", [*python, "pytest", *tests, "tests/cuda"], 60 if quick else 150),
         Part("ceilings", [*python, "bench.gpu_ceilings", "--out", folder], 45),
         Part("sweep", [*python, "bench.gpu_sweep", "--out", folder], 45, quick=False),
     ]

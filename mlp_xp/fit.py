@@ -70,7 +70,7 @@ def fit(
         Epochs to wait for a fall.
     threads : int, optional
         As for :func:`epochs`; measurements and callbacks obey it too.
-    plan : {"auto", "dense", "zero", "ragged"}
+    plan : {"auto", "dense", "sparse", "zero", "ragged"}
         As for :func:`epochs`.
     checkpoint : Checkpoint, optional
         Save the run in a folder, and go on with the one that is there. Callbacks that have ``dump`` and ``restore``,
@@ -181,9 +181,10 @@ class _Watch:
         self.before = self.model.theta
 
     def _check_theta(self, state: State) -> None:
-        self.seen = self.model.theta
-        xp = self.model.device.xp
-        if not xp.all(xp.isfinite(self.seen)):
+        self.seen, xp = self.model.theta, self.model.device.xp
+        with self.model.device.active():
+            finite = bool(xp.all(xp.isfinite(self.seen)))
+        if not finite:
             self._end(state, "a parameter is NaN or infinite")
 
     def _end(self, state: State, problem: str) -> NoReturn:

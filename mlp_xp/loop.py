@@ -71,8 +71,9 @@ class State:
     @cached_property
     def loss(self) -> Array:
         """Mean training loss () that the epoch's gradients were computed at, on the device."""
-        mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
-        return self.model.device.asarray(mean, self.model.dtype)[()]
+        with self.model.device.active():
+            mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
+            return self.model.device.asarray(mean, self.model.dtype)[()]
 
     @property
     def gradient(self) -> Array | None:
@@ -88,7 +89,8 @@ class State:
         """Euclidean norm () of the gradient of the epoch's last update."""
         xp, gradient = self.model.device.xp, self.engine.gradient()
         assert gradient is not None, "no gradient is kept in the middle of an epoch of plain gradient descent"
-        return xp.sqrt(xp.sum(gradient * gradient))
+        with self.model.device.active():
+            return xp.sqrt(xp.sum(gradient * gradient))
 
     @property
     def optimizer_state(self) -> OptimizerState:
@@ -144,7 +146,7 @@ def epochs(
         Rows per update; None takes all rows at once. The order of rows depends on (model.seed, epoch) alone.
     threads : int, optional
         Threads on the CPU; None takes all cores. The result does not depend on it.
-    plan : {"auto", "dense", "zero", "ragged"}
+    plan : {"auto", "dense", "sparse", "zero", "ragged"}
         How the data are stored, see :func:`mlp_xp.rows.plan.make_plan`.
     start : Snapshot, optional
         Go on from here, bit for bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
@@ -186,9 +188,8 @@ def epochs(
         begun = start.epoch + (start.update > 0)
         if epochs is not None and epochs < begun:
             raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
-        if plan == "auto" and model.device.epochs_to_repay_plan is not None:
-            plan = start.plan
-    chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size)
+    before = None if start is None else start.plan
+    chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before)
     engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count))
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:

@@ -82,7 +82,9 @@ def check_snapshot(start: Snapshot, model: MLP, optimizer: Optimizer, rows: int,
 
 
 def _check_optimizer(state: Any, model: MLP, optimizer: Optimizer) -> None:
-    kind, fresh = type(optimizer).__name__, optimizer.init(model.theta)
+    kind = type(optimizer).__name__
+    with model.device.active():
+        fresh = optimizer.init(model.theta)
     if not isinstance(state, dict) or state.keys() != fresh.keys():
         found, wanted = (", ".join(names) or "nothing" for names in (map(str, state), fresh))
         raise ValueError(f"start has an optimizer that keeps {brief(found)}, and {kind} keeps {wanted}; use the same")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import mlp_xp as mx
+from mlp_xp.engines import compiled
 
 
 @pytest.fixture
@@ -20,6 +23,49 @@ def rng(pytestconfig):
 def no_terminal(monkeypatch):
     """Whoever runs the suite may have a terminal; tests have none, unless they say how wide it is."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def numpy_engine():
+    """Train on the CPU without the compiled library, in child processes too."""
+    before = os.environ.get("MLP_XP_COMPILED")
+    os.environ["MLP_XP_COMPILED"] = "0"
+    yield
+    if before is None:
+        del os.environ["MLP_XP_COMPILED"]
+    else:
+        os.environ["MLP_XP_COMPILED"] = before
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=pytest.mark.needs("compiled")), "NumPy"])
+def cpu_engine(request):
+    """Train on the CPU by each engine in turn."""
+    if request.param == "NumPy":
+        request.getfixturevalue("numpy_engine")
+    return request.param
+
+
+@pytest.fixture
+def single_updates():
+    """Let the compiled library do one update at a time, so that a pause can be after any of them."""
+    with mock.patch.object(compiled, "_PIECE", 0), mock.patch.object(compiled, "_UNASKED", 0):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small_workspace(request, monkeypatch):
+    """The emulated CUDA fills and guards all memory that is taken, and its cuBLAS needs no 32 MiB to work in."""
+    if request.config.getoption("emulated_cuda"):
+        monkeypatch.setattr("mlp_xp.kernels.cuda.products._WORKSPACE", 4096)
+
+
+@pytest.fixture
+def second_gpu():
+    """Return the device string of a GPU that is not the current one, or skip."""
+    try:
+        return mx.devices.get_device("cuda:1").name
+    except ValueError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def strictest(request):
     array_api_strict.reset_array_api_strict_flags()
 
 
-@pytest.fixture(params=["cpu", "torch", "jax", "strict", "readonly", "strictest"])
+@pytest.fixture(params=["cpu", "torch", "jax", "cuda", "strict", "readonly", "strictest"])
 def device(request, monkeypatch):
     """Return a device string: of a library, of NumPy with read-only arrays, or of the standard and nothing more."""
     monkeypatch.setitem(DEVICES, "readonly", ReadOnly)
@@ -160,6 +160,45 @@ def test_arrays_of_the_device_are_taken_as_they_are(device, data):
     assert_array_equal(model.device.to_host(X_there), X)
 
 
+def after_one_more(X):
+    """Return a copy of X in C order whose first element comes right after another."""
+    room = X.reshape(-1)[:1].repeat(X.size + 1)
+    room[1:] = X.reshape(-1)
+    return room[1:].reshape(X.shape)
+
+
+FORMS = {  # of an array of the device, made of one in C order
+    "C order": lambda X: X,
+    "Fortran order": lambda X: X.T.copy().T,
+    "every other row": lambda X: X.repeat(2, axis=0)[::2],
+    "backwards": lambda X: X[::-1].copy()[::-1],
+    "every third column": lambda X: X.repeat(3, axis=1)[:, ::3],
+    "cut out": lambda X: X.repeat(3, axis=0).reshape(len(X), -1)[:, X.shape[1] : 2 * X.shape[1]],
+    "not on a boundary": after_one_more,
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [None, 40])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_of_a_gpu_train_in_every_form(form, dtype, batch_size, data):
+    X, y = data if dtype == "uint8" else ((data[0] / 255).astype(dtype), data[1])
+    real = "float64" if dtype == "float64" else "float32"
+    here, there = (mx.MLP([12, 8, 4], "tanh", dtype=real, device=device) for device in ("cpu", "cuda"))
+    formed, labels = FORMS[form](there.device.asarray(X)), there.device.asarray(y)
+    assert_array_equal(formed.get(), X)
+    settings = {"epochs": 3, "batch_size": batch_size, "optimizer": mx.SGD(lr=0.01, momentum=0.9), "plan": "dense"}
+    wanted = mx.fit(here, X, y, validation=(X, y), **settings)
+    found = mx.fit(there, formed, labels, validation=(formed, labels), **settings)
+    close = 1e-12 if dtype == "float64" else 1e-5
+    assert_allclose(found.loss, wanted.loss, rtol=close)
+    assert_allclose(found.val_loss, wanted.val_loss, rtol=close)
+    assert_allclose(there.evaluate(formed, labels), here.evaluate(X, y), rtol=close)
+    assert_array_equal(there.predict(formed), here.predict(X))
+    assert_array_equal(formed.get(), X)
+
+
 @pytest.mark.needs("torch", "jax")
 def test_arrays_of_another_library_are_refused():
     import torch
@@ -177,7 +216,7 @@ def test_arrays_of_another_library_are_refused():
         mx.MLP([2, 2]).loss_and_gradient(np.zeros((3, 2)), torch.zeros(3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:1", "jax:0", "strict:1", "", None, 3])
+@pytest.mark.parametrize("name", ["gpu", "cpu:1", "jax:0", "strict:1", "cuda:", "torch:", "", None, 3])
 def test_unknown_device(name):
     with pytest.raises(ValueError, match=r"unknown device .*; choose from 'cpu', 'cuda', 'cuda:N', 'torch'"):
         mx.MLP([2, 2], device=name)

@@ -233,6 +233,17 @@ def jax_array(x):
     return jax.numpy.asarray(x)
 
 
+def cupy_array(x, order="C"):
+    import cupy
+
+    return cupy.array(x, order=order)
+
+
+def cut_out(x):
+    """Return a view of every other row, and of some columns, of a larger CuPy array."""
+    return cupy_array(np.pad(np.repeat(x, 2, axis=0), [(1, 1)] * x.ndim))[(slice(1, -1, 2), slice(1, -1))[: x.ndim]]
+
+
 def frame(x, dtype=None, gap=False):
     pandas = pytest.importorskip("pandas")
     made = pandas.DataFrame(x) if x.ndim == 2 else pandas.Series(x)
@@ -294,9 +305,24 @@ KINDS = {  # what is made of an array of numbers, and the device of the model
     "jax, on torch": ("torch", jax_array),
     "jax bfloat16": ("jax", lambda x: jax_array(x).astype("bfloat16")),
     "jax complex": ("jax", lambda x: jax_array(x) + 1j),
+    "cupy": ("cuda", cupy_array),
+    "cupy, on NumPy": ("cpu", cupy_array),
+    "cupy in Fortran order": ("cuda", lambda x: cupy_array(x, "F")),
+    "cupy, cut out": ("cuda", cut_out),
+    "cupy half": ("cuda", lambda x: cupy_array(x.astype(np.float16) if x.dtype.kind == "f" else x)),
+    "cupy uint64": ("cuda", lambda x: cupy_array(x.astype(np.uint64))),
+    "cupy complex": ("cuda", lambda x: cupy_array(x + 1j)),
+    "rows of cupy": ("cuda", lambda x: list(cupy_array(x))),
+    "NumPy, on cupy": ("cuda", np.asfortranarray),
+    "big-endian, on cupy": ("cuda", lambda x: x.astype(x.dtype.newbyteorder(">"))),
 }  # fmt: skip
 EACH_KIND = [
-    pytest.param(kind, marks=[pytest.mark.needs(name) for name in ("torch", "jax") if name in kind]) for kind in KINDS
+    pytest.param(
+        kind,
+        marks=[pytest.mark.needs(name) for name in ("torch", "jax") if name in kind]
+        + [pytest.mark.gpu] * ("cupy" in kind),
+    )
+    for kind in KINDS
 ]
 
 
@@ -324,7 +350,7 @@ REFUSED = (
     "masked", "masked rows", "structured", "complex", "complex without imaginary part", "text", "bytes",
     "objects of text", "dates", "durations", "None", "a generator", "a dict", "a function", "sparse",
     "nullable table with gaps", "nullable floats with gaps", "torch, on NumPy", "torch complex", "torch sparse",
-    "torch sparse rows", "jax, on torch", "jax complex",
+    "torch sparse rows", "jax, on torch", "jax complex", "cupy, on NumPy", "cupy complex", "rows of cupy",
 )  # fmt: skip
 
 
@@ -376,7 +402,7 @@ def test_numbers_that_fit_only_float64_do_in_float64():
     assert np.isfinite(mx.MLP([3, 2], dtype="float64").outputs(bad)).all()
 
 
-@pytest.mark.parametrize("device", ["cpu", "torch", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "torch", "cuda", "strict"])
 def test_bytes_that_look_like_numbers_are_warned_of_once_a_call(device):
     model, X = mx.MLP([3, 2], device=device), np.eye(3, dtype=np.uint8)
     for doubtful in (X, model.device.asarray(X), np.repeat(X, 3000, axis=0)):
@@ -392,7 +418,7 @@ def test_bytes_that_look_like_numbers_are_warned_of_once_a_call(device):
         model.predict(X)
 
 
-@pytest.mark.parametrize("device", ["cpu", "torch", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "torch", "cuda", "strict"])
 def test_whole_numbers_for_a_model_of_pixels_are_warned_of(device, rng):
     X = rng.integers(0, 256, (30, 3), dtype=np.uint8)
     model = mx.MLP([3, 2], device=device)

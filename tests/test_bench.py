@@ -367,6 +367,7 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
         memory.peak_megabytes("textbook", replace(wide, activation="swish"), "cpu", 1)
 
 
+@pytest.mark.usefixtures("numpy_engine")  # it times calls of kernels
 def test_profile_accounts_for_an_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     X = RNG.integers(0, 256, (4000, 100), dtype=np.uint8)
     problem = replace(SMALL, X=X, y=np.arange(4000) % 4, sizes=(100, 60, 4), batch_size=500)

@@ -102,10 +102,38 @@ def test_true_ends_the_training_whoever_says_it(data):
     assert len(mx.fit(network(), *data, epochs=3, callbacks=[lambda state: state.loss < 0])) == 3
 
 
-@pytest.mark.parametrize("device", ["strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["strict", "torch", "jax", "cuda"])
 def test_a_comparison_on_any_device_is_an_answer(device, data):
     history = mx.fit(network(device=device), *data, epochs=3, callbacks=[lambda state: state.loss < 1e9])
     assert len(history) == 1
+
+
+@pytest.fixture
+def little_memory():
+    """Limit what CuPy may take of the current GPU: f(bytes more than are in use)."""
+    import cupy
+
+    pool = cupy.get_default_memory_pool()
+    before = pool.get_limit()
+
+    def limit(more):
+        pool.free_all_blocks()
+        pool.set_limit(size=pool.used_bytes() + more)
+
+    yield limit
+    pool.set_limit(size=before)
+
+
+@pytest.mark.gpu
+def test_data_to_measure_that_do_not_fit_on_a_gpu_stay_on_the_host(little_memory, rng, caplog, monkeypatch):
+    monkeypatch.setattr("mlp_xp.kernels.cuda.products._WORKSPACE", 4096)
+    X, y = rng.random((4000, 100)).astype(np.float32), rng.integers(0, 2, 4000)
+    here, there = (mx.MLP([100, 6, 2], device=device) for device in ("cpu", "cuda"))
+    mx.fit(mx.MLP([100, 6, 2], device="cuda"), X[:60], y[:60], epochs=1)  # what is kept in the process is there now
+    little_memory(1_500_000)  # X takes 1,600,000 bytes
+    wanted, found = (mx.fit(model, X[:60], y[:60], epochs=2, validation=(X, y)).val_loss for model in (here, there))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert "cuda has no memory for the data of Evaluation('val'), which stay on the host: Out of mem" in caplog.text
 
 
 # Used again.

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
@@ -293,3 +294,34 @@ def test_scikit_learns_own_checks(estimator, check):
 def test_what_does_not_fit_is_said(estimator, y, words):
     with pytest.raises(ValueError, match=words):
         estimator.fit(M, y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("estimator", [LogisticRegression(l2=0.1), Perceptron()], ids=["logistic", "perceptron"])
+def test_arrays_of_a_gpu_are_refused_with_what_to_do(estimator):
+    """The classifiers compute with NumPy, and nothing is moved behind your back; networks of one layer train there."""
+    import cupy
+
+    X, y = np.array(M, float), np.array(SIGNS)
+    fitted = clone(estimator).fit(X, y)
+    for call in (
+        lambda: clone(estimator).fit(cupy.asarray(X), y),
+        lambda: clone(estimator).fit(X, cupy.asarray(y)),
+        lambda: fitted.predict(cupy.asarray(X)),
+    ):
+        with pytest.raises(TypeError, match=r"Please use `\.get\(\)`"):
+            call()
+
+
+@pytest.mark.parametrize("device", ["torch", "jax", "cuda", "strict"])
+@pytest.mark.parametrize("output", ["sigmoid", "perceptron"])
+def test_S13_S14_networks_of_one_layer_train_on_every_device(output, device):
+    X, y = overlapping(2, n=60)
+    found = []
+    for each in ("cpu", device):
+        model = mx.MLP([6, 1], output=output, init="zeros", dtype="float64", device=each)
+        for batch_size in (None, 1):
+            found.append(mx.fit(model, X, y, epochs=2, batch_size=batch_size, optimizer=mx.SGD(0.1)).loss)
+        found.append(model.outputs(X))
+    for got, want in zip(found[3:], found[:3], strict=True):
+        assert_allclose(got, want, rtol=1e-10, atol=1e-12)

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,10 @@ import mlp_xp as mx
 from mlp_xp import devices, train
 from mlp_xp.devices import blas_threads, get_device, numpy_
 from mlp_xp.devices.blas_threads import blas_libraries, default_threads, one_blas_thread
+from mlp_xp.engines import Done, Setup, make_engine
+from mlp_xp.engines.host import HostEngine
 from mlp_xp.kernels.cpu import blas
+from mlp_xp.rows.plan import Plan
 
 FOLDER = Path(mx.__file__).parent
 
@@ -43,7 +47,7 @@ def two_threads():
         library.set(threads)
 
 
-@pytest.fixture(params=["cpu", "torch", "jax", "strict"])
+@pytest.fixture(params=["cpu", "torch", "jax", "cuda", "strict"])
 def device(request):
     return get_device(request.param)
 
@@ -113,7 +117,17 @@ def test_arrays_come_and_go(device):
         assert device.to_host(device.asarray(x, "float32")).dtype == np.float32
         assert not device.to_host(device.zeros((2,), "float32")).any()
         device.synchronize()
-    assert device.hardware() is None
+
+
+def test_a_number_keeps_its_shape(device):
+    for number in (1.5, np.float64(1.5), np.array(1.5)):
+        there = device.asarray(number, "float32")
+        assert there.shape == ()
+        assert float(there) == 1.5
+
+
+def test_only_what_is_not_the_processor_has_a_name(device):
+    assert (device.hardware() is None) == (device.name != "cuda")
 
 
 def test_map_keeps_the_order(device):
@@ -169,6 +183,98 @@ def test_a_shard_of_the_least_rows_is_not_cut_again(device):
     with pytest.raises(MemoryError):
         device.by_rows(refuse, 1024)
     assert tried[-1] == min(tried) == 256
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "torch", "jax", "cuda", "strict"])
+def test_a_model_goes_with_its_last_reference(device, trained):
+    """Not when Python next looks for cycles: until then it would keep its data and workspaces on a GPU."""
+    X, y = mx.datasets.moons(60, seed=1)
+    model = mx.MLP([2, 4, 2], device=device)
+    X, y = (model.device.asarray(part) for part in (X.astype(np.float32), y))
+    gc.collect()
+    gc.disable()
+    try:
+        if trained:
+            mx.fit(model, X, y, epochs=3, validation=(X, y), tol=0.0)
+            mx.fit(model, X, y, epochs=3, batch_size=20, optimizer=mx.Adam())
+        model.predict(X)
+        model.score(X, y)
+        model.loss_and_gradient(X, y)
+        gone = weakref.ref(model)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A GPU that is not the current one: CuPy works on the thread's current device, whatever device its arrays are on
+
+
+def train_with_everything(device, batch_size, plan, folder):
+    """Train in two parts with all that looks at arrays of the device; return the history and the model."""
+    X, y = mx.datasets.moons(60, seed=1)
+    settings = {"optimizer": mx.Adam(lr=0.05, l2=0.01), "batch_size": batch_size, "plan": plan, "validation": (X, y)}
+    for epochs in (2, 4):
+        model = mx.MLP([2, 4, 2], "tanh", dtype="float64", device=device, seed=1)
+        watching = [mx.EarlyStopping(1e-12, monitor="gradient"), lambda state: float(state.gradient_norm) < 0]
+        checkpoint = mx.Checkpoint(folder, resume=epochs > 2)
+        history = mx.fit(model, X, y, epochs=epochs, callbacks=watching, tol=0.0, checkpoint=checkpoint, **settings)
+    return history, model
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("batch_size", "plan"), [(None, "dense"), (None, "ragged"), (25, "zero")])
+def test_a_training_on_the_second_gpu_needs_no_current_device(batch_size, plan, second_gpu, tmp_path):
+    import cupy
+
+    wanted, twin = train_with_everything("cpu", batch_size, plan, tmp_path / "cpu")
+    with cupy.cuda.Device(0):
+        taken = cupy.get_default_memory_pool().used_bytes()
+        found, model = train_with_everything(second_gpu, batch_size, plan, tmp_path / "gpu")
+        assert cupy.cuda.Device().id == 0
+        assert cupy.get_default_memory_pool().used_bytes() == taken
+    for name in ("loss", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-12)
+    np.testing.assert_allclose(model.device.to_host(model.theta), twin.theta, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [None, 25])
+@pytest.mark.parametrize("make", [HostEngine, make_engine], ids=["host", "cuda"])
+def test_every_engine_works_on_the_second_gpu(make, batch_size, second_gpu):
+    X, y = mx.datasets.moons(60, seed=1)
+    found = []
+    for device, engine_of in ((second_gpu, make), ("cpu", make_engine)):
+        model = mx.MLP([2, 4, 2], "tanh", dtype="float64", device=device, seed=1)
+        plan = Plan("dense", "asked for", 2)
+        setup = Setup(model, model.objective, mx.Adam(), model.open(X), model.targets(y, 60), batch_size, plan, 1)
+        host = model.device.to_host
+        with engine_of(setup) as engine:
+            total = engine.grad_sum(model.theta)
+            engine.begin(model.theta, 1, 0.001, Done())
+            engine.advance(None)
+            state = {name: host(value) if hasattr(value, "dtype") else value for name, value in engine.state().items()}
+            engine.restore(state)
+            found.append([float(total.loss), *map(host, (total.grad, engine.theta(), engine.state()["square"]))])
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.gpu
+def test_two_names_of_one_gpu_are_one_place(rng):
+    models = [mx.MLP([2, 3, 2], device=name) for name in ("cuda", "cuda:0")]
+    rows = models[0].open(models[0].device.asarray(rng.standard_normal((5, 2))))
+    assert_array_equal(*(model.outputs(rows) for model in models))
+
+
+@pytest.mark.gpu
+def test_rows_of_another_gpu_are_refused(second_gpu, rng):
+    first, second = (mx.MLP([2, 3, 2], device=name) for name in ("cuda:0", second_gpu))
+    rows = first.open(first.device.asarray(rng.standard_normal((5, 2))))
+    with pytest.raises(TypeError, match="the rows are on device 'cuda:0', and the model computes on 'cuda:1'; open"):
+        second.open(rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

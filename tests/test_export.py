@@ -63,9 +63,10 @@ def test_one_unit_gives_one_number_a_row(output, rng):
     assert_same(model, to_onnx(model), rng.standard_normal((9, 6)))
 
 
-def test_mixed_activations_and_other_devices(rng):
+@pytest.mark.parametrize("device", ["strict", "cuda"])
+def test_mixed_activations_and_other_devices(device, rng):
     model = some_model(rng, [6, 5, 4, 3], ["relu", "leaky_relu"], "softmax", "float64")
-    there = mx.MLP(**model.config, device="strict")
+    there = mx.MLP(**model.config, device=device)
     there.weights, there.biases = model.weights, model.biases
     assert to_onnx(there) == to_onnx(model)
     assert_same(model, to_onnx(model), rng.standard_normal((9, 6)))

@@ -192,6 +192,7 @@ def test_modules_and_functions_can_be_taken_in_at_a_glance(name):
         assert parameters <= 8 or path in MANY_PARAMETERS, f"{path} has {parameters} parameters"
 
 
+@pytest.mark.usefixtures("numpy_engine")
 def test_x_goes_down_from_the_command_to_the_gradient_through_eight_modules(tmp_path, monkeypatch):
     """They are those that docs/architecture.md shows."""
     stacks = []

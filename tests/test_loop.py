@@ -11,6 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
+
 
 @pytest.fixture
 def data(rng):
@@ -54,6 +56,7 @@ def test_states_count_from_one_and_carry_the_loss_before_the_update(data):
     assert next(states, None) is None
 
 
+@pytest.mark.usefixtures("single_updates")
 @pytest.mark.parametrize("pause", [None, lambda: True])
 @pytest.mark.parametrize("batch_size", [None, 25])
 def test_seconds_are_those_of_one_epoch_without_the_callbacks(batch_size, pause, data, monkeypatch):
@@ -64,7 +67,8 @@ def test_seconds_are_those_of_one_epoch_without_the_callbacks(batch_size, pause,
         now += 1
         return now
 
-    monkeypatch.setattr("mlp_xp.engines.host.perf_counter", look)
+    for engine in ("host", "compiled"):
+        monkeypatch.setattr(f"mlp_xp.engines.{engine}.perf_counter", look)
     seconds = []
     for state in mx.epochs(network(), *data, epochs=3, batch_size=batch_size, pause=pause):
         if state.whole:
@@ -99,7 +103,7 @@ def test_a_penalty_counts_in_every_update(data):
 
 
 @pytest.mark.parametrize("batch_size", [None, 7])
-@pytest.mark.parametrize("device", ["cpu", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "strict"])
 def test_the_loss_of_an_epoch_has_the_penalty_in_it(device, batch_size, data):
     model = network(device=device)
     loss, _ = model.loss_and_gradient(*data)
@@ -156,7 +160,7 @@ def test_a_model_remembers_whether_it_was_trained_on_pixels(dtype, rng, tmp_path
         assert each.pixels == (dtype == "uint8")
 
 
-@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax", "cuda"])
 def test_what_was_opened_for_another_model_is_checked_again(device, data):
     X, y = data
     model, single = network(device=device), mx.MLP([4, 6, 2], device=device)
@@ -173,7 +177,7 @@ def test_what_was_opened_for_another_model_is_checked_again(device, data):
             wrong()
 
 
-@pytest.mark.parametrize("device", ["strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["strict", "torch", "jax", "cuda"])
 def test_rows_of_one_device_are_not_for_a_model_on_another(device, data):
     model = network(device=device)
     rows = model.open(model.device.asarray(data[0]))
@@ -199,7 +203,7 @@ def test_nothing_is_trained_before_the_first_state(data):
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"batch_size": "32"}, "batch_size must be a whole number"),
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
-        ({"plan": "sparse"}, "unknown plan 'sparse'; choose from 'auto', 'dense', 'zero', 'ragged'"),
+        ({"plan": "spare"}, "unknown plan 'spare'; choose from 'auto', 'dense', 'sparse', 'zero', 'ragged'"),
     ],
 )
 def test_bad_settings_are_refused_at_the_call(settings, message, data):
@@ -341,7 +345,7 @@ def test_early_stopping_knows_its_monitors():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's own words about the overflow
 @pytest.mark.parametrize("batch_size", [None, 20])
-@pytest.mark.parametrize("device", ["cpu", "strict"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "strict"])
 def test_divergence_leaves_finite_parameters(batch_size, device, rng):
     X, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 1))
     model = mx.MLP([4, 6, 1], "identity", "identity", device=device)

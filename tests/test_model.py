@@ -314,7 +314,7 @@ def test_the_score_does_not_depend_on_the_units_of_an_output(rng):
 # ----------------------------------------------------------------------------------------------------------------------
 # Copies
 
-DEVICES = ["cpu", "torch", "jax", "strict"]
+DEVICES = ["cpu", "torch", "jax", "cuda", "strict"]
 COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
 
 

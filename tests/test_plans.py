@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import mlp_xp as mx
-from mlp_xp.engines import Setup, make_engine
+from mlp_xp.engines import Done, Setup, choose_plan, make_engine
+from mlp_xp.kernels.cpu.compiled import library
 from mlp_xp.rows.background import usual_values
 from mlp_xp.rows.plan import PLANS, make_plan
 from mlp_xp.rows.source import InMemory
@@ -25,10 +26,13 @@ def gradient(X, y, plan, dtype, weights):
     model = mx.MLP([X.shape[1], 6, 2], "tanh", dtype=dtype)
     model.weights = weights
     rows = model.open(X)
-    chosen = make_plan(rows, model.device, plan)
-    setup = Setup(model, model.objective, mx.SGD(), rows, model.targets(y, len(X)), None, chosen, 1)
+    optimizer, before = mx.SGD(lr=1), model.theta
+    chosen = choose_plan(rows, model, optimizer, plan, None, None)
+    setup = Setup(model, model.objective, optimizer, rows, model.targets(y, len(X)), None, chosen, 1)
     with make_engine(setup) as engine:
-        return np.asarray(engine.grad_sum(model.theta).grad, np.float64) / len(X)
+        engine.begin(before, 1, 1.0, Done())
+        engine.advance(None)
+        return np.asarray(chosen.outward(engine.gradient(), model), np.float64)
 
 
 @st.composite
@@ -44,7 +48,7 @@ def hostile_columns(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(drawn=hostile_columns(), plan=st.sampled_from(PLANS))
+@given(drawn=hostile_columns(), plan=st.sampled_from([plan for plan in PLANS if plan != "sparse" or library()]))
 def test_no_plan_costs_digits(drawn, plan):
     X, y, rng = drawn
     scale = 1 / np.maximum(1, np.abs(X).max(axis=0))  # weights that keep tanh out of saturation

@@ -37,9 +37,9 @@ def history(n=3, **columns):
     return SimpleNamespace(**record | columns)
 
 
-def xor_network():
+def xor_network(device="cpu"):
     """Solve XOR by hand: "or" and "and" are the hidden units, and the output is "or" without "and"."""
-    model = MLP([2, 2, 1], activation="sigmoid", output="sigmoid")
+    model = MLP([2, 2, 1], activation="sigmoid", output="sigmoid", device=device)
     model.weights = [[[20, 20], [20, 20]], [[20, -20]]]
     model.biases = [[-10, -30], [-10]]
     return model
@@ -239,8 +239,9 @@ def test_decision_regions_of_a_network_that_knows_xor():
     assert to_hex(tints[0]) != to_hex(tints[1])
 
 
-def test_pictures_of_a_trained_network(tmp_path):
-    model = MLP([2, 8, 1], activation="tanh", output="sigmoid", seed=1)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pictures_of_a_trained_network(device, tmp_path):
+    model = MLP([2, 8, 1], activation="tanh", output="sigmoid", seed=1, device=device)
     record = fit(model, *XOR, epochs=200, optimizer=SGD(lr=2.0), validation=XOR)
     loss, score = plots.learning_curves(record)
     assert [len(line.get_xdata()) for line in loss.lines] == [200, 200, 1]
@@ -264,8 +265,9 @@ def test_decision_regions_refuse_what_they_cannot_draw(X, y, predict, message):
         plots.decision_regions(predict, X, y)
 
 
-def test_hidden_space_shows_the_activations_and_the_line_between_them():
-    model = xor_network()
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_hidden_space_shows_the_activations_and_the_line_between_them(device):
+    model = xor_network(device)
     before, after = plots.hidden_space(model, *XOR)
     A1 = 1 / (1 + np.exp(-(XOR[0] @ model.weights[0].T + model.biases[0])))
     for label, inputs, hidden in zip((0, 1), before.collections, after.collections, strict=True):
@@ -274,6 +276,17 @@ def test_hidden_space_shows_the_activations_and_the_line_between_them():
     border = after.lines[-1]
     np.testing.assert_allclose(border.get_xydata() @ model.weights[1][0] + model.biases[1][0], 0, atol=1e-4)
     assert labels(after) == ["the output's line", "class 0", "class 1"]
+
+
+@pytest.mark.gpu
+def test_arrays_of_a_gpu_are_refused_with_what_to_do():
+    """Nothing comes to the host behind the back of who draws it."""
+    import cupy
+
+    X, y = map(cupy.asarray, XOR)
+    for draw in (plots.decision_regions, plots.hidden_space):
+        with pytest.raises(TypeError, match=r"Please use `\.get\(\)`"):
+            draw(xor_network("cuda"), X, y)
 
 
 def test_hidden_space_draws_the_line_where_two_outputs_are_equal():

@@ -158,9 +158,10 @@ def test_names_that_are_no_numbers_stand_for_0_1_2(make_run, tmp_path, predict):
     assert accuracy.endswith("accuracy 1.0000 (4 of 4)")
 
 
-def test_device(run_folder, mnist, png, predict, fails):
+@pytest.mark.parametrize("device", ["strict", "cuda"])
+def test_device(device, run_folder, mnist, png, predict, fails):
     path = png("digit", mnist[1].X[0].reshape(28, 28))
-    assert predict(run_folder, path, "--device", "strict") == predict(run_folder, path)
+    assert predict(run_folder, path, "--device", device) == predict(run_folder, path)
     fails("unknown device 'tpu'", run_folder, path, "--device", "tpu")
 
 

@@ -23,7 +23,7 @@ WORKFLOWS = {
 JOBS = [(file, name, job) for file, workflow in WORKFLOWS.items() for name, job in workflow["jobs"].items()]
 STEPS = [(f"{file}:{name}", step) for file, name, job in JOBS for step in job["steps"]]
 COMMANDS = [(where, line) for where, step in STEPS for line in step.get("run", "").splitlines()]
-TOOLS = {"build", "mkdocs", "mlp_xp", "pip", "pytest", "twine"}  # what the workflows run with `python -m`
+TOOLS = {"build", "cibuildwheel", "mkdocs", "mlp_xp", "pip", "pytest", "twine"}  # workflows run them with `python -m`
 
 
 def bounds(requirements):
@@ -147,8 +147,10 @@ def test_commands_of_the_workflows_exist(where, command):
 
 def test_files_that_ci_names_are_there():
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    (names,) = re.findall(r"tests/test_\{([\w,]+)\}\.py", text)
-    named = {f"tests/test_{name}.py" for name in names.split(",")} | set(re.findall(r"\.ci/\w+\.txt", text))
+    steps = re.findall(r"tests/test_\{([\w,]+)\}\.py", text)
+    assert len(steps) == 2
+    named = {f"tests/test_{name}.py" for names in steps for name in names.split(",")}
+    named |= set(re.findall(r"\.ci/\w+\.txt", text))
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 

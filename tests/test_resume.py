@@ -33,6 +33,8 @@ SCHEDULES = {
     "cosine": mx.CosineDecay(0.1, epochs=5),
     "warm-up": mx.WarmUp(0.1, epochs=2, after=mx.CosineDecay(0.1, epochs=3)),
 }
+pytestmark = pytest.mark.usefixtures("single_updates")
+
 STOPS = {"full batch": (None, 3), "epoch's end": (8, 6), "mid-epoch": (8, 8)}  # batch size; updates before the stop
 EPOCHS = 5
 
@@ -84,7 +86,9 @@ def assert_same_run(folder, other):
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("plan", ["dense", "zero", "ragged"])
+@pytest.mark.parametrize(
+    "plan", ["dense", "zero", "ragged", pytest.param("sparse", marks=pytest.mark.needs("compiled"))]
+)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stopped_and_resumed_equals_straight(optimizer, schedule, plan, stop, data, tmp_path):
@@ -105,6 +109,7 @@ def test_stopped_and_resumed_equals_straight(optimizer, schedule, plan, stop, da
     assert len(resumed.seconds) == EPOCHS
 
 
+@pytest.mark.usefixtures("cpu_engine")
 def test_stopped_after_any_update_and_also_twice(data, tmp_path):
     settings = {"optimizer": mx.Adam(0.05), "batch_size": 5, "epochs": 3}
     straight = network()
@@ -126,8 +131,9 @@ def test_stopped_after_any_update_and_also_twice(data, tmp_path):
     assert_same_run(tmp_path / "straight", tmp_path / "twice")
 
 
-@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
-def test_epochs_go_on_from_a_snapshot_on_every_device(device, data):
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax", "cuda"])
+def test_epochs_go_on_from_a_snapshot_on_every_device(device, data, monkeypatch):
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 1)  # a GPU is asked after so many updates
     model, settings = network(device=device), {"optimizer": mx.Adam(0.05), "batch_size": 8, "epochs": 3}
     straight = [state.snapshot() for state in mx.epochs(network(device=device), *data, **settings)]
     calls = iter([False, True])
@@ -141,13 +147,15 @@ def test_epochs_go_on_from_a_snapshot_on_every_device(device, data):
         np.testing.assert_equal(one.optimizer, two.optimizer)
 
 
-def test_a_pause_changes_nothing(data):
+@pytest.mark.usefixtures("cpu_engine")
+def test_a_pause_changes_nothing(data, monkeypatch):
+    monkeypatch.setattr("mlp_xp.engines.compiled._UNASKED", 1)  # an epoch at once, where nobody asks
     trained = []
     for pause in (None, lambda: True):
         states = mx.epochs(network(), *data, batch_size=8, epochs=2, optimizer=mx.Adam(0.05), pause=pause)
         states = list(states)
         assert [state.whole for state in states] == ([True] * 2 if pause is None else [False, False, True] * 2)
-        trained.append((states[-1].model.theta.tobytes(), float(states[-1].loss)))
+        trained.append((states[-1].model.theta.tobytes(), [float(s.loss_sum) for s in states if s.whole]))
     assert trained[0] == trained[1]
 
 
@@ -215,6 +223,7 @@ def test_a_plan_that_is_asked_for_is_taken_whatever_the_start_had(data):
         assert next(mx.epochs(network(), *data, start=start)).plan.kind == before
 
 
+@pytest.mark.usefixtures("numpy_engine")
 def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
     X, y = 255 * rng.integers(0, 2, (3000, 30), dtype=np.uint8), rng.integers(0, 2, 3000)
     X[:, 4:] = 0
@@ -229,9 +238,16 @@ def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "devices", [pytest.param(("cpu", "torch"), marks=pytest.mark.needs("torch")), ("strict", "cpu")]
+    "devices",
+    [
+        pytest.param(("cpu", "torch"), marks=pytest.mark.needs("torch")),
+        ("strict", "cpu"),
+        pytest.param(("cpu", "cuda"), marks=pytest.mark.gpu),
+        pytest.param(("cuda", "cpu"), marks=pytest.mark.gpu),
+    ],
 )
-def test_saved_on_one_device_resumed_on_another(devices, data, tmp_path):
+def test_saved_on_one_device_resumed_on_another(devices, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 1)
     settings = {"optimizer": mx.Adam(0.05), "batch_size": 8}
     straight = network()
     mx.fit(straight, *data, epochs=4, **settings)
@@ -241,6 +257,62 @@ def test_saved_on_one_device_resumed_on_another(devices, data, tmp_path):
     history = mx.fit(model, *data, epochs=4, checkpoint=mx.Checkpoint(tmp_path, resume=True), **settings)
     assert len(history) == 4
     np.testing.assert_allclose(model.device.to_host(model.theta), straight.theta, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan", ["dense", "ragged"])
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_a_run_moves_to_a_gpu_and_back(batch_size, plan, data, tmp_path, monkeypatch):
+    """Its shards are of other sizes everywhere, and its parameters are in the order of the data in every file."""
+    settings = {"optimizer": mx.Adam(0.05, l2=0.01), "batch_size": batch_size, "plan": plan, "validation": data}
+    straight = network64()
+    history = mx.fit(straight, *data, epochs=6, **settings)
+    for epochs, device, shard_rows in ((2, "cpu", 1024), (3, "cuda", 65_536), (5, "cuda", 5), (6, "cpu", 7)):
+        model = network64(device=device)
+        monkeypatch.setattr(type(model.device), "shard_rows", shard_rows)
+        checkpoint = mx.Checkpoint(tmp_path, resume=epochs > 2)
+        moved = mx.fit(model, *data, epochs=epochs, checkpoint=checkpoint, **settings)
+    for name in ("loss", "val_loss"):
+        np.testing.assert_allclose(getattr(moved, name), getattr(history, name), rtol=1e-12)
+    np.testing.assert_allclose(model.theta, straight.theta, rtol=1e-9, atol=1e-12)
+
+
+def network64(**settings):
+    return mx.MLP([6, 4, 3], "tanh", dtype="float64", **settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize(
+    ("optimizer", "plan"), [(name, "dense") for name in OPTIMIZERS] + [("adam", "zero"), ("nesterov", "ragged")]
+)
+def test_stopped_and_resumed_equals_straight_on_a_gpu(optimizer, plan, stop, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 1)
+    batch_size, updates = STOPS[stop]
+    rates = mx.WarmUp(0.1, epochs=2, after=mx.CosineDecay(0.1, epochs=3))
+    settings = {"optimizer": OPTIMIZERS[optimizer](rates), "batch_size": batch_size, "plan": plan}
+    settings |= {"validation": (data[0][:9], data[1][:9]), "tol": 0.0}
+
+    def on_gpu():
+        return network(device="cuda")
+
+    history = mx.fit(on_gpu(), *data, epochs=EPOCHS, checkpoint=mx.Checkpoint(tmp_path / "straight"), **settings)
+    resumed = stop_and_resume(tmp_path / "resumed", data, updates, on_gpu, **settings)
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    for name in ("epoch", "loss", "val_loss", "val_accuracy", "lr"):
+        assert getattr(resumed, name) == getattr(history, name)
+
+
+@pytest.mark.gpu
+def test_the_fingerprint_of_data_is_the_same_on_a_gpu(data, tmp_path):
+    X, y = data
+    there = network(device="cuda").device.asarray
+    mx.fit(network(), X, y, epochs=2, checkpoint=mx.Checkpoint(tmp_path))
+    for epochs, form in ((3, there(X)), (4, there(X.T.copy()).T), (5, there(np.tile(X, 2))[:, :6])):
+        moved = mx.Checkpoint(tmp_path, resume=True)
+        assert len(mx.fit(network(device="cuda"), form, there(y), epochs=epochs, checkpoint=moved)) == epochs
+    with pytest.raises(ValueError, match=r"\(data: uint8 \(24, 6\) and int32 \(24,\) with sha256 \w{64}, now "):
+        mx.fit(network(device="cuda"), there(X[::-1]), y, epochs=6, checkpoint=mx.Checkpoint(tmp_path, resume=True))
 
 
 # What is refused.
@@ -418,7 +490,10 @@ KILLED = """
 import os, random, signal, sys, time
 import numpy as np
 import mlp_xp as mx
+from mlp_xp.engines import compiled
 from mlp_xp.runs.record import FILE, read
+
+compiled._PIECE = 0  # saves after single updates
 
 class Reporting(mx.Checkpoint):
     def begin(self, start):

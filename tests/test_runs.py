@@ -10,6 +10,7 @@ import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from mlp_xp.files.tensors import load, save
 from mlp_xp.runs.folder import RunFolder
 from mlp_xp.runs.record import FILE, read, size
 from mlp_xp.snapshot import check_snapshot
+
+pytestmark = pytest.mark.usefixtures("single_updates")
 
 
 @pytest.fixture
@@ -423,7 +426,7 @@ def stopped(tmp_path_factory):
                 signal.raise_signal(signal.SIGTERM)
             return super().is_due()
 
-    with pytest.raises(mx.Interrupted):
+    with pytest.raises(mx.Interrupted), mock.patch("mlp_xp.engines.compiled._PIECE", 0):
         mx.fit(network(), *data, epochs=3, checkpoint=Stopped(folder, config={"n": 1}), **settings)
     return load(folder / FILE), resume
 

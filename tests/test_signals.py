@@ -364,6 +364,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(data, tmp_path, monkeypa
 # Errors in the training.
 
 
+@pytest.mark.usefixtures("numpy_engine")
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_a_failing_worker_leaves_model_and_checkpoint(batch_size, rng, tmp_path, monkeypatch):
     X, y = rng.random((3000, 8)), rng.integers(0, 3, 3000)

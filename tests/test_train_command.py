@@ -312,7 +312,7 @@ def test_every_option_survives_its_own_way_through_a_file():
         (["--patience", "0"], "patience must be"),
         (["--validation", "1.5"], "--validation takes a share from 0 up to, but not including, 1; got 1.5"),
         (["--validation", "0.9"], "validation 0.9 takes all 4 training samples"),
-        (["--plan", "sparse"], "--plan takes one of auto, dense, zero, ragged; got 'sparse'"),
+        (["--plan", "spare"], "--plan takes one of auto, dense, sparse, zero, ragged; got 'spare'"),
         (["--plan", "ragged", "--device", "strict"], "plan 'ragged' is not available on"),
         (["--plan", "zero", "--device", "strict"], "plan 'zero' is not available on"),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ..mlp import MLP
@@ -9,6 +10,8 @@ from ..objective import Targets
 from ..rows.source import Rows
 
 __all__ = ["Evaluation", "score_name"]
+
+_log = logging.getLogger(__name__)
 
 
 def score_name(model: MLP) -> str:
@@ -56,8 +59,15 @@ class Evaluation:
         return f"Evaluation({self.name!r})"
 
     def begin(self, model: MLP) -> tuple[Rows, Targets]:
-        """Open the data, once for all epochs, where the model computes."""
-        rows = model.open(self.X).to(model.device)
+        """Open the data, once for all epochs, where the model computes, or on the host if there is no room for them."""
+        rows = model.open(self.X)
+        try:
+            rows = rows.to(model.device)
+        except MemoryError as error:
+            reason = str(error)  # a record with the error itself would keep its frames alive
+            _log.warning(
+                "%s has no memory for the data of %r, which stay on the host: %s", model.device.name, self, reason
+            )
         self.data = rows, model.targets(self.y, rows.shape[0])
         self.measures = f"{self.name}_loss", f"{self.name}_{score_name(model)}"
         return self.data

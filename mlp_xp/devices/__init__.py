@@ -60,8 +60,8 @@ def get_device(name: str | Device, dtype: str = "float32") -> Device:
 
 
 def _open(name: str) -> Device:
-    key, colon, _ = str(name).partition(":")
-    if key not in DEVICES or (colon and len(DEVICES[key].spellings) == 1):
+    key, colon, index = str(name).partition(":")
+    if key not in DEVICES or (colon and (not index or len(DEVICES[key].spellings) == 1)):
         *others, last = (repr(spelling) for device in DEVICES.values() for spelling in device.spellings)
         raise ValueError(f"unknown device {name!r}; choose from {', '.join(others)} and {last}")
     return DEVICES[key].open(str(name))

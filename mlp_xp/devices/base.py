@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
 import array_api_compat as compat
@@ -128,20 +129,7 @@ class Device:
         MemoryError
             If there is not even room for a shard of a few hundred rows.
         """
-
-        def call(rows: slice) -> None:
-            try:
-                function(rows)
-                return
-            except MemoryError:
-                if rows.stop - rows.start <= LEAST_ROWS:
-                    raise
-            # outside of the except clause, whose traceback keeps the arrays that took the memory
-            middle = (rows.start + rows.stop) // 2
-            call(slice(rows.start, middle))
-            call(slice(middle, rows.stop))
-
-        step = self._step(n)
+        step, call = self._step(n), partial(_halve_until_it_fits, function)
         if n <= step:
             call(slice(0, n))
             return
@@ -201,6 +189,21 @@ class Device:
     def hardware(self) -> str | None:
         """Return what the device is called by its maker, or None if that is the processor."""
         return None
+
+
+def _halve_until_it_fits(function: Callable[[slice], object], rows: slice) -> None:
+    """Call the function for these rows, or, where the memory is too short, for each half of them."""
+    # not within `by_rows`: a function that holds itself is a cycle, and would keep all that `function` holds
+    try:
+        function(rows)
+        return
+    except MemoryError:
+        if rows.stop - rows.start <= LEAST_ROWS:
+            raise
+    # outside of the except clause, whose traceback keeps the arrays that took the memory
+    middle = (rows.start + rows.stop) // 2
+    _halve_until_it_fits(function, slice(rows.start, middle))
+    _halve_until_it_fits(function, slice(middle, rows.stop))
 
 
 def is_foreign(x: Any) -> bool:

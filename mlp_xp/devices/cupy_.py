@@ -60,7 +60,8 @@ class CupyDevice(Device):
 
     def _from_host(self, host: np.ndarray[Any, Any]) -> Array:
         array = self.xp.empty(host.shape, dtype=host.dtype)
-        array.set(np.ascontiguousarray(host))  # asarray would keep pinned memory, up to twice as much as the array
+        # asarray would keep pinned memory, up to twice as much as the array; and NumPy gives a number an axis here
+        array.set(np.ascontiguousarray(host).reshape(host.shape))
         return array
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:

@@ -18,22 +18,44 @@ _log = logging.getLogger(__name__)
 
 
 def choose_plan(
-    rows: Rows, model: MLP, optimizer: Optimizer, kind: str, epochs: int | None, batch_size: int | None
+    rows: Rows,
+    model: MLP,
+    optimizer: Optimizer,
+    kind: str,
+    epochs: int | None,
+    batch_size: int | None,
+    before: str | None = None,
 ) -> Plan:
-    """Return the plan for the engine that :func:`make_engine` will make; the arguments are those of ``make_plan``."""
-    return make_plan(rows, model.device, kind, epochs, batch_size, _is_compiled(model, optimizer, rows))
+    """Return the plan for the engine that :func:`make_engine` will make.
+
+    Parameters
+    ----------
+    rows, model, optimizer
+        What will be trained.
+    kind, epochs, batch_size
+        As for :func:`mlp_xp.rows.plan.make_plan`.
+    before : str, optional
+        The kind of plan of a run that goes on. ``"auto"`` keeps it, if it is available here.
+    """
+    reason = _why_not_compiled(model, optimizer, rows)
+    if reason is not None and isinstance(model.device, NumpyDevice):
+        _log.info("NumPy computes, not the compiled library: %s", reason)
+    if (
+        kind == "auto"
+        and before is not None
+        and (reason is None if before == "sparse" else model.device.epochs_to_repay_plan is not None)
+    ):
+        kind = before
+    return make_plan(rows, model.device, kind, epochs, batch_size, reason is None)
 
 
-def _is_compiled(model: MLP, optimizer: Optimizer, rows: Rows) -> bool:
-    """Return whether the compiled library can train this; if not, one line in the log says why."""
+def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
+    """Return why the compiled library cannot train this, in words, or None if it can."""
     if not isinstance(model.device, NumpyDevice):
-        return False
+        return f"device {model.device.name!r} computes"
     from .compiled import why_not
 
-    reason = why_not(model, optimizer, rows)
-    if reason is not None:
-        _log.info("NumPy computes, not the compiled library: %s", reason)
-    return reason is None
+    return why_not(model, optimizer, rows)
 
 
 def make_engine(setup: Setup) -> Engine:
@@ -50,7 +72,7 @@ def _engine_on(device: Device, setup: Setup) -> Engine:
 
 @_engine_on.register
 def _(device: NumpyDevice, setup: Setup) -> Engine:
-    if setup.plan.kind in ("dense", "sparse") and _is_compiled(setup.model, setup.optimizer, setup.rows):
+    if setup.plan.kind in ("dense", "sparse") and _why_not_compiled(setup.model, setup.optimizer, setup.rows) is None:
         from .compiled import CompiledEngine
 
         return CompiledEngine(setup)

@@ -24,7 +24,7 @@ from ..model import Network, grad_sum
 from ..optim import SGD, Adam, Optimizer, OptimizerState
 from ..params import GradSum
 from ..rows.batches import shuffled_rows
-from ..rows.source import Rows
+from ..rows.source import InMemory, Rows
 from .base import Done, Setup
 from .host import HostEngine
 from .reduce import groups_of
@@ -33,6 +33,7 @@ __all__ = ["CompiledEngine", "why_not"]
 
 _SHARD = 512  # rows
 _PIECE = 5e-3  # seconds of updates between two questions whether to pause
+_UNASKED = 0.1  # seconds of updates if there is no such question: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 
 _Vector = np.ndarray[Any, Any]
@@ -41,27 +42,28 @@ _Vector = np.ndarray[Any, Any]
 def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
     """Return why the compiled library cannot train this, in words, or None if it can."""
     if compiled.library() is None:
-        return "there is no compiled library"
+        return "it was not built, or MLP_XP_COMPILED is 0"
     if gemm_address(model.dtype) is None:
         return "NumPy's BLAS is not one that it knows"
-    if type(optimizer).update not in (SGD.update, Adam.update):
-        return f"it does not know the update of {type(optimizer).__name__}"
+    kind = type(optimizer)
+    if (kind.update, kind.init) not in ((SGD.update, SGD.init), (Adam.update, Adam.init)) or (
+        kind.rates is not Optimizer.rates
+    ):
+        return f"it does not know the update of {kind.__name__}"
     names = {instruction.name for instruction in _record(model).instructions}
     if unknown := sorted(names - FUNCTIONS.keys()):
         return f"it does not know {' or '.join(unknown)}"
-    X = rows.block(0, 1)
-    if type(X) is not np.ndarray or rows.home is not None:
+    if type(rows) is not InMemory or rows.home is not None:
         return "the rows are not in the host's memory"
-    if not (X.flags.c_contiguous and X.strides[0] == X.shape[1] * X.itemsize) and rows.shape[0] > 1:
-        return "the rows do not lie one behind another"
-    return None
+    return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
 
 
 def _record(model: MLP) -> Program:
-    kernels: Any = RecordingKernels(model.sizes)
+    recorded = RecordingKernels(model.sizes)
+    kernels: Any = recorded
     layers = symbols(len(model.sizes) - 1)
     grad_sum(Network(model.network.g, model.objective), kernels, layers, None, None, layers)
-    return kernels.program
+    return recorded.program
 
 
 class _Padded:
@@ -119,8 +121,8 @@ class CompiledEngine:
         self._state = setup.optimizer.init(model.theta)
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
         self._count = 0
-        self._known: _Vector | None = None
         self._has_gradient = False
+        self._keeps_all = not setup.optimizer.plain or setup.objective.l2 > 0  # gradients, not an epoch's last one only
         self._kept = self._described()
         new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
         replay = new(ctypes.byref(self._kept[0]))
@@ -128,7 +130,7 @@ class CompiledEngine:
             raise MemoryError(f"there is no memory for updates of {setup.batch_size or _SHARD} rows")
         self._replay = ctypes.c_void_p(replay)
         weakref.finalize(self, free, self._replay)
-        self._seconds = _PIECE  # of an update, lately
+        self._seconds = 1e-3  # of an update, lately
 
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
@@ -153,8 +155,8 @@ class CompiledEngine:
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
             l2=setup.objective.l2, batch=setup.batch_size or self._n, shard=_SHARD,
-            groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)), threads=min(setup.threads, _MOST_THREADS),
-            **_constants(optimizer),
+            groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)),
+            threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
         )  # fmt: skip
         return given, [X, y, sizes, widths, instructions]
 
@@ -165,8 +167,7 @@ class CompiledEngine:
 
     def begin(self, theta: _Vector, epoch: int, lr: float, done: Done) -> None:
         began = perf_counter()
-        if theta is not self._known:
-            self._padded.put(theta, self._theta)
+        self._padded.put(theta, self._theta)
         optimizer = self._setup.optimizer
         self._lr = lr
         self._lr_bias = lr if optimizer.lr_bias is None else lr * (optimizer.lr_bias / optimizer.base_lr)
@@ -177,26 +178,23 @@ class CompiledEngine:
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
         began = perf_counter()
-        updates, _, loss_sum, seconds = self._done
-        loss_sum = float(loss_sum)
+        updates, loss_sum = self._done.updates, float(self._done.loss_sum)
         with self._setup.model.device.active():
             while updates < self.updates:
-                count = self.updates - updates
-                if pause is not None:
-                    count = min(count, max(1, int(_PIECE / self._seconds)))
+                seconds = _UNASKED if pause is None else _PIECE
+                count = min(self.updates - updates, max(1, int(seconds / self._seconds)))
                 start = perf_counter()
-                loss_sum += self._piece(updates, updates + count)
+                loss_sum = self._piece(updates, updates + count, loss_sum)
                 self._seconds = max((perf_counter() - start) / count, 1e-9)
                 updates += count
                 if pause is not None and updates < self.updates and pause():
                     break
         rows = min(self._n, updates * (self._setup.batch_size or self._n))
-        self._done = Done(updates, rows, loss_sum, float(seconds) + perf_counter() - began)
+        self._done = Done(updates, rows, loss_sum, float(self._done.seconds) + perf_counter() - began)
         return self._done
 
     def theta(self) -> _Vector:
-        self._known = self._padded.take(self._theta)  # given this, `begin` need not copy it back
-        return self._known
+        return self._padded.take(self._theta)
 
     def gradient(self) -> _Vector | None:
         return self._padded.take(self._gradient) if self._has_gradient else None
@@ -218,15 +216,15 @@ class CompiledEngine:
     ) -> None:
         """Release nothing: the library's threads end with each piece, and its memory goes with this object."""
 
-    def _piece(self, first: int, last: int) -> float:
-        """Do updates of this epoch; return the sum of losses, with the penalty."""
+    def _piece(self, first: int, last: int, loss_sum: float) -> float:
+        """Do updates of this epoch; return the sum of losses up to here, with the penalty."""
         piece = compiled.Piece(
             order=None if self._order is None else self._order.ctypes.data, update=first, last=last, done=self._count,
-            rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self.updates,
+            rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self.updates, loss=loss_sum,
         )  # fmt: skip
         self._run(self._replay, ctypes.byref(piece))
         self._count += last - first
-        self._has_gradient |= last == self.updates
+        self._has_gradient |= self._keeps_all or last == self.updates
         return float(piece.loss)
 
 
@@ -238,4 +236,5 @@ def _constants(optimizer: Optimizer) -> dict[str, Any]:
             "decay": optimizer.weight_decay,
         }  # fmt: skip
     assert isinstance(optimizer, SGD)
-    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+    nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
+    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": nesterov}

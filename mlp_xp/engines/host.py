@@ -43,7 +43,8 @@ class HostEngine:
         self.kernels = self._make_kernels(setup)
         self.reducer: Reducer = InOrder()
         self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
-        self._state = self.optimizer.init(self.model.theta)
+        with self.device.active():
+            self._state = self.optimizer.init(self.model.theta)
         self._gradient: Array | None = None
 
     def _make_batches(self, setup: Setup) -> Batches:
@@ -91,7 +92,8 @@ class HostEngine:
         return self._done
 
     def theta(self) -> Array:
-        return self.plan.outward(self._theta, self.model)
+        with self.device.active():
+            return self.plan.outward(self._theta, self.model)
 
     def gradient(self) -> Array | None:
         return self._gradient
@@ -100,10 +102,13 @@ class HostEngine:
         return self._state
 
     def restore(self, state: OptimizerState) -> None:
-        self._state = {
-            name: value if isinstance(value, int | float) else self.plan.inward(self.device.asarray(value), self.model)
-            for name, value in state.items()
-        }
+        with self.device.active():
+            self._state = {
+                name: value
+                if isinstance(value, int | float)
+                else self.plan.inward(self.device.asarray(value), self.model)
+                for name, value in state.items()
+            }
 
     def __enter__(self) -> Self:
         return self

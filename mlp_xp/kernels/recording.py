@@ -63,6 +63,9 @@ class _Layer(NamedTuple):
     number: int
 
 
+_NONE = _Block(0)
+
+
 def symbols(layers: int) -> Parameters:
     """Return what stands for the weights and biases, or their gradients, of layers 1 to L."""
     return Parameters([_Layer(l) for l in range(layers + 1)], [_Layer(l) for l in range(layers + 1)])
@@ -115,8 +118,8 @@ class RecordingKernels:
         return _Block(len(self.program.columns) - 1)
 
     def _add(
-        self, operation: str, name: str = "", *, layer: int = 0, source: _Block = _Block(0), other: _Block = _Block(0),
-        target: _Block = _Block(0),
+        self, operation: str, name: str = "", *, layer: int = 0, source: _Block = _NONE, other: _Block = _NONE,
+        target: _Block = _NONE,
     ) -> _Block:  # fmt: skip
         numbers = (block.number for block in (source, other, target))
         self.program.instructions.append(Instruction(operation, name, layer, *numbers))

@@ -30,8 +30,9 @@ class Plan:
     Attributes
     ----------
     kind : {"dense", "sparse", "zero", "ragged"}
-        ``dense``: as given. ``sparse``: as given, and zeros are skipped one by one. ``zero``: columns that are zero in all rows come last and are left out. ``ragged``: columns
-        that few rows use come last, and each shard of rows with similar needs is stored up to the last one it uses.
+        ``dense``: as given. ``sparse``: as given, and zeros are skipped one by one. ``zero``: columns that are zero in
+        all rows come last and are left out. ``ragged``: columns that few rows use come last, and each shard of rows
+        with similar needs is stored up to the last one it uses.
     reason : str
         Why this kind was chosen, in words.
     mean_columns : float
@@ -89,7 +90,8 @@ def make_plan(
     device : Device
         Where they will be trained on.
     kind : {"auto", "dense", "sparse", "zero", "ragged"}
-        ``"auto"`` takes the sparse plan, if the engine has it and there are zeros enough, or else the ragged plan if it leaves out enough products by zero to pay for itself within `epochs`.
+        ``"auto"`` takes the sparse plan if the engine skips zeros and there are enough of them. An engine that does not
+        has the ragged plan if that leaves out enough products by zero to pay for itself within `epochs`.
     epochs : int, optional
         How often the data will be passed over; None for often.
     batch_size : int, optional
@@ -109,7 +111,7 @@ def make_plan(
     if kind == "sparse" and not skips:
         raise ValueError("plan 'sparse' takes the compiled library, which cannot train this here; use plan='auto'")
     if skips and kind in ("auto", "sparse"):
-        return _sparse_plan(rows, device, kind, batch_size)
+        return _sparse_plan(rows, device, kind, epochs, batch_size)
     if repay is None:
         if kind == "auto":
             return Plan("dense", f"device {device.name!r} takes the data as they are", d)
@@ -126,19 +128,19 @@ def make_plan(
     return _ragged_plan(rows, sample, background, device.block_rows, kind == "auto")
 
 
-def _sparse_plan(rows: Rows, device: Device, kind: str, batch_size: int | None) -> Plan:
+def _sparse_plan(rows: Rows, device: Device, kind: str, epochs: int | None, batch_size: int | None) -> Plan:
     """Return the plan whose zeros are skipped, unless there are too few of them or a background pays better."""
     n, d = rows.shape
-    sample = np.asarray(rows.block(0, n)[:: max(1, n // _SAMPLE), :])
+    sample = rows.block(0, n)[:: max(1, n // _SAMPLE), :]
     used = sample != 0
-    needed, pairs = float(used.sum(axis=1).mean()), float((used[: len(used) // 2] | used[-(len(used) // 2) :]).sum(axis=1).mean()) if n > 1 else 0
-    if kind == "sparse":
-        return Plan("sparse", "asked for", needed)
-    if pairs <= _WORTH_LISTS * d < 2**16:
-        return Plan("sparse", f"{needed:.0f} of {d} numbers in a row are not zero on average", needed)
+    half = -(-len(used) // 2)
+    needed, by_two = (float(mask.sum(axis=1).mean()) for mask in (used, used[:half] | used[-half:]))
+    found = f"{needed:.0f} of {d} numbers in a row are not zero"
+    if kind == "sparse" or by_two <= _WORTH_LISTS * d:
+        return Plan("sparse", "asked for" if kind == "sparse" else found, needed)
     if batch_size is None and usual_values(sample, next(_blocks(rows))).any():
-        return make_plan(rows, device, "auto", None, batch_size)
-    return Plan("dense", f"{needed:.0f} of {d} numbers in a row are not zero on average, too many to skip the others", d)
+        return make_plan(rows, device, "auto", epochs, batch_size)
+    return Plan("dense", f"{found}, too many for lists", d)
 
 
 def _zero_plan(rows: Rows, background: np.ndarray[Any, Any]) -> Plan:

@@ -115,7 +115,7 @@ def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | Non
             raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
         if not X.pixels and not str(X.dtype).endswith(dtype):
             raise ValueError(f"the rows are of {X.dtype}, and the model computes in {dtype}; open them with this model")
-        if X.home is not None and X.home.name != device.name:
+        if X.home is not None and (X.home.xp, X.home.where) != (device.xp, device.where):
             raise TypeError(
                 f"the rows are on device {X.home.name!r}, and the model computes on {device.name!r}; open them with "
                 "this model"

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_info
 from ..callbacks import History, accuracy_by_class
 from ..datasets import Dataset
 from ..devices.blas_threads import default_threads
+from ..kernels.cpu.compiled import library
 from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..rows.plan import Plan
@@ -27,6 +28,7 @@ WIDTH = 80  # columns of a terminal
 
 def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
     """Return what the result and its speed depend on, as plain data."""
+    compiled = library()
     return {
         "versions": {name: _version(name) for name in ("mlp_xp", "numpy", "array-api-compat", *model.device.packages)},
         "python": platform.python_version(),
@@ -34,7 +36,8 @@ def environment(model: MLP, threads: int | None, plan: Plan) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": default_threads() if threads is None else threads,
-        "blas": [{key: library[key] for key in ("internal_api", "version")} for library in threadpool_info()],
+        "blas": [{key: blas[key] for key in ("internal_api", "version")} for blas in threadpool_info()],
+        "compiled": None if compiled is None else compiled.instructions,
         "device": model.device.name,
         "gpu": model.device.hardware(),
         "dtype": model.dtype,

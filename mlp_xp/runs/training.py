@@ -64,7 +64,9 @@ class Training:
 
     def first(self) -> Snapshot:
         """Return the snapshot before the first update."""
-        model, state = self.model, self.optimizer.init(self.model.theta)
+        model = self.model
+        with model.device.active():
+            state = self.optimizer.init(model.theta)
         host = {
             name: value if isinstance(value, int | float) else model.device.to_host(value)
             for name, value in state.items()

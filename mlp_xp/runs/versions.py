@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..kernels.cpu.compiled import library
+
 __all__ = ["differences", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of mlp_xp, NumPy, and the BLAS that NumPy was built with."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {"mlp_xp": _own(), "numpy": np.__version__, "blas": f"{blas.get('name')} {blas.get('version')}"}
+    """Return the versions of mlp_xp, NumPy, and NumPy's BLAS, and the instructions of the compiled library, if any."""
+    blas, compiled = np.show_config(mode="dicts")["Build Dependencies"]["blas"], library()
+    return {
+        "mlp_xp": _own(),
+        "numpy": np.__version__,
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "compiled library": "None" if compiled is None else compiled.instructions,
+    }
 
 
 def differences(then: dict[str, str], now: dict[str, str]) -> str:

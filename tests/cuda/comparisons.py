@@ -1,4 +1,4 @@
-"""What the CUDA kernels have to be equal to: the generic ones in float64. Used on the CPU's shim and on a GPU."""
+"""What the CUDA kernels have to be equal to: the generic ones in float64."""
 
 from __future__ import annotations
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 
-from mlp_xp.kernels.cuda.sources import FusedHead, activations
-
-from .kernel_build import Compiled, compiler_version, gpu_compile
+from mlp_xp.kernels.cuda.sources import FusedHead, activations, source
 
 pytestmark = pytest.mark.needs("nvrtc")
 
@@ -46,6 +47,59 @@ BUILDS: dict[str, tuple[str, dict[str, str | int]]] = {
     "head-small": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(4, 2, 32).macros}),
     "head-large": ("fused_head", {"ACTIVATION": "sigmoid", **FusedHead(256, 16, 64).macros}),
 }
+
+
+class Compiled(NamedTuple):
+    """What NVRTC made of a source.
+
+    Attributes
+    ----------
+    ptx : str
+        Its intermediate code.
+    log : str
+        The messages of both compilers, with a line on registers and spills for each kernel.
+    """
+
+    ptx: str
+    log: str
+
+
+@cache
+def compiler_version() -> tuple[int, int]:
+    """Return the release of NVRTC, such as (13, 5)."""
+    nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
+    _, major, minor = nvrtc.nvrtcVersion()
+    return major, minor
+
+
+@cache
+def gpu_compile(name: str, architecture: int, **macros: str | int) -> Compiled:
+    """Compile ``name.cu`` for the GPUs of one compute capability, such as 90 for 9.0, down to machine code.
+
+    Raises
+    ------
+    RuntimeError
+        If the source does not compile; the message is the compiler's.
+    """
+    nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
+    defined = [f"-D{key}={value}" for key, value in macros.items()]
+    options = ["-std=c++17", "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v", *defined]
+    raw_options = [option.encode() for option in options]
+    _, program = nvrtc.nvrtcCreateProgram(source(name).encode(), f"{name}.cu".encode(), 0, None, None)
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(raw_options), raw_options)
+    log = _text(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"{name}.cu for sm_{architecture} with {macros}: {status.name}\n{log}")
+    compiled = Compiled(_text(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX), log)
+    nvrtc.nvrtcDestroyProgram(program)
+    return compiled
+
+
+def _text(program: Any, get_size: Any, get: Any) -> str:
+    _, size = get_size(program)
+    buffer = bytes(size)
+    get(program, buffer)
+    return buffer.rstrip(b"\0").decode()
 
 
 TUNED_FOR = (13, 5)  # the compiler with which every kernel keeps all its numbers in registers

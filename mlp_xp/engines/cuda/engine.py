@@ -157,7 +157,8 @@ class CudaEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release nothing: what is on the device goes with its arrays."""
+        """Forget the epoch; what is on the device goes with its arrays."""
+        self._rows.end()
 
     # The work of a step.
 

@@ -5,6 +5,7 @@ that do not fit on the device.
 
     begin(order, updates)   begin an epoch, without so many updates
     shards(rows)            yield (X, y) for the next update of the epoch, of so many rows
+    end()                   forget the epoch
     samples()               yield a shard of each size that there will be, to find out what memory they take
     captures                whether an update always launches the same work, so that a CUDA graph can stand for it
 """
@@ -61,6 +62,9 @@ class WholeBatch:
         """Yield all shards."""
         for blocks, y in self._stored:
             yield Blocks(tuple(self._convert(blocks))), y
+
+    def end(self) -> None:
+        """There is nothing to forget."""
 
     def samples(self) -> Iterator[Shard]:
         """Yield all shards."""
@@ -132,6 +136,9 @@ class MiniBatch:
             gather(self._kernels, (self._X, self._y), (A, targets), picked)
             yield A, targets
             offset += size
+
+    def end(self) -> None:
+        """There is nothing to forget."""
 
     def samples(self) -> Iterator[Shard]:
         """Yield a shard of each size, with whatever is in it."""

@@ -51,6 +51,10 @@ class Streamed:
         for _ in cut(rows, self._shard_rows):
             yield next(self._flow)
 
+    def end(self) -> None:
+        """Forget the epoch: its iterator knows this object, which would keep the memory until a garbage collection."""
+        self._flow = iter(())
+
     def samples(self) -> Iterator[Shard]:
         """Yield a shard of each size, with whatever is in it."""
         return self._room.samples(self._sizes, self._shard_rows)

@@ -92,18 +92,19 @@ def _load(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-@cache
 def library() -> Library | None:
-    """Return the library for this processor, or None, with one line in the log, if it was not built."""
-    if os.environ.get("MLP_XP_COMPILED") == "0":
-        return None
+    """Return the library for this processor, or None if it was not built or ``MLP_XP_COMPILED`` is 0."""
+    return None if os.environ.get("MLP_XP_COMPILED") == "0" else _found()
+
+
+@cache
+def _found() -> Library | None:
     for path in FOLDER.glob("libreplay.*"):
         try:
             loaded = _load(path)
         except OSError as error:
-            _log.info("the compiled library cannot be loaded, so NumPy computes: %s", error)
+            _log.warning("the compiled library cannot be loaded: %s", error)
             return None
         loaded.mlp_xp_instructions.restype = ctypes.c_char_p
         return Library(path, loaded.mlp_xp_instructions().decode())
-    _log.info("the package was installed without a C compiler, so NumPy computes")
     return None

@@ -15,11 +15,6 @@
 using byte = unsigned char;
 using half_bits = unsigned short;  // a float16, whose own type is in a header of the toolkit
 
-#ifndef DYNAMIC_SHARED  // the tests define these their own way, to run the kernels on a CPU
-#define DYNAMIC_SHARED(type, name)                        \
-  extern __shared__ __align__(16) unsigned char memory[]; \
-  type& name = *reinterpret_cast<type*>(memory)
-
 DEVICE half_bits to_half(float x) {
   half_bits bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
@@ -30,7 +25,6 @@ DEVICE float from_half(half_bits bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
   return x;
 }
-#endif
 
 // N neighboring numbers that travel in one load or store.
 template <int N>

@@ -76,8 +76,12 @@ class CuBLAS:
         (m, k), n = A.shape, B.shape[1]
         if B.shape[0] != k or C.shape != (m, n):
             raise ValueError(f"shapes {A.shape} @ {B.shape} -> {C.shape} do not fit; give (m, k) @ (k, n) -> (m, n)")
-        (op_a, lda), (op_b, ldb), ldc = _operand(A, "A"), _operand(B, "B"), _rows(C, "C")
         compute = self._compute(A, B, C)
+        if k == 0:
+            _scale(C, beta)
+        if 0 in (m, k, n):  # without elements, strides mean nothing to cuBLAS
+            return
+        (op_a, lda), (op_b, ldb), ldc = _operand(A, "A"), _operand(B, "B"), _rows(C, "C")
         self._library.gemm_ex(
             self._handle, op_b, op_a, n, m, k, self._scalar(alpha, C),
             B.data.ptr, _type(B), ldb, A.data.ptr, _type(A), lda, self._scalar(beta, C),
@@ -104,6 +108,14 @@ class CuBLAS:
 
 def _type(X: Any) -> int:
     return _TYPES[X.dtype.name]
+
+
+def _scale(C: Any, beta: float) -> None:
+    """C = beta C, in place. With `beta` 0 it is not read."""
+    if beta == 0:
+        C.fill(0)
+    elif beta != 1:
+        C *= beta
 
 
 def _operand(X: Any, name: str) -> tuple[int, int]:

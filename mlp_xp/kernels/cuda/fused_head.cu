@@ -160,7 +160,8 @@ DEVICE void backward_unit(const Shared& s, UnitSums& sums, Gradient* dZ1, int un
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     fused_head(const float* Z, Gradient* dZ, const float* __restrict__ b1, const float* __restrict__ b2,
                const float* __restrict__ W2, const int* __restrict__ y, float* gradients, float* totals, int rows) {
-  DYNAMIC_SHARED(Shared, s);
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory);
   const int thread = threadIdx.x;
   for (int i = thread; i < HIDDEN * CLASSES; i += THREADS) s.W[i / CLASSES][i % CLASSES] = W2[i];
   if (thread < HIDDEN) s.b1[thread] = b1[thread];

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["Graphs"]
 
 _log = logging.getLogger(__name__)
+
+_idle: dict[int, list[Any]] = {}  # by device, streams that no graphs use any more
 
 
 class Graphs:
@@ -23,7 +27,8 @@ class Graphs:
     cupy/cupy#6290), all calls are ordinary ones; the log says so once.
 
     Work runs after everything that the caller's current stream was asked for before, and before what it is asked for
-    next.
+    next. The stream is handed on when the graphs are gone: CuPy's pool keeps memory for the stream that it was first
+    asked for on, so with a new stream each training would take new memory.
 
     Parameters
     ----------
@@ -35,7 +40,9 @@ class Graphs:
 
     def __init__(self, xp: Any, captures: bool = True) -> None:
         self.xp = xp
-        self.stream = xp.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        idle = _idle.setdefault(xp.cuda.Device().id, [])
+        self.stream = idle.pop() if idle else xp.cuda.Stream(non_blocking=True)  # the default one cannot be captured
+        weakref.finalize(self, idle.append, self.stream)
         self._pool = xp.cuda.MemoryPool()
         self._graphs: dict[Hashable, Any] = {}  # None after the first call
         self._captures = captures
@@ -45,10 +52,7 @@ class Graphs:
         if self._captures and key in self._graphs and self._graphs[key] is None:
             self._graphs[key] = self._capture(function)
         graph = self._graphs.setdefault(key, None)
-        if graph is not None:
-            graph.launch()
-        else:
-            self.call(function)
+        self.call(function if graph is None else graph.launch)
 
     def call(self, function: Callable[[], object]) -> None:
         """Run the function on the stream of the graphs."""
@@ -63,26 +67,40 @@ class Graphs:
     def _capture(self, function: Callable[[], object]) -> Any:
         """Return the graph of what the function launches, without running it; None if capturing fails."""
         try:
-            with _no_collection(), self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
+            with _no_collection, self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
                 self.stream.begin_capture()
                 try:
                     function()
-                finally:
-                    graph = self.stream.end_capture()
-            return graph
+                except BaseException:
+                    with suppress(Exception):  # it may say again that the capture is broken; what broke it matters
+                        self.stream.end_capture()
+                    raise
+                return self.stream.end_capture()
         except Exception as error:  # of whichever library refused; nothing was run, so an ordinary call can follow
             self._captures = False
-            _log.warning("no CUDA graphs, so every step is launched by the host: %s: %s", type(error).__name__, error)
+            reason = f"{type(error).__name__}: {error}"  # a record with the error itself would keep its frames alive
+            _log.warning("no CUDA graphs, so every step is launched by the host: %s", reason)
             return None
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect no garbage: a finalizer may wait for the device, which a capture forbids."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+class _NoCollection:
+    """While any thread is inside, collects no garbage: a finalizer may wait for the device, which a capture forbids."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._enabled = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._enabled = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._enabled:
+                gc.enable()
+
+
+_no_collection = _NoCollection()

@@ -64,8 +64,9 @@ DEVICE Update prepare(REAL* sums, const REAL* theta, const Range* ranges, const 
   long long begin = 0;
   const Range range = inside ? find(ranges, i, begin) : Range{};
   const REAL sum = add_up(sums, range.gradient + (i - begin), range.stride, range.shards);
-  const REAL penalty = inside && !range.is_bias ? l2 * theta[i] : 0;
-  return {i, inside && threadIdx.y == 0, range.is_bias != 0, sum * scale + penalty, rates[range.is_bias]};
+  const bool mine = inside && threadIdx.y == 0;  // the other thread rows would read what this one is updating
+  const REAL penalty = mine && !range.is_bias ? l2 * theta[i] : 0;
+  return {i, mine, range.is_bias != 0, sum * scale + penalty, rates[range.is_bias]};
 }
 
 // v = momentum v + g;  theta -= rate (nesterov ? g + momentum v : v), with g = mean gradient, + l2 theta for weights.

@@ -19,6 +19,7 @@ struct Handle {
   int device = current;
   cudaStream_t stream = nullptr;
   int pointer_mode = 0, math_mode = 0;
+  void* workspace = nullptr;
 };
 API int cublasCreate_v2(Handle** handle) { *handle = new Handle; return SUCCESS; }
 API int cublasDestroy_v2(Handle* handle) { delete handle; return SUCCESS; }
@@ -27,12 +28,15 @@ API int cublasSetStream_v2(Handle* handle, cudaStream_t stream) {
   Stream* known = stream_of(stream);
   if (!known || known->device != handle->device) return INVALID_VALUE;
   handle->stream = stream;
+  handle->workspace = nullptr;  // it goes with the stream
   return SUCCESS;
 }
 API int cublasGetStream_v2(Handle* handle, cudaStream_t* stream) { *stream = handle->stream; return SUCCESS; }
 API int cublasSetWorkspace_v2(Handle* handle, void* p, size_t bytes) {
   LOCK;
-  return on_device(p, bytes, handle->device) && !(reinterpret_cast<size_t>(p) % 256) ? SUCCESS : INVALID_VALUE;
+  if (!on_device(p, bytes, handle->device) || reinterpret_cast<size_t>(p) % 256) return INVALID_VALUE;
+  handle->workspace = p;
+  return SUCCESS;
 }
 API int cublasSetPointerMode_v2(Handle* handle, int mode) { handle->pointer_mode = mode; return SUCCESS; }
 API int cublasGetPointerMode_v2(Handle* handle, int* mode) { *mode = handle->pointer_mode; return SUCCESS; }
@@ -95,11 +99,15 @@ static int gemm(Handle* handle, int transpose_a, int transpose_b, long m, long n
   emulated_counts[PRODUCTS]++;
   auto scalar = [=](const void* p) { return doubles ? *static_cast<const double*>(p) : *static_cast<const float*>(p); };
   const double by = scalar(alpha), keep = scalar(beta);
+  void* workspace = handle->workspace;
   const int device = current, digits = compute == BY_TF32 ? 10 : compute == BY_BFLOAT ? 7 : 23;
   const int error = ask(stream_of(handle->stream), [=] {
     if (!a.is_on(device) || !b.is_on(device)) return fail(cudaErrorIllegalAddress, "gemm: a factor is not on the device");
     if (!on_device(C, width(type_c) * (ldc * (n - 1) + m), device))
       return fail(cudaErrorIllegalAddress, "gemm: the product is not on the device");
+    if (workspace && !on_device(workspace, 256, device))
+      return fail(cudaErrorIllegalAddress, "gemm: the workspace is not on the device");
+    if (workspace) memset(workspace, 0xff, 256);  // whoever else uses it finds out
     const char *op_a = a.transposed ? "T" : "N", *op_b = b.transposed ? "T" : "N";
     const float by_float = by, keep_float = keep;
     if (doubles) {
@@ -134,6 +142,34 @@ API int cublasGemmStridedBatchedEx(Handle* handle, int transpose_a, int transpos
                           const_cast<char*>(at(C, i * stride_c, type_c)), type_c, ldc, compute))
       return status;
   return SUCCESS;
+}
+// C = alpha op(A) + beta op(B), by which CuPy transposes.
+template <class T>
+static int geam(Handle* handle, int transpose_a, int transpose_b, long m, long n, const T* alpha, const T* A, long lda,
+                const T* beta, const T* B, long ldb, T* C, long ldc) {
+  if (handle->device != current) return EXECUTION_FAILED;
+  const T by_a = *alpha, by_b = *beta;
+  const int device = current;
+  const int error = ask(stream_of(handle->stream), [=] {
+    if (!on_device(A, 0, device) || !on_device(B, 0, device) || !on_device(C, sizeof(T) * (ldc * (n - 1) + m), device))
+      return fail(cudaErrorIllegalAddress, "geam: a matrix is not on the device");
+    for (long j = 0; j < n; ++j)
+      for (long i = 0; i < m; ++i)
+        C[i + j * ldc] = (by_a == 0 ? 0 : by_a * A[transpose_a ? j + i * lda : i + j * lda]) +
+                         (by_b == 0 ? 0 : by_b * B[transpose_b ? j + i * ldb : i + j * ldb]);
+    return 0;
+  });
+  return error ? EXECUTION_FAILED : SUCCESS;
+}
+API int cublasSgeam(Handle* handle, int transpose_a, int transpose_b, int m, int n, const float* alpha, const float* A,
+                    int lda, const float* beta, const float* B, int ldb, float* C, int ldc) {
+  LOCK;
+  return geam(handle, transpose_a, transpose_b, m, n, alpha, A, lda, beta, B, ldb, C, ldc);
+}
+API int cublasDgeam(Handle* handle, int transpose_a, int transpose_b, int m, int n, const double* alpha,
+                    const double* A, int lda, const double* beta, const double* B, int ldb, double* C, int ldc) {
+  LOCK;
+  return geam(handle, transpose_a, transpose_b, m, n, alpha, A, lda, beta, B, ldb, C, ldc);
 }
 API int cublasSgemm_v2(Handle* handle, int transpose_a, int transpose_b, int m, int n, int k, const float* alpha,
                        const float* A, int lda, const float* B, int ldb, const float* beta, float* C, int ldc) {

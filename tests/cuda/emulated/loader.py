@@ -16,6 +16,7 @@ import importlib.util
 import mmap
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -89,11 +90,20 @@ def install() -> None:
 
 def _find() -> Places:
     found = {name: importlib.util.find_spec(name) for name in ("cupy", "cupy_backends", "nvmath")}
-    if missing := [name for name, spec in found.items() if spec is None]:
-        raise RuntimeError(f"the emulated CUDA needs {' and '.join(missing)}: pip install -e '.[test-cuda12]'")
+    needs = [name for name in ("cupy", "nvmath") if found[name] is None]
+    if shutil.which("g++") is None:
+        needs.append("g++")
+    if needs:
+        remedy = "pip install -e '.[test,test-cuda12]', or test-cuda13, on Linux with g++"
+        raise RuntimeError(f"the emulated CUDA needs {' and '.join(needs)}: {remedy}")
     cupy, extensions = (Path(found[name].submodule_search_locations[0]) for name in ("cupy", "cupy_backends"))
     major = 13 if list(cupy.parent.glob("cupy_cuda13x-*")) else 12
-    return Places(cupy, extensions, Path(sysconfig.get_paths()["purelib"]) / "nvidia", major)
+    places = Places(cupy, extensions, Path(sysconfig.get_paths()["purelib"]) / "nvidia", major)
+    folders = [Path(option[2:]) for option in places.headers()]
+    if absent := [name for name in ("cuda.h", "crt/host_defines.h") if not any((f / name).exists() for f in folders)]:
+        remedy = f"pip install -e '.[test,test-cuda{major}]'"
+        raise RuntimeError(f"the emulated CUDA needs {' and '.join(absent)} of CUDA {major}: {remedy}")
+    return places
 
 
 def _names(major: int) -> list[str]:
@@ -149,11 +159,14 @@ def _build(places: Places, flags: str, folder: Path) -> None:
 
 
 def _absent_cublas(places: Places) -> str:
-    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated."""
+    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated.
+
+    Their answer is CUBLAS_STATUS_NOT_SUPPORTED.
+    """
     extension = next((places.extensions / "cuda/libs").glob("cublas.*.so")).read_bytes()
     wanted = {match.decode() for match in re.findall(rb"\0(cublas[A-Z]\w+)(?=\0)", extension)}
     own = set(re.findall(r"(cublas\w+)\(", (HERE / "cublas.cpp").read_text()))
-    report = 'API int {0}() {{ return emulated_missing("{0}"); }}\n'
+    report = 'API int {0}() {{ emulated_missing("{0}"); return 15; }}\n'
     texts = [report.format(name) for name in sorted(wanted - own)]
     return "".join(['#include "emulator.h"\nAPI int emulated_missing(const char*);\n', *texts])
 

@@ -13,7 +13,7 @@
 #define RETURN(x) return static_cast<cudaError_t>(x)
 
 constexpr size_t SPACE = size_t(1) << 38, PAGE = 4096, GUARD = 512;
-constexpr char UNWRITTEN = char(0xff), UNTOUCHED = char(0xa5);
+constexpr char UNWRITTEN = char(0xff);  // not a number, if it is read as one
 
 struct Block {
   size_t size, guard;
@@ -97,8 +97,8 @@ bool on_device(const void* p, size_t bytes, int device) {
 int check_guards(const char* what) {
   for (auto& [p, block] : blocks) {
     const char* guard = p + block.size;
-    if (std::any_of(guard, guard + block.guard, [](char byte) { return byte != UNTOUCHED; })) {
-      memset(p + block.size, UNTOUCHED, block.guard);
+    if (std::any_of(guard, guard + block.guard, [](char byte) { return byte != UNWRITTEN; })) {
+      memset(p + block.size, UNWRITTEN, block.guard);
       return fail(cudaErrorIllegalAddress, "%s: wrote beyond an allocation of %zu bytes", what, block.size);
     }
   }
@@ -135,7 +135,7 @@ static int allocate(void** p, size_t n, bool managed = false) {
   if (paged) mprotect(place, size, PROT_READ | PROT_WRITE);
   else if (!managed) mprotect(base, top, PROT_READ | PROT_WRITE);
   memset(at, UNWRITTEN, n);
-  memset(at + n, UNTOUCHED, block.guard);
+  memset(at + n, UNWRITTEN, block.guard);
   blocks[at] = block;
   used[current] += size;
   emulated_counts[ALLOCATIONS]++;
@@ -188,9 +188,16 @@ RUNTIME cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
 RUNTIME cudaDeviceGetMemPool(cudaMemPool_t* pool, int device) { return cudaDeviceGetDefaultMemPool(pool, device); }
 RUNTIME cudaDeviceSetMemPool(int, cudaMemPool_t) { return cudaSuccess; }
 RUNTIME cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
-RUNTIME cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-RUNTIME cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* value) {
-  *static_cast<uint64_t*>(value) = used[int(reinterpret_cast<size_t>(pool)) - 1];
+static std::map<cudaMemPool_t, uint64_t> thresholds;  // CuPy keeps its limit there
+RUNTIME cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr which, void* value) {
+  LOCK;
+  if (which == cudaMemPoolAttrReleaseThreshold) thresholds[pool] = *static_cast<uint64_t*>(value);
+  return cudaSuccess;
+}
+RUNTIME cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr which, void* value) {
+  LOCK;
+  const uint64_t bytes = used[int(reinterpret_cast<size_t>(pool)) - 1];
+  *static_cast<uint64_t*>(value) = which == cudaMemPoolAttrReleaseThreshold ? thresholds[pool] : bytes;
   return cudaSuccess;
 }
 

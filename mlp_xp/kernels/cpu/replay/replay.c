@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -28,7 +29,9 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #define NARROW 16         // units: with fewer, a product is not for BLAS
 #define SMALL (1 << 21)   // multiplications, likewise
 #define TRANSPOSED_AT_MOST (1 << 18)  // weights
-#define SLICES 16               // of a layer's parameters, at most
+#define SLICES 16         // of a layer's parameters, at most
+#define WORTH_SHARING 250000  // rows times parameters of an update
+#define SPINS 2000        // some 30 microseconds
 enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
 
 typedef struct {  // what a tile of rows is worked on with
@@ -43,6 +46,11 @@ typedef struct {  // of one thread
   uint64_t *by_column;
 } Own;
 
+typedef struct {  // how many threads share an update: all, or for a while one, after they had to wait for a core
+  int64_t alone;  // updates that the first thread does alone
+  double began, best, pause;
+} Pace;
+
 struct Replay {
   Setup setup;
   int64_t *sizes, *lds, *offsets, *widths;  // of layers, and of buffers
@@ -55,33 +63,64 @@ struct Replay {
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
   Piece *piece;
-  atomic_long arrived, phase;
+  atomic_long crew;  // threads that could be started; 0 until that is known
+  atomic_long arrived, phase, next_part, next_slice;
+  pthread_mutex_t lock;
+  pthread_cond_t phase_is_over;
+  Pace pace;
 };
 
 static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static void *new(int64_t bytes) {
-  void *p = aligned_alloc(64, up(bytes + 128, 64));
-  if (p) memset(p, 0, up(bytes + 128, 64));
+  void *p = aligned_alloc(64, up(bytes + 1, 64));
+  if (p) memset(p, 0, up(bytes + 1, 64));
   return p;
 }
 
-// Threads meet here. Who waits long lets others have the core: they may be waiting for it.
+// Threads meet here. Who waits long sleeps: a thread that is still to come may need the core.
 static void meet(Replay *r) {
-  const long threads = r->setup.threads;
+  const long threads = r->crew;
   if (threads == 1) return;
   const long phase = atomic_load_explicit(&r->phase, memory_order_relaxed);
   if (atomic_fetch_add(&r->arrived, 1) == threads - 1) {
     atomic_store(&r->arrived, 0);
+    pthread_mutex_lock(&r->lock);
     atomic_store_explicit(&r->phase, phase + 1, memory_order_release);
+    pthread_cond_broadcast(&r->phase_is_over);
+    pthread_mutex_unlock(&r->lock);
     return;
   }
-  for (long spins = 0; atomic_load_explicit(&r->phase, memory_order_acquire) == phase; spins++) {
+  for (int spins = 0; spins < SPINS; spins++) {
+    if (atomic_load_explicit(&r->phase, memory_order_acquire) != phase) return;
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-    if (spins > 4000) sched_yield();
   }
+  pthread_mutex_lock(&r->lock);
+  while (atomic_load_explicit(&r->phase, memory_order_acquire) == phase) pthread_cond_wait(&r->phase_is_over, &r->lock);
+  pthread_mutex_unlock(&r->lock);
+}
+
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+// How many updates to do alone from now on, given when an update begins that all threads share.
+static int64_t alone_after(Pace *p, double now) {
+  const double took = now - p->began;
+  const int first = p->began == 0;
+  p->began = now;
+  if (first) return 0;
+  if (p->best == 0 || took < p->best) p->best = took;
+  if (took <= 3 * p->best) {
+    p->pause = p->pause * 0.97 > 4 ? p->pause * 0.97 : 4;
+    return 0;
+  }
+  const int64_t alone = p->pause < 4 ? 4 : p->pause;
+  p->pause = alone < 128 ? 2.0 * alone : 256;
+  return alone;
 }
 
 // C (m, n) += op(A) B, or += A B'.
@@ -125,8 +164,10 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   if (i->layer == 1 && s->sparse) {
     for (int64_t q = from; q < to; q += 2 * PAIRS) {
       const int64_t end = least(to, q + 2 * PAIRS);
-      for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, &own->lists, p);
-      add_pairs(&own->lists, end - q, W, f->buffers[i->to] + q * ld, n, ld);
+      for (int64_t j = 0; j < k; j += INDEXED) {
+        for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, j, &own->lists, p);
+        add_pairs(&own->lists, end - q, W + j * ld, f->buffers[i->to] + q * ld, n, ld);
+      }
     }
     return;
   }
@@ -204,10 +245,15 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
   }
   if (i->layer == 1 && s->sparse) {
     for (int64_t j = j0; j < j1; j += 64) {
-      masks_of_columns(f->masks, m, j, own->by_column);
       const int64_t columns = least(64, j1 - j);
-      for (int64_t p = 0; 2 * p < columns; p++) list_columns(s, f->rows, m, j, 2 * p, own->by_column, &own->lists, p);
-      add_pairs(&own->lists, columns, dZ, into + (1 + j) * ld, n, ld);
+      for (int64_t q = 0; q < m; q += INDEXED) {
+        const int64_t count = least(INDEXED, m - q);
+        const void **rows = f->rows + q;
+        masks_of_columns(f->masks + q, count, j, own->by_column);
+        for (int64_t p = 0; 2 * p < columns; p++)
+          list_columns(s, rows, count, j, 2 * p, own->by_column, &own->lists, p);
+        add_pairs(&own->lists, columns, dZ + q * ld, into + (1 + j) * ld, n, ld);
+      }
     }
     return;
   }
@@ -219,13 +265,13 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
 
 // The optimizer's update of numbers [from, to), which are weights or biases. The gradient becomes that of the mean loss.
 typedef struct {
-  REAL mean, rate, own_rate, momentum, beta1, beta2, epsilon, decay, l2, by_first, by_second;
+  REAL mean, rate, momentum, beta1, new1, beta2, new2, epsilon, decay, l2, by_first, by_second;  // new: 1 - beta
 } Rates;
 static Rates rates(const Replay *r, int64_t rows, int64_t update, int biases) {
   const Setup *s = &r->setup;
   const double rate = biases ? r->piece->bias_rate : r->piece->rate, t = update;
-  return (Rates){1 / (REAL)rows, rate, 0, s->momentum, s->beta1, s->beta2, s->epsilon, rate * s->decay,
-                 biases ? 0 : s->l2, rate / (1 - pow(s->beta1, t)), 1 / (1 - pow(s->beta2, t))};
+  return (Rates){1 / (REAL)rows, rate, s->momentum, s->beta1, 1 - s->beta1, s->beta2, 1 - s->beta2, s->epsilon,
+                 rate * s->decay, biases ? 0 : s->l2, rate / (1 - pow(s->beta1, t)), 1 / (1 - pow(s->beta2, t))};
 }
 static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
@@ -250,8 +296,8 @@ static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
     case ADAM:
       for (int64_t i = from; i < to; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
-        v[i] = c.beta1 * v[i] + (1 - c.beta1) * g[i];
-        u[i] = c.beta2 * u[i] + (1 - c.beta2) * g[i] * g[i];
+        v[i] = c.beta1 * v[i] + c.new1 * g[i];
+        u[i] = c.beta2 * u[i] + c.new2 * g[i] * g[i];
         w[i] -= c.decay * w[i];
         w[i] -= c.by_first * v[i] / ((REAL)sqrt(u[i] * c.by_second) + c.epsilon);
       }
@@ -285,42 +331,100 @@ static int64_t parts_of(const Setup *s, int64_t m) {
   return parts > 1 ? parts : 1 + (s->sparse && m >= 16);
 }
 
-static void mini_batches(Replay *r, int64_t t) {
+typedef struct {
+  int64_t rows, parts, number;  // the optimizer's number of it
+  int64_t first;                // row of the epoch
+  int descends;                 // whether the gradient is added to the parameters at once, scaled
+} Update;
+static Update update_of(const Replay *r, int64_t u) {
   const Setup *s = &r->setup;
-  Own *own = r->own + t;
-  Frame *f = &r->batch;
-  for (int64_t u = r->piece->update; u < r->piece->last; u++) {
-    const int64_t first = u * s->batch, m = least(s->batch, s->rows - first), parts = parts_of(s, m);
-    const int64_t update = r->piece->done + u - r->piece->update + 1;
-    const int descends = s->optimizer == DESCENT && s->l2 == 0 && r->piece->rate == r->piece->bias_rate &&
-                         !(r->piece->keep_gradient && u + 1 == r->piece->last);
-    for (int64_t p = t; p < parts; p += s->threads) {
-      const int64_t from = m * p / parts / 2 * 2, to = p + 1 == parts ? m : m * (p + 1) / parts / 2 * 2;
-      take_rows(r, f, first, from, to);
-      r->losses[p] = on_rows(r, own, f, from, to, descends ? -r->piece->rate / m : 1);
+  const Piece *piece = r->piece;
+  const int64_t first = u * s->batch, m = least(s->batch, s->rows - first);
+  const int plain = s->optimizer == DESCENT && s->l2 == 0 && piece->rate == piece->bias_rate;
+  return (Update){m, parts_of(s, m), piece->done + u - piece->update + 1, first,
+                  plain && !(piece->keep_gradient && u + 1 == piece->last)};
+}
+
+// The parts and slices that other threads have not taken.
+static void do_parts(Replay *r, Own *own, const Update *u) {
+  const REAL scale = u->descends ? -r->piece->rate / u->rows : 1;
+  for (int64_t p; (p = atomic_fetch_add(&r->next_part, 1)) < u->parts;) {
+    const int64_t from = u->rows * p / u->parts / 2 * 2, end = u->rows * (p + 1) / u->parts / 2 * 2;
+    const int64_t to = p + 1 == u->parts ? u->rows : end;
+    take_rows(r, &r->batch, u->first, from, to);
+    r->losses[p] = on_rows(r, own, &r->batch, from, to, scale);
+  }
+}
+static void add_slice(Replay *r, Own *own, const Update *u, int64_t l, int64_t j0, int64_t j1) {
+  const int64_t ld = r->lds[l];
+  REAL *into = (REAL *)(u->descends ? r->setup.theta : r->setup.gradient) + r->offsets[l - 1];
+  if (!u->descends) memset(into + (j0 ? 1 + j0 : 0) * ld, 0, (j1 - j0 + !j0) * ld * sizeof(REAL));
+  for (int64_t q = 0; q < r->setup.instructions; q++) {
+    const Instruction *i = r->program + q;
+    if (i->operation >= WEIGHT_GRADIENT && i->layer == l) add_gradient(r, own, &r->batch, i, u->rows, j0, j1, into);
+  }
+}
+static void add_sums(Replay *r, int64_t l, int64_t j0, int64_t j1) {
+  const int64_t ld = r->lds[l], at = r->offsets[l - 1];
+  REAL *g = r->setup.gradient;
+  for (int64_t i = at + (j0 ? 1 + j0 : 0) * ld; i < at + (1 + j1) * ld; i++) {
+    REAL total = r->sums[0][i];
+    for (int64_t q = 1; q < r->setup.groups; q++) total += r->sums[q][i];
+    g[i] = total;
+  }
+}
+static int64_t do_slices(Replay *r, Own *own, const Update *u) {
+  int64_t slice = 0, mine = atomic_fetch_add(&r->next_slice, 1);
+  for (int64_t l = 1; l <= r->setup.layers; l++) {
+    const int64_t n = r->sizes[l - 1], slices = slices_of(n);
+    for (int64_t p = 0; p < slices; p++, slice++) {
+      if (slice != mine) continue;
+      const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices);
+      if (r->setup.groups) add_sums(r, l, j0, j1);
+      else add_slice(r, own, u, l, j0, j1);
+      r->penalties[slice] = u->descends ? 0 : update_slice(r, l, j0, j1, u->rows, u->number);
+      transpose_weights(r, l, j0, j1);
+      mine = atomic_fetch_add(&r->next_slice, 1);
     }
-    meet(r);
-    int64_t slice = 0;
-    for (int64_t l = 1; l <= s->layers; l++) {
-      const int64_t slices = slices_of(r->sizes[l - 1]), ld = r->lds[l];
-      REAL *into = (REAL *)(descends ? s->theta : s->gradient) + r->offsets[l - 1];
-      for (int64_t p = 0; p < slices; p++, slice++) {
-        if (slice % s->threads != t) continue;
-        const int64_t j0 = cut(r->sizes[l - 1], p, slices), j1 = cut(r->sizes[l - 1], p + 1, slices);
-        if (!descends) memset(into + (j0 ? 1 + j0 : 0) * ld, 0, (j1 - j0 + !j0) * ld * sizeof(REAL));
-        for (int64_t q = 0; q < s->instructions; q++) {
-          const Instruction *i = r->program + q;
-          if (i->operation >= WEIGHT_GRADIENT && i->layer == l) add_gradient(r, own, f, i, m, j0, j1, into);
-        }
-        r->penalties[slice] = descends ? 0 : update_slice(r, l, j0, j1, m, update);
-        transpose_weights(r, l, j0, j1);
-      }
+  }
+  return slice;
+}
+static void add_losses(Replay *r, int64_t parts, int64_t slices) {
+  for (int64_t p = 0; p < parts; p++) r->piece->loss += r->losses[p];
+  for (int64_t q = 0; q < slices; q++) r->piece->loss += r->penalties[q];
+}
+
+// Both halves of an update; thread 0 has the counters begin anew while nobody takes from them.
+static void share_update(Replay *r, int64_t t, int64_t u) {
+  const Update update = update_of(r, u);
+  const int64_t alone = t ? 0 : alone_after(&r->pace, seconds());
+  do_parts(r, r->own + t, &update);
+  if (t == 0) r->next_slice = 0;
+  meet(r);
+  if (t == 0) r->next_part = 0;
+  const int64_t slices = do_slices(r, r->own + t, &update);
+  if (t == 0) r->pace.alone = alone;
+  meet(r);
+  if (t == 0) add_losses(r, update.parts, slices);
+}
+static void do_update(Replay *r, int64_t u) {
+  const Update update = update_of(r, u);
+  r->next_part = r->next_slice = 0;
+  do_parts(r, r->own, &update);
+  add_losses(r, update.parts, do_slices(r, r->own, &update));
+}
+static void mini_batches(Replay *r, int64_t t) {
+  for (int64_t u = r->piece->update; u < r->piece->last;) {
+    const int64_t alone = r->crew == 1 ? r->piece->last - u : least(r->pace.alone, r->piece->last - u);
+    meet(r);  // all have read it
+    if (!alone) {
+      share_update(r, t, u++);
+      continue;
     }
-    if (t == 0)
-      for (int64_t p = 0; p < parts; p++) r->piece->loss += r->losses[p];
+    for (int64_t i = 0; t == 0 && i < alone; i++) do_update(r, u + i);
+    if (t == 0) r->pace.alone -= alone, r->pace.began = 0, r->next_part = 0;
+    u += alone;
     meet(r);
-    if (t == 0)
-      for (int64_t q = 0; q < slice; q++) r->piece->loss += r->penalties[q];
   }
 }
 
@@ -329,7 +433,7 @@ static void full_batch(Replay *r, int64_t t) {
   Own *own = r->own + t;
   Frame *f = &own->frame;
   const int64_t size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
-  for (int64_t g = t; g < s->groups; g += s->threads) {
+  for (int64_t g; (g = atomic_fetch_add(&r->next_part, 1)) < s->groups;) {
     REAL *sum = r->sums[g];
     memset(sum, 0, size * sizeof(REAL));
     r->losses[g] = 0;
@@ -345,26 +449,10 @@ static void full_batch(Replay *r, int64_t t) {
     }
   }
   meet(r);
-  int64_t slice = 0;
-  for (int64_t l = 1; l <= s->layers; l++) {
-    const int64_t slices = slices_of(r->sizes[l - 1]), ld = r->lds[l], at = r->offsets[l - 1];
-    for (int64_t p = 0; p < slices; p++, slice++) {
-      if (slice % s->threads != t) continue;
-      const int64_t j0 = cut(r->sizes[l - 1], p, slices), j1 = cut(r->sizes[l - 1], p + 1, slices);
-      REAL *g = s->gradient;
-      for (int64_t i = at + (j0 ? 1 + j0 : 0) * ld; i < at + (1 + j1) * ld; i++) {
-        REAL total = r->sums[0][i];
-        for (int64_t q = 1; q < s->groups; q++) total += r->sums[q][i];
-        g[i] = total;
-      }
-      r->penalties[slice] = update_slice(r, l, j0, j1, s->rows, r->piece->done + 1);
-      transpose_weights(r, l, j0, j1);
-    }
-  }
+  const Update update = {s->rows, 0, r->piece->done + 1, 0, 0};
+  const int64_t slices = do_slices(r, own, &update);
   meet(r);
-  if (t) return;
-  for (int64_t g = 0; g < s->groups; g++) r->piece->loss += r->losses[g];
-  for (int64_t q = 0; q < slice; q++) r->piece->loss += r->penalties[q];
+  if (t == 0) add_losses(r, s->groups, slices);
 }
 
 typedef struct {
@@ -373,6 +461,7 @@ typedef struct {
 } Job;
 static void *work(void *argument) {
   const Job *job = argument;
+  while (!job->replay->crew) sched_yield();
   (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
   return 0;
 }
@@ -411,6 +500,8 @@ void NAME(free, SUFFIX)(Replay *r) {
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
   free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
   free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
+  pthread_mutex_destroy(&r->lock);
+  pthread_cond_destroy(&r->phase_is_over);
   free(r);
 }
 
@@ -419,9 +510,11 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   Replay *r = new (sizeof *r);
   if (!r) return 0;
   r->setup = *setup;
+  pthread_mutex_init(&r->lock, 0);
+  pthread_cond_init(&r->phase_is_over, 0);
   Setup *s = &r->setup;
   const int64_t L = s->layers, d = s->sizes[0];
-  fill_tables();
+  pthread_once(&tables_are_filled, fill_tables);
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
@@ -440,9 +533,10 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
+  if (!s->groups && s->batch * r->offsets[L] < WORTH_SHARING) s->threads = 1;
   r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
   if (!s->groups) made = frame_is_made(r, &r->batch);
-  const int64_t listed = s->sparse ? PAIRS * (d > r->capacity ? d : r->capacity) + 64 : 0;
+  const int64_t listed = s->sparse ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
   for (int64_t t = 0; made && t < s->threads; t++) {
     Own *own = r->own + t;
     if (s->groups) made = frame_is_made(r, &own->frame);
@@ -469,13 +563,15 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
   r->piece = piece;
-  piece->loss = 0;
   for (int64_t l = 2; l <= r->setup.layers; l++) transpose_weights(r, l, 0, r->sizes[l - 1]);
-  jobs[0] = (Job){r, 0};
-  for (int64_t t = 1; t < threads; t++) {
-    jobs[t] = (Job){r, t};
-    pthread_create(ids + t, 0, work, jobs + t);
+  r->crew = r->next_part = r->next_slice = 0;
+  r->pace.began = 0;
+  long crew = 1;
+  for (jobs[0] = (Job){r, 0}; crew < threads; crew++) {
+    jobs[crew] = (Job){r, crew};
+    if (pthread_create(ids + crew, 0, work, jobs + crew)) break;
   }
+  r->crew = crew;
   work(jobs);
-  for (int64_t t = 1; t < threads; t++) pthread_join(ids[t], 0);
+  for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
 }

@@ -51,7 +51,7 @@ typedef struct {
   int64_t done;          // updates of the optimizer before the first one here
   double rate, bias_rate;
   int64_t keep_gradient;  // of the last one
-  double loss;            // sum over rows, with the penalty
+  double loss;            // sum over rows, with the penalty; what it is before, of the same epoch, counts
 } Piece;
 
 typedef struct Replay Replay;

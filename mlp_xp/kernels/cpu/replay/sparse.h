@@ -8,6 +8,8 @@
 // which rows are pairs, how wide a vector is, or how the work is shared.
 #pragma once
 
+typedef REAL Anywhere __attribute__((aligned(1)));  // a number of X, which need not be on a boundary
+
 // A bit for each number of a row that is not zero, 64 in a word.
 static void mark(const Setup *s, const void *row, uint64_t *masks) {
   const int64_t d = s->sizes[0];
@@ -17,7 +19,7 @@ static void mark(const Setup *s, const void *row, uint64_t *masks) {
     if (s->bytes)
       for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const uint8_t *)row)[j + q] != 0) << q;
     else
-      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const REAL *)row)[j + q] != 0) << q;
+      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const Anywhere *)row)[j + q] != 0) << q;
     masks[j / 64] = mask;
   }
 }
@@ -25,6 +27,7 @@ static void mark(const Setup *s, const void *row, uint64_t *masks) {
 // Append the positions of the bits of a mask, plus `first`; up to seven numbers behind the last are overwritten.
 static uint16_t offsets[256][8];
 static uint8_t counts[256];
+static pthread_once_t tables_are_filled = PTHREAD_ONCE_INIT;
 static void fill_tables(void) {
   for (int byte = 0; byte < 256; byte++) {
     counts[byte] = 0;
@@ -42,26 +45,29 @@ INLINE uint16_t *positions(uint64_t mask, uint16_t first, uint16_t *to) {
 }
 
 INLINE REAL number(const Setup *s, const void *row, int64_t j) {
-  return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const REAL *)row)[j];
+  return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const Anywhere *)row)[j];
 }
 
-#define PAIRS 32  // of rows or columns, that are worked on together
+#define PAIRS 32         // of rows or columns, that are worked on together
+#define INDEXED (1 << 16)  // columns or rows, at most: an index has 16 bits
 typedef struct {
   uint16_t *index;  // of the pairs, one after another
   REAL *values;     // two for each index
   int64_t starts[PAIRS + 1];
 } Lists;
 
-// The list of the rows from `one` on, two of them or the last one alone: columns that either uses.
-static void list_rows(const Setup *s, const void **rows, const uint64_t **masks, int64_t one, int64_t last, Lists *to,
-                      int64_t pair) {
+// The list of the rows from `one` on, two of them or the last one alone: columns from `first` on that either uses.
+static void list_rows(const Setup *s, const void **rows, const uint64_t **masks, int64_t one, int64_t last,
+                      int64_t first, Lists *to, int64_t pair) {
   const int64_t two = one + 1 < last ? one + 1 : one, begin = to->starts[pair];
   uint16_t *index = to->index + begin, *end = index;
-  for (int64_t w = 0; 64 * w < s->sizes[0]; w++) end = positions(masks[one][w] | masks[two][w], 64 * w, end);
+  const int64_t stop = first + INDEXED < s->sizes[0] ? first + INDEXED : s->sizes[0];
+  for (int64_t j = first; j < stop; j += 64)
+    end = positions(masks[one][j / 64] | masks[two][j / 64], j - first, end);
   REAL *values = to->values + 2 * begin;
   for (; index < end; index++, values += 2) {
-    values[0] = number(s, rows[one], *index);
-    values[1] = number(s, rows[two], *index);
+    values[0] = number(s, rows[one], first + *index);
+    values[1] = number(s, rows[two], first + *index);
   }
   to->starts[pair + 1] = end - to->index;
 }

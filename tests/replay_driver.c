@@ -1,0 +1,230 @@
+// Trains random networks with the library alone, without Python: for sanitizers, and for what fails in turn.
+//
+// usage: driver networks COUNT | engines | memory | threads
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static atomic_long allocations_left, threads_left;
+static void *limited_alloc(size_t boundary, size_t bytes) {
+  return allocations_left-- > 0 ? aligned_alloc(boundary, bytes) : 0;
+}
+static int limited_create(pthread_t *id, const pthread_attr_t *attributes, void *(*f)(void *), void *argument) {
+  return threads_left-- > 0 ? pthread_create(id, attributes, f, argument) : 11;
+}
+#define aligned_alloc limited_alloc
+#define pthread_create limited_create
+#include "replay.c"
+
+#define FEW 100000000
+static uint64_t state = 1;
+static double uniform(void) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return (state >> 11) * 0x1p-53;
+}
+static int64_t between(int64_t low, int64_t high) { return low + (int64_t)(uniform() * (high - low + 1)); }
+
+static void gemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, REAL alpha, const REAL *A,
+                 int64_t lda, const REAL *B, int64_t ldb, REAL beta, REAL *C, int64_t ldc) {
+  if (order != ROW_MAJOR || alpha != 1 || beta != 1) abort();
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t p = 0; p < k; p++)
+        C[i * ldc + j] += A[trans_a == PLAIN ? i * lda + p : p * lda + i] * B[trans_b == PLAIN ? p * ldb + j : j * ldb + p];
+}
+
+enum { MOST_LAYERS = 6 };
+typedef struct {  // a network and its data, each array of exactly the size that the library may count on
+  Setup setup;
+  int64_t sizes[MOST_LAYERS + 1], widths[3 * MOST_LAYERS + 3];
+  Instruction program[6 * MOST_LAYERS + 3];
+  int64_t count;  // of parameters
+  int32_t *order;
+  REAL *begin, *vectors[4];
+} Case;
+
+static int64_t buffer(Case *c, int64_t width) {
+  c->widths[c->setup.buffers] = width;
+  return c->setup.buffers++;
+}
+static void add(Case *c, int operation, int function, int layer, int from, int with, int to) {
+  c->program[c->setup.instructions++] = (Instruction){operation, function, layer, from, with, to};
+}
+// What the text of forward and backward does.
+static void record(Case *c) {
+  const int64_t L = c->setup.layers;
+  int activations[MOST_LAYERS + 1] = {0}, A[MOST_LAYERS + 1];
+  A[0] = buffer(c, c->sizes[0]);
+  add(c, FEATURES, 0, 0, 0, 0, A[0]);
+  for (int64_t l = 1; l <= L; l++) {
+    A[l] = buffer(c, c->sizes[l]);
+    activations[l] = l < L ? between(IDENTITY, LEAKY_RELU) : IDENTITY;
+    add(c, AFFINE, 0, l, A[l - 1], 0, A[l]);
+    add(c, ACTIVATE, activations[l], 0, 0, 0, A[l]);
+  }
+  const int loss = c->setup.labels ? SOFTMAX_CROSS_ENTROPY : between(SIGMOID_CROSS_ENTROPY, PERCEPTRON_CRITERION);
+  int d = buffer(c, c->sizes[L]);
+  add(c, LOSS, loss, 0, A[L], 0, d);
+  for (int64_t l = L; l >= 1; l--) {
+    add(c, ACTIVATION_GRADIENT, activations[l], 0, 0, A[l], d);
+    add(c, WEIGHT_GRADIENT, 0, l, d, A[l - 1], 0);
+    add(c, BIAS_GRADIENT, 0, l, d, 0, 0);
+    if (l == 1) break;
+    const int before = buffer(c, c->sizes[l - 1]);
+    add(c, INPUT_GRADIENT, 0, l, d, 0, before);
+    d = before;
+  }
+}
+static void *exactly(int64_t bytes) {
+  void *p = malloc(bytes);
+  if (!p) abort();
+  return memset(p, 0, bytes);
+}
+static void make_data(Case *c) {
+  Setup *s = &c->setup;
+  const int64_t n = s->rows, d = c->sizes[0], k = c->sizes[s->layers];
+  const double used = uniform();
+  uint8_t *X = exactly(n * d * (s->bytes ? 1 : sizeof(REAL)));
+  for (int64_t i = 0; i < n * d; i++) {
+    if (uniform() > used) continue;
+    if (s->bytes) X[i] = between(0, 255);
+    else ((REAL *)X)[i] = uniform() - 0.5;
+  }
+  void *y = exactly(s->labels ? n * sizeof(int32_t) : n * k * sizeof(REAL));
+  for (int64_t i = 0; i < (s->labels ? n : n * k); i++) {
+    if (s->labels) ((int32_t *)y)[i] = between(0, k - 1);
+    else ((REAL *)y)[i] = between(0, 1);
+  }
+  c->order = exactly(n * sizeof(int32_t));
+  for (int64_t i = 0; i < n; i++) c->order[i] = n - 1 - i;
+  s->X = X, s->y = y;
+}
+static void make_parameters(Case *c) {
+  Setup *s = &c->setup;
+  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * up(c->sizes[l], ROW);
+  for (int v = 0; v < 4; v++) c->vectors[v] = exactly(c->count * sizeof(REAL));
+  c->begin = exactly(c->count * sizeof(REAL));
+  REAL *w = c->begin;
+  for (int64_t l = 1; l <= s->layers; l++)
+    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += up(c->sizes[l], ROW))
+      for (int64_t q = 0; q < c->sizes[l]; q++) w[q] = (uniform() - 0.5) / c->sizes[l];
+  s->theta = c->vectors[0], s->gradient = c->vectors[1], s->first = c->vectors[2], s->second = c->vectors[3];
+}
+static int64_t width(void) { return uniform() < 0.8 ? between(1, 40) : between(41, 260); }
+static Case *make(void) {
+  Case *c = exactly(sizeof *c);
+  Setup *s = &c->setup;
+  s->layers = between(1, MOST_LAYERS);
+  for (int64_t l = 0; l <= s->layers; l++) c->sizes[l] = width();
+  s->rows = between(1, 200);
+  s->bytes = between(0, 1), s->labels = between(0, 1), s->sparse = between(0, 1);
+  s->optimizer = between(DESCENT, ADAM), s->nesterov = between(0, 1), s->l2 = between(0, 1) * 0.01;
+  s->momentum = 0.5, s->beta1 = 0.9, s->beta2 = 0.99, s->epsilon = 1e-3, s->decay = 0.01;
+  s->batch = between(1, 3) == 1 ? s->rows : between(1, s->rows);
+  s->shard = between(1, 70);
+  const int64_t shards = (s->rows + s->shard - 1) / s->shard;
+  s->groups = between(0, 1) * (shards < 16 ? shards : 16);
+  s->gemm = (const void *)gemm, s->long_integers = 1;
+  s->sizes = c->sizes, s->widths = c->widths, s->program = c->program;
+  record(c);
+  make_data(c);
+  make_parameters(c);
+  return c;
+}
+static void drop(Case *c) {
+  for (int v = 0; v < 4; v++) free(c->vectors[v]);
+  free((void *)c->setup.X), free((void *)c->setup.y), free(c->order), free(c->begin), free(c);
+}
+
+// Train from the beginning; return the sum of losses, or -1 if there is not enough memory.
+static double train(Case *c, int64_t threads) {
+  Setup *s = &c->setup;
+  memcpy(s->theta, c->begin, c->count * sizeof(REAL));
+  for (int v = 1; v < 4; v++) memset(c->vectors[v], 0, c->count * sizeof(REAL));
+  s->threads = threads;
+  Replay *replay = NAME(new, SUFFIX)(s);
+  if (!replay) return -1;
+  const int64_t updates = s->groups ? 1 : (s->rows + s->batch - 1) / s->batch, half = updates / 2;
+  Piece piece = {.order = s->groups ? 0 : c->order, .rate = 0.01, .bias_rate = 0.01, .last = half};
+  if (half) NAME(run, SUFFIX)(replay, &piece);
+  piece.update = piece.done = half, piece.last = updates, piece.keep_gradient = 1;
+  NAME(run, SUFFIX)(replay, &piece);
+  NAME(free, SUFFIX)(replay);
+  return piece.loss;
+}
+static int differ(Case *c, const REAL *want) { return memcmp(c->setup.theta, want, c->count * sizeof(REAL)) != 0; }
+
+static int networks(int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    Case *c = make();
+    const double loss = train(c, 1);
+    REAL *want = exactly(c->count * sizeof(REAL));
+    memcpy(want, c->setup.theta, c->count * sizeof(REAL));
+    for (int64_t threads = 2; threads <= 4; threads++)
+      if (train(c, threads) != loss || differ(c, want)) return printf("network %ld differs\n", (long)i), 1;
+    free(want);
+    drop(c);
+  }
+  return printf("%ld networks\n", (long)count), 0;
+}
+static void *train_often(void *c) {
+  for (int i = 0; i < 20; i++) train(c, 2);
+  return 0;
+}
+// Let two engines work at once.
+static int engines(void) {
+  for (int i = 0; i < 5; i++) {
+    Case *cases[] = {make(), make()};
+    cases[0]->setup.sparse = cases[1]->setup.sparse = 1;
+    pthread_t other;
+    if (pthread_create(&other, 0, train_often, cases[0])) return 1;
+    train_often(cases[1]);
+    pthread_join(other, 0);
+    drop(cases[0]), drop(cases[1]);
+  }
+  return printf("done\n"), 0;
+}
+// Let each allocation fail in turn.
+static int memory(void) {
+  long refused = 0;
+  for (int i = 0; i < 30; i++) {
+    Case *c = make();
+    for (long k = 0;; k++) {
+      allocations_left = k;
+      if (train(c, 2) >= 0) break;
+      refused++;
+    }
+    allocations_left = FEW;
+    drop(c);
+  }
+  return printf("%ld refused\n", refused), 0;
+}
+// Let threads beyond a number fail to start.
+static int few_threads(void) {
+  for (int i = 0; i < 30; i++) {
+    Case *c = make();
+    const double loss = train(c, 1);
+    REAL *want = exactly(c->count * sizeof(REAL));
+    memcpy(want, c->setup.theta, c->count * sizeof(REAL));
+    for (long k = 0; k < 5; k++) {
+      threads_left = k;
+      if (train(c, 4) != loss || differ(c, want)) return printf("with %ld threads more it differs\n", k), 1;
+    }
+    threads_left = FEW;
+    free(want);
+    drop(c);
+  }
+  return printf("done\n"), 0;
+}
+int main(int count, char **words) {
+  allocations_left = threads_left = FEW;
+  if (count == 3 && !strcmp(words[1], "networks")) return networks(atol(words[2]));
+  if (count == 2 && !strcmp(words[1], "engines")) return engines();
+  if (count == 2 && !strcmp(words[1], "memory")) return memory();
+  if (count == 2 && !strcmp(words[1], "threads")) return few_threads();
+  return 2;
+}

@@ -1,0 +1,290 @@
+"""The compiled library trains as NumPy does, with the same bits on any number of threads and in pieces of any size."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import mlp_xp as mx
+from mlp_xp.engines.threads import ThreadEngine
+from mlp_xp.kernels.cpu import compiled
+
+from . import compiled_cases as cases
+
+pytestmark = pytest.mark.skipif(compiled.library() is None, reason="needs the compiled library")
+
+DOUBLE = 1e-12  # relative to the largest number; the largest deviation that was seen is 7e-15
+PLANS = ("dense", "sparse")
+
+
+@pytest.fixture
+def shards(monkeypatch):
+    """Cut full batches into shards of so many rows: f(rows)."""
+    return lambda rows: monkeypatch.setattr("mlp_xp.engines.compiled._SHARD", rows)
+
+
+@pytest.fixture
+def each_update(monkeypatch):
+    """Let the engine ask after each update."""
+    monkeypatch.setattr("mlp_xp.engines.compiled._PIECE", 1e-30)
+
+
+def large(seed=0, n=300, sizes=(400, 300, 130, 10), **changes):
+    """Return a case whose products are for BLAS, in slices of columns and parts of rows."""
+    rng = np.random.default_rng(seed)
+    X, y = cases.draw_data(rng, n, sizes[0], "float64"), cases.draw_targets(rng, "softmax", n, sizes[-1], "float64")
+    names = ["tanh", "sigmoid", "relu", "leaky_relu"][: len(sizes) - 2]
+    case = cases.Case(list(sizes), names, "softmax", mx.SGD(lr=0.02), X, y, 150)
+    return replace(case, **changes)
+
+
+LARGE = {
+    "mini-batches": large(),
+    "full": large(batch_size=None, n=260),
+    "momentum": large(1, optimizer=mx.SGD(lr=0.02, momentum=0.5, l2=0.01)),
+    "weights too many to be kept transposed": large(2, n=70, sizes=(40, 520, 530, 5), batch_size=64),
+    "narrow after wide": large(3, n=200, sizes=(130, 16, 700, 12, 3), batch_size=200),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("first", range(0, 160, 20))
+def test_it_computes_what_numpy_computes(first, plan, shards):
+    for seed in range(first, first + 20):
+        shards(1 + 37 * seed % 210)
+        case = cases.draw(seed)
+        error = cases.train(case, plan=plan, threads=1 + seed % 3).error(cases.by_numpy(case))
+        assert error <= DOUBLE, (seed, error, case)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_large_products(case, plan):
+    assert cases.train(case, plan=plan, threads=2).error(cases.by_numpy(case)) <= DOUBLE
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("first", range(1000, 1120, 30))
+def test_float32_is_as_exact_as_numpys(first, plan, shards):
+    """Without kinks, on whose two sides float32 and float64 may be."""
+    for seed in range(first, first + 30):
+        shards(1 + 41 * seed % 190)
+        case = cases.draw(seed, "float32", smooth=True)
+        want = cases.by_numpy(case)
+        error, of_numpy = cases.train(case, plan=plan).error(want), cases.train(case, ThreadEngine).error(want)
+        assert error <= 4 * of_numpy + 1e-6, (seed, error, of_numpy, case)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bits_do_not_depend_on_threads_or_on_the_run(dtype, plan, shards):
+    for seed in range(2000, 2015):
+        shards(1 + 29 * seed % 100)
+        case = cases.draw(seed, dtype)
+        bits = [cases.train(case, plan=plan, threads=threads).bits() for threads in (1, 2, 3, 1, 7)]
+        assert bits[1:] == bits[:-1], (seed, case)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_bits_of_large_products_do_not_depend_on_threads(case, plan):
+    bits = [cases.train(case, plan=plan, threads=threads).bits() for threads in (1, 2, 3)]
+    assert bits[1:] == bits[:-1]
+
+
+class Pause:
+    """Pauses whenever it is asked, and counts."""
+
+    asked = 0
+
+    def __call__(self):
+        self.asked += 1
+        return True
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_pieces_have_the_bits_of_whole_epochs(plan, each_update):
+    for seed in range(3000, 3025):
+        case = cases.draw(seed)
+        pause = Pause()
+        pieces = cases.train(case, plan=plan, threads=2, pause=pause)
+        whole = cases.train(case, plan=plan, threads=1)
+        assert pieces.bits() == whole.bits(), (seed, case)
+        updates = 1 if case.batch_size is None else -(-len(case.X) // case.batch_size)
+        assert pause.asked == case.epochs * (updates - 1)
+
+
+@pytest.mark.parametrize("instructions", ["base", "v3", "v4"])
+def test_sets_of_instructions_agree(instructions, monkeypatch, shards):
+    library = compiled.library()
+    if library.instructions == "base" or instructions > library.instructions:  # "base" < "v3" < "v4"
+        pytest.skip(f"needs a processor with {instructions}")
+    chosen = compiled.Library(library.path, instructions)
+    for seed in range(5000, 5040):
+        shards(1 + 37 * seed % 210)
+        case, plan = cases.draw(seed), PLANS[seed % 2]
+        want = cases.train(case, plan=plan)
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "library", lambda: chosen)
+            error = cases.train(case, plan=plan).error(want)
+        assert error <= DOUBLE, (seed, error, case)
+        assert error == 0 or instructions != library.instructions
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is unusual.
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_that_begin_at_an_odd_address(dtype, plan):
+    case = cases.draw(12, dtype)
+    X = case.X.astype(dtype)
+    memory = np.zeros(X.nbytes + 1, np.uint8)
+    odd = memory[1:].view(dtype).reshape(X.shape)
+    odd[:] = X
+    assert odd.ctypes.data % 2 == 1
+    assert cases.train(replace(case, X=odd), plan=plan).bits() == cases.train(replace(case, X=X), plan=plan).bits()
+
+
+def many(n, d, batch_size, sizes):
+    """Return a case with more rows or columns than 16 bits count; few numbers are not zero."""
+    rng = np.random.default_rng(0)
+    X = np.zeros((n, d), np.uint8)
+    X[rng.integers(0, n, 4 * n), rng.integers(0, d, 4 * n)] = 200
+    X[:, -1], X[-1] = 100, 50
+    y = rng.integers(0, 3, n)
+    return cases.Case([d, *sizes, 3], ["tanh"] * len(sizes), "softmax", mx.SGD(lr=0.3), X, y, batch_size, epochs=1)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("n", "d", "batch_size"), [(70_001, 3, 70_001), (66_000, 2, 65_537), (5, 65_537, 3), (4, 140_000, None)]
+)
+def test_more_rows_or_columns_than_16_bits_count(n, d, batch_size, plan):
+    case = many(n, d, batch_size, (4,))
+    assert cases.train(case, plan=plan, threads=2).error(cases.by_numpy(case)) <= DOUBLE
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_columns_and_rows_that_are_zero(plan):
+    case = cases.draw(3)
+    for X in (np.zeros((65, 70), np.uint8), np.zeros((3, 200)), np.eye(64, 129)):
+        rng = np.random.default_rng(0)
+        y = rng.integers(0, 2, (len(X), 3)).astype(float)
+        case = cases.Case([X.shape[1], 5, 3], ["relu"], "sigmoid", mx.SGD(lr=0.1, l2=0.1), X, y, 7)
+        assert cases.train(case, plan=plan).error(cases.by_numpy(case)) <= DOUBLE
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_64_layers(plan):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((40, 6)), rng.integers(0, 3, 40)
+    names = [["tanh", "identity", "sigmoid", "leaky_relu"][l % 4] for l in range(63)]
+    case = cases.Case([6, *[5 + l % 9 for l in range(63)], 3], names, "softmax", mx.SGD(lr=0.01), X, y, 16)
+    assert cases.train(case, plan=plan, threads=3).error(cases.by_numpy(case)) <= DOUBLE
+
+
+@pytest.mark.parametrize("batch_size", [None, 150])
+def test_as_many_threads_as_there_can_be(batch_size):
+    case = large(batch_size=batch_size, n=160, epochs=1)
+    assert cases.train(case, threads=1000).bits() == cases.train(case).bits()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_batch_of_more_rows_than_there_are(plan):
+    X, y = mx.datasets.xor()
+    models = [mx.MLP([2, 4, 2], "tanh", seed=1, dtype="float64") for _ in range(2)]
+    for model, batch_size in zip(models, (4, 1000), strict=True):
+        mx.fit(model, X, y, epochs=3, batch_size=batch_size, plan=plan)
+    assert_array_equal(models[0].theta, models[1].theta)
+
+
+class WithoutBiases(mx.SGD):
+    """Leaves the biases as they are."""
+
+    def rates(self, epoch, is_bias):
+        return self.rate(epoch) * (1 - is_bias)
+
+
+def test_an_optimizer_with_rates_of_its_own_obeys_them():
+    X, y = mx.datasets.xor()
+    model = mx.MLP([2, 4, 2], "tanh", seed=1)
+    mx.fit(model, X, y, epochs=3, optimizer=WithoutBiases(lr=0.5))
+    assert not any(b.any() for b in model.biases)
+
+
+def test_what_is_written_into_the_parameters_between_epochs_is_taken_up():
+    X, y = mx.datasets.xor()
+    model = mx.MLP([2, 4, 2], "tanh", seed=1)
+    losses = []
+    for state in mx.epochs(model, X, y, optimizer=mx.SGD(lr=0.5), epochs=3):
+        losses.append(float(state.loss))
+        model.theta[:] = 0
+    assert losses[1:] == pytest.approx([np.log(2)] * 2)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of the sum, in float64, to float32
+@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_divergence_shows_in_the_loss(dtype, batch_size, rng):
+    model = mx.MLP([5, 40, 20, 3], ["relu", "tanh"], output="identity", dtype=dtype)
+    X, Y = rng.standard_normal((50, 5)), rng.standard_normal((50, 3))
+    with pytest.raises(mx.DivergenceError):
+        mx.fit(model, X, Y, optimizer=mx.SGD(lr=1e12), batch_size=batch_size, plan="sparse")
+
+
+def test_engines_on_two_threads_at_once():
+    chosen = [cases.draw(seed) for seed in range(6000, 6030)]
+    want = [cases.train(case, plan="sparse").bits() for case in chosen]
+    wrong = []
+
+    def run():
+        for _ in range(3):
+            got = [cases.train(case, plan="sparse", threads=2).bits() for case in chosen]
+            wrong.extend(i for i, bits in enumerate(got) if bits != want[i])
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+def test_a_child_process_trains_after_its_parent():
+    case = cases.draw(7)
+    want = cases.train(case, threads=2).bits()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if cases.train(case, threads=2).bits() == want else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert cases.train(case, threads=2).bits() == want
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_2000_fits_leave_nothing_behind():
+    case = large(n=64, sizes=(100, 30, 10), batch_size=16, epochs=1, optimizer=mx.Adam())
+    sizes, files = [], []
+    for _ in range(3):
+        for _ in range(670):
+            cases.train(case, plan="sparse", threads=2)
+        gc.collect()
+        sizes.append(resident())
+        files.append(len(os.listdir("/proc/self/fd")))
+    assert sizes[-1] - sizes[1] < 2e6
+    assert files[0] == files[-1]
