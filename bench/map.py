@@ -151,7 +151,7 @@ def chart(path: Path, cells: Sequence[Cell], where: str) -> None:
     ax.set_title("The whole map", loc="left", fontsize=11)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    ax.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    ax.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, reverse=True)
     figure.supxlabel(where, fontsize=8, color="#666666", x=0.01, ha="left")
     figure.savefig(path, dpi=150)
 
