@@ -455,7 +455,7 @@ def test_data_that_stay_on_the_host(output: str, batch_size: int | None, dtype: 
     leave_on_host(monkeypatch)
     X, y = rng.integers(0, 256, (3 * N, 20)).astype(np.uint8), targets(output, 3 * N, 3)  # each place is used often
     X = X if dtype == "uint8" else (X / np.float32(255)).astype(np.float32)
-    run = Run(rng, targets, output=output, X=X, y=y, batch_size=batch_size, optimizer=mx.SGD(lr=0.05, momentum=0.9))
+    run = Run(rng, targets, output=output, X=X, y=y, batch_size=batch_size, optimizer=mx.SGD(lr=0.01, momentum=0.9))
     assert "host" in run.engine.plan.reason
     for _ in range(EPOCHS):
         run.train()
