@@ -260,6 +260,8 @@ def test_engines_on_two_threads_at_once():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")  # of JAX, if a test before this one has used it
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python, for any process that has threads
 def test_a_child_process_trains_after_its_parent():
     case = cases.draw(7)
     want = cases.train(case, threads=2).bits()
