@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -82,6 +83,8 @@ def missing(need):
     if need == "g++":  # it makes of the CUDA kernels a library for Linux
         return "" if sys.platform == "linux" and shutil.which("g++") else "needs Linux with the compiler g++"
     module, remedy = NEEDS[need]
+    if need == "nvrtc" and not list(importlib.metadata.distributions(name="nvidia-cuda-nvrtc")):
+        return f"needs {need}, which is not installed: {remedy}"  # its bindings come with nvmath-python, too
     try:
         found = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package around it

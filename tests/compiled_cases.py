@@ -17,12 +17,13 @@ import mlp_xp as mx
 from mlp_xp.engines import Done, Setup
 from mlp_xp.engines.compiled import CompiledEngine
 from mlp_xp.engines.threads import ThreadEngine
+from mlp_xp.kernels.cpu import compiled
 from mlp_xp.kernels.functions import ACTIVATIONS
 from mlp_xp.optim import Optimizer
 from mlp_xp.rows.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
-REPLAY = ROOT / "mlp_xp/kernels/cpu/replay"
+REPLAY = compiled.FOLDER  # of the checkout, or where a wheel was installed
 KINKED = {"relu", "leaky_relu"}
 
 
