@@ -483,7 +483,7 @@ def arguments(tmp_path_factory):
     """Options of a run of some seconds, and the run folder that it leaves when nobody disturbs it."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("straight")
-    X, y = rng.integers(0, 256, (24_000, 30), dtype=np.uint8), rng.integers(0, 3, 24_000)
+    X, y = rng.integers(0, 256, (40_000, 30), dtype=np.uint8), rng.integers(0, 3, 40_000)
     np.savez(folder / "data.npz", X=X, y=y)
     options = ["--data", folder / "data.npz", "--hidden", "8", "--batch-size", "2", "--epochs", "9", "--quiet"]
     options += ["--optimizer", "adamw", "--schedule", "cosine", "--warm-up", "2", "--validation", "0.2", "--tol", "0"]
