@@ -133,6 +133,7 @@ FOREIGN = {  # set by pytest, and by JAX, scikit-learn, PyTorch and Jupyter's de
 
 
 KEPT_OPEN = ("/mpl-data/", "/.onnxruntime/")
+DRIVERS = ("/dev/nvidia", "anon_inode:", "pipe:")  # NVIDIA's opens these whenever it likes
 
 
 class Pools:
@@ -156,7 +157,8 @@ def open_files():
     for number in os.listdir(DESCRIPTORS) if DESCRIPTORS else ():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now
             files[number] = os.readlink(f"{DESCRIPTORS}/{number}")
-    return {number: name for number, name in files.items() if not any(part in name for part in KEPT_OPEN)}
+    kept = (*KEPT_OPEN, *DRIVERS) if "/dev/nvidiactl" in files.values() else KEPT_OPEN
+    return {number: name for number, name in files.items() if not any(part in name for part in kept)}
 
 
 def process():
