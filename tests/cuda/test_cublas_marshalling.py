@@ -165,7 +165,7 @@ def test_precision_of_the_products(
     np.testing.assert_array_equal(C.get(), np.full((4, 4), 4.0))
 
 
-def test_sets_the_stream_before_the_workspace_which_it_would_reset(cp: Any, library: Spy) -> None:
+def test_a_handle_gets_its_stream_before_the_workspace_which_that_would_reset_and_serves_again(cp: Any, library: Spy) -> None:
     workspace = cp.empty(2**20, np.uint8)
     stream = cp.cuda.Stream(non_blocking=True)
     blas = CuBLAS(stream.ptr, workspace, library=library)
@@ -177,7 +177,12 @@ def test_sets_the_stream_before_the_workspace_which_it_would_reset(cp: Any, libr
     ]
     del blas
     gc.collect()
-    assert library.calls[-1] == ("destroy", handle)
+    again = CuBLAS(0, workspace, library=library)
+    assert library.calls[3:] == [
+        ("set_stream", handle, 0),
+        ("set_workspace", handle, workspace.data.ptr, workspace.nbytes),
+    ]
+    assert make_blas(cp, library)._handle != again._handle
 
 
 def test_scalars_outlive_the_call(cp: Any, blas: CuBLAS) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -343,6 +344,53 @@ def test_garbage_waits_until_a_capture_is_over(request) -> None:
         graphs.run("work", work)
     assert graphs._graphs["work"] is not None
     np.testing.assert_array_equal(x.get(), 3)
+
+
+def test_a_model_that_goes_breaks_no_capture_of_another_one(problem: Problem) -> None:
+    """To destroy a handle of cuBLAS waits for the device."""
+    import cupy
+
+    def work() -> None:
+        x.fill(3)
+        models.pop()
+        gc.collect()
+
+    x, graphs, models = cupy.zeros(4), Graphs(cupy), [problem.model("cuda"), problem.model("cuda")]
+    for model in models:
+        model.predict(problem.X)
+    del model
+    for _ in range(2):
+        graphs.run("work", work)
+    assert graphs._graphs["work"] is not None
+    np.testing.assert_array_equal(x.get(), 3)
+
+
+@pytest.mark.parametrize("devices", [(0, 0), (0, 1)])
+def test_one_thread_at_a_time_launches_on_a_device(devices: tuple[int, int]) -> None:
+    import cupy
+
+    if cupy.cuda.runtime.getDeviceCount() <= max(devices):
+        pytest.skip("this machine has one GPU")
+    meeting, met = threading.Barrier(2, timeout=1 if devices == (0, 0) else 60), []
+
+    def work() -> None:
+        try:
+            meeting.wait()
+        except threading.BrokenBarrierError:
+            met.append(False)
+        else:
+            met.append(True)
+
+    def launch(device: int) -> None:
+        with cupy.cuda.Device(device):
+            Graphs(cupy).call(work)
+
+    threads = [threading.Thread(target=launch, args=(device,)) for device in devices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == [devices == (0, 1)] * 2
 
 
 def test_work_on_the_default_stream_does_not_disturb_a_capture() -> None:

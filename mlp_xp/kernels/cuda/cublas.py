@@ -26,9 +26,14 @@ _DEFAULT_ALGORITHM = -1  # cublasGemmAlgo_t
 _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # cudaDataType_t
 _COMPUTE = {"fp32": 68, "tf32": 77, "bf16": 75, "fp64": 70}  # cublasComputeType_t
 
+_idle: dict[tuple[Any, int], list[int]] = {}  # by library and device, handles that nothing uses any more
+
 
 class CuBLAS:
     """Matrix products on one stream.
+
+    A handle is handed on when nothing uses it any more. To destroy it would wait for the device, and break what any
+    thread captures there.
 
     Products of float32, float16 or bfloat16 are summed in float32, those of float64 in float64.
 
@@ -52,8 +57,9 @@ class CuBLAS:
         self._workspace = workspace  # keeps the memory alive
         self._precision = precision
         self._scalars: dict[tuple[float, bool], c_float | c_double] = {}
-        self._handle = library.create()
-        weakref.finalize(self, library.destroy, self._handle)
+        idle = _idle.setdefault((library, workspace.device.id), [])
+        self._handle = idle.pop() if idle else library.create()
+        weakref.finalize(self, idle.append, self._handle)
         library.set_stream(self._handle, stream)  # takes the workspace away, so it comes first
         library.set_workspace(self._handle, workspace.data.ptr, workspace.nbytes)
 

@@ -15,6 +15,7 @@ __all__ = ["Graphs"]
 _log = logging.getLogger(__name__)
 
 _idle: dict[int, list[Any]] = {}  # by device, streams that no graphs use any more
+_turns: dict[int, threading.Lock] = {}  # by device, whose turn it is to capture or to launch
 
 
 class Graphs:
@@ -25,6 +26,9 @@ class Graphs:
     long as the graphs, because a graph keeps no array alive and writes where it wrote, whoever owns that memory by then
     (cupy/cupy#9655). If capturing fails, as it does without nvmath-python (CuPy's products cannot be captured,
     cupy/cupy#6290), all calls are ordinary ones; the log says so once.
+
+    Of several threads that train on a device, one at a time captures or launches: what an ordinary call does for the
+    first time, such as loading kernels, can break a capture of another thread.
 
     Work runs after everything that the caller's current stream was asked for before, and before what it is asked for
     next. The stream is handed on when the graphs are gone: CuPy's pool keeps memory for the stream that it was first
@@ -40,7 +44,8 @@ class Graphs:
 
     def __init__(self, xp: Any, captures: bool = True) -> None:
         self.xp = xp
-        idle = _idle.setdefault(xp.cuda.Device().id, [])
+        device = xp.cuda.Device().id
+        idle, self._turn = _idle.setdefault(device, []), _turns.setdefault(device, threading.Lock())
         self.stream = idle.pop() if idle else xp.cuda.Stream(non_blocking=True)  # the default one cannot be captured
         weakref.finalize(self, idle.append, self.stream)
         self._pool = xp.cuda.MemoryPool()
@@ -57,17 +62,18 @@ class Graphs:
     def call(self, function: Callable[[], object]) -> None:
         """Run the function on the stream of the graphs."""
         caller = self.xp.cuda.get_current_stream()
-        self.stream.wait_event(caller.record())
-        try:
-            with self.stream:
-                function()
-        finally:  # if memory runs out, what was launched before may still use arrays that are given back now
-            caller.wait_event(self.stream.record())
+        with self._turn:
+            self.stream.wait_event(caller.record())
+            try:
+                with self.stream:
+                    function()
+            finally:  # if memory runs out, what was launched before may still use arrays that are given back now
+                caller.wait_event(self.stream.record())
 
     def _capture(self, function: Callable[[], object]) -> Any:
         """Return the graph of what the function launches, without running it; None if capturing fails."""
         try:
-            with _no_collection, self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
+            with self._turn, _no_collection, self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
                 self.stream.begin_capture()
                 try:
                     function()

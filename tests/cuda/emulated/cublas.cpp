@@ -22,7 +22,11 @@ struct Handle {
   void* workspace = nullptr;
 };
 API int cublasCreate_v2(Handle** handle) { *handle = new Handle; return SUCCESS; }
-API int cublasDestroy_v2(Handle* handle) { delete handle; return SUCCESS; }
+API int cublasDestroy_v2(Handle* handle) {  // waits for the device, whether or not that may be waited for now
+  cudaDeviceSynchronize();
+  delete handle;
+  return SUCCESS;
+}
 API int cublasSetStream_v2(Handle* handle, cudaStream_t stream) {
   LOCK;
   Stream* known = stream_of(stream);
