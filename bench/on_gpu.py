@@ -1,6 +1,6 @@
 """`python -m bench.on_gpu`: everything that a GPU machine is needed for, in one command and within minutes.
 
-Parts run one after another, each in a process of its own with a limit on its time: the tests that need a GPU, the
+Parts run one after another, each in a process of its own with a limit on its time: a core of the tests for a GPU, the
 ceilings of this GPU, the sweep over plans, and the comparisons. A part that fails or is too slow is recorded and the
 next one begins; the exit code is 0 if none did. `on_gpu.json`, `.md` and `.png` sum up what the parts found.
 """
@@ -31,8 +31,10 @@ __all__ = ["Part", "Timing", "floor_seconds", "main", "parts", "run_part", "timi
 ROOT = Path(__file__).parent.parent
 OURS = ("ours", "ours-tf32", "ours-fp16x2")
 DENSE = ("ours-dense", "ours-dense-tf32", "ours-dense-fp16x2")
-# Of the headline cases; those that take longest to compile come last, as they are left out when time runs out.
-REST = ("ours-bf16", "ours-float64", "torch", "jax-loop", "jax-loop-tf32", "torch-compile", "torch-compile-tf32")
+REST = ("ours-bf16", "ours-float64", "torch", "jax-loop", "jax-loop-tf32")  # of the headline cases
+# Of the first case, and last in it, as they are left out when time runs out: each tunes itself for a minute or two.
+COMPILED = ("torch-compile", "torch-compile-tf32")
+CORE = "pass_equals or epochs_equal or graphs or streamed"  # of two thousand tests
 PRECISION = {"tf32": "tf32", "bf16": "bf16", "fp16x2": "fp16x2", "float64": "fp64"}  # by the end of a contender's name
 BUILDING = 0.45  # share of its limit after which a comparison begins no more contenders: some take a minute to compile
 # What matters most comes first: time may run out. Epochs a round are few where the judge's float64 epochs are slow.
@@ -104,7 +106,7 @@ def parts(out: Path, quick: bool) -> list[Part]:
     python = [sys.executable, "-m"]
     folder = str(out)
     # a warning of a library's that is new on this machine is to be seen, and not to take all tests with it
-    tests = ["-q", "-W", "default", "-m", "gpu"] + ["--slow"] * (not quick)
+    tests = ["-q", "-W", "default", "-m", "gpu", "-k", CORE]
     found = [
         Part("tests", [*python, "pytest", *tests, "tests/cuda"], 60 if quick else 150),
         Part("ceilings", [*python, "bench.gpu_ceilings", "--out", folder], 45),
@@ -114,6 +116,7 @@ def parts(out: Path, quick: bool) -> list[Part]:
         headline = case in ("full-batch", "mini-batch")
         names: tuple[str, ...] = OURS if case in DENSE_ANYWAY else OURS + DENSE
         names += REST if headline and not quick else ("torch",)
+        names += COMPILED if case == "full-batch" and not quick else ()
         command = [*python, "bench.compare", "--case", case, "--device", "cuda", "--epochs", str(epochs)]
         command += ["--rounds", "3" if quick else "5", "--contenders", ",".join(names), "--out", folder]
         found.append(Part(case, command, 170 if headline else 60, headline, compares=True))

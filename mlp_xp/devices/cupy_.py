@@ -26,7 +26,7 @@ class CupyDevice(Device):
     packages: ClassVar[tuple[str, ...]] = ("cupy-cuda12x", "cupy-cuda13x", "nvmath-python")
     precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
     block_rows: ClassVar[int] = 8192
-    epochs_to_repay_plan: ClassVar[int | None] = 1000
+    epochs_to_repay_plan: ClassVar[int | None] = 600
 
     @classmethod
     def _place(cls, index: str, xp: Any) -> Any:
