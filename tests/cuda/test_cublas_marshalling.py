@@ -165,7 +165,7 @@ def test_precision_of_the_products(
     np.testing.assert_array_equal(C.get(), np.full((4, 4), 4.0))
 
 
-def test_a_handle_gets_its_stream_before_the_workspace_which_that_would_reset_and_serves_again(cp: Any, library: Spy) -> None:
+def test_a_handle_gets_its_stream_first_which_resets_the_workspace_and_serves_again(cp: Any, library: Spy) -> None:
     workspace = cp.empty(2**20, np.uint8)
     stream = cp.cuda.Stream(non_blocking=True)
     blas = CuBLAS(stream.ptr, workspace, library=library)
