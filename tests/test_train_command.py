@@ -503,9 +503,9 @@ def test_help_is_quick_and_imports_little(command):
     heavy = "{'torch', 'jax', 'matplotlib', 'sklearn', 'PIL', 'cupy', 'pooch', 'tqdm', 'numpy.f2py'}"
     code = f"import sys, mlp_xp.{command}; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
-    seconds = min(cpu_seconds("-m", f"mlp_xp.{command}", "--help") for _ in range(3))
-    numpy = min(cpu_seconds("-c", "import numpy") for _ in range(3))
-    assert seconds < max(0.4, 2.5 * numpy)  # where even NumPy takes long, the machine is busy
+    seconds = [(cpu_seconds("-m", f"mlp_xp.{command}", "--help"), cpu_seconds("-c", "import numpy")) for _ in range(5)]
+    # where even NumPy takes long, the machine is busy
+    assert min(ours for ours, _ in seconds) < 0.4 or min(ours / numpys for ours, numpys in seconds) < 2.5
 
 
 def test_help_names_every_option(capsys):
