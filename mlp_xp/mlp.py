@@ -32,7 +32,7 @@ class MLP:
     sizes : sequence of int
         Units per layer, input first, such as ``[784, 196, 10]``.
     activation : str or sequence of str
-        ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"leaky_relu"`` or ``"identity"``: one, or one per hidden layer.
+        ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"`` or ``"identity"``: one, or one per hidden layer.
     output : str
         ``"softmax"`` (softmax cross-entropy on linear outputs), ``"sigmoid"`` (binary cross-entropy, any number of
         independent outputs), ``"identity"`` (half mean squared error), ``"softmax_of_sigmoid"`` (softmax cross-entropy
@@ -73,7 +73,7 @@ class MLP:
     def __init__(
         self,
         sizes: Sequence[int],
-        activation: str | Sequence[str] = "sigmoid",
+        activation: str | Sequence[str] = "relu",
         output: str = "softmax",
         init: str | None = None,
         dtype: str = "float32",

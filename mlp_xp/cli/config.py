@@ -96,8 +96,9 @@ class Config:
                 raise ValueError(f"{flag(part.name)} takes one of {', '.join(choices)}; got {value!r}{hint}")
             if isinstance(value, str) and not _is_unicode(value):
                 raise ValueError(f"{flag(part.name)} {printable(value)} is no UTF-8, so no file can keep it; rename it")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"--validation takes a share from 0 up to, but not including, 1; got {self.validation!r}")
+        for name, kind in (("validation", "share"), ("momentum", "number")):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{flag(name)} takes a {kind} from 0 up to, but not including, 1; got {value!r}")
         for name in ("batch_size", "warm_up", "report_every"):
             check_count(flag(name), getattr(self, name), least=0)
         for name in ("epochs", "patience", "threads"):

@@ -34,8 +34,8 @@ class SGD(Optimizer):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        fraction(self, "momentum")
         super().__post_init__()
+        fraction(self, "momentum")
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov needs a momentum above 0, such as 0.9")
 
