@@ -209,10 +209,10 @@ def test_the_lectures_ten_digits_are_a_preset(tmp_path, capsys):
     [
         ([], 0.005),
         (["--optimizer", "adamw"], 0.005),
-        (["--optimizer", "sgd"], 0.5),
-        (["--optimizer", "sgd", "--momentum", "0.9"], 0.05),
+        (["--optimizer", "sgd"], 0.2),
+        (["--optimizer", "sgd", "--momentum", "0.9"], 0.02),
         (["--momentum", "0.9"], 0.005),
-        (["--optimizer", "sgd", "--lr", "0.2"], 0.2),
+        (["--optimizer", "sgd", "--lr", "0.5"], 0.5),
         (["--preset", "mnist-5v8"], 0.1),
         (["--preset", "xor", "--optimizer", "sgd"], 0.1),
     ],

@@ -26,7 +26,7 @@ MAX_TOML = 1 << 14  # bytes; with MAX_DOTS, for tomllib takes quadratic time and
 MAX_DOTS = 64  # in a line
 MAX_JSON = 1 << 20  # bytes; config.json lists the names of up to 65,536 classes
 MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
-RATES = {"sgd": 0.5, "adam": 0.005, "adamw": 0.005}  # of each optimizer, for batches of 128 and a falling rate
+RATES = {"sgd": 0.2, "adam": 0.005, "adamw": 0.005}  # of each optimizer, for batches of 128 and a falling rate
 NOT_OPTIONS = ("labels", "samples")  # what a run's config.json says of its data
 
 
@@ -58,7 +58,7 @@ class Config:
     )
     batch_size: int = _option(128, "samples per update; 0 takes all at once", metavar="N")
     optimizer: str = _option("adam", "how parameters are updated", tuple(RATES))
-    lr: float = _option(RATES["adam"], "learning rate; of sgd 0.5 (1 - momentum) if not given", metavar="ETA")
+    lr: float = _option(RATES["adam"], "learning rate; of sgd 0.2 (1 - momentum) if not given", metavar="ETA")
     lr_bias: float | None = _option(None, "a learning rate of their own for the biases", metavar="ETA")
     momentum: float = _option(0.0, "of sgd", metavar="MU")
     nesterov: bool = _option(False, "Nesterov's momentum, for sgd")
