@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 import mlp_xp as mx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.cli import config as config_module
-from mlp_xp.cli.config import PRESETS, Config, parse
+from mlp_xp.cli.config import Config, parse
 from mlp_xp.cli.data import load_data, split_off
 from mlp_xp.cli.errors import exit_code, printable
+from mlp_xp.cli.presets import PRESETS
 from mlp_xp.cli.train import enough_epochs
 from mlp_xp.devices import get_device
 from mlp_xp.fit import DivergenceError

@@ -19,8 +19,9 @@ from ..runs.checkpoint import check_every
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
 from .errors import Parser, did_you_mean, printable
+from .presets import PRESETS
 
-__all__ = ["PRESETS", "Config", "flag", "parse"]
+__all__ = ["Config", "flag", "parse"]
 
 MAX_TOML = 1 << 14  # bytes; with MAX_DOTS, for tomllib takes quadratic time and memory for a.a.a...
 MAX_DOTS = 64  # in a line
@@ -107,29 +108,6 @@ class Config:
         if max(self.hidden, default=0) > MAX_UNITS:
             raise ValueError(f"--hidden takes at most {MAX_UNITS} units in a layer, got {max(self.hidden)}")
         check_every(self.checkpoint_every)
-
-
-_LECTURES: dict[str, Any] = {"activation": ("sigmoid",), "schedule": "constant"}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "mnist-10": {**_LECTURES, "lr": 0.003, "epochs": 12},
-    "mnist-5v8": {
-        **_LECTURES, "data": "mnist:5,8", "output": "sigmoid", "init": "lecun_normal",
-        "optimizer": "sgd", "lr": 0.1, "batch_size": 0, "epochs": 500, "report_every": 100,
-    },
-    "softmax-of-sigmoid": {
-        **_LECTURES, "output": "softmax_of_sigmoid", "optimizer": "sgd", "lr": 2.0, "batch_size": 0, "epochs": 100,
-    },
-    "regression": {
-        **_LECTURES, "data": "mnist:5,8", "output": "sigmoid_mse", "init": "lecun_normal",
-        "optimizer": "sgd", "lr": 1.0, "batch_size": 0, "epochs": 500, "report_every": 100,
-    },
-    "xor": {
-        **_LECTURES, "data": "xor", "hidden": (4,), "activation": ("tanh",), "output": "sigmoid",
-        "lr": 0.1, "batch_size": 0, "epochs": 200, "seed": 1,
-    },
-}  # fmt: skip
-"""The lectures' cases: S7's data and network with softmax, S4, S7, S6 and S15."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:

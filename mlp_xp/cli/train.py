@@ -33,9 +33,10 @@ from ..runs.record import check_same, read
 from ..runs.report import WIDTH, environment, result_table
 from ..runs.training import Training
 from ..snapshot import Snapshot
-from .config import PRESETS, Config, parse
+from .config import Config, parse
 from .data import Data, load_data
 from .errors import exit_code, printable
+from .presets import PRESETS
 
 __all__ = ["main", "run"]
 
