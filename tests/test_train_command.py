@@ -184,7 +184,6 @@ def test_without_arguments_ten_digits_are_learnt_under_runs(tmp_path, monkeypatc
     assert len(list((folder / "plots").iterdir())) == 5
 
 
-@pytest.mark.slow
 def test_the_defaults_get_98_percent_of_ten_digits_right(rng, tmp_path, capsys):
     seed = int(rng.integers(10))
     assert main(["--seed", str(seed), "--quiet", "--out", str(tmp_path / "run")]) == 0
