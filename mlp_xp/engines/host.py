@@ -131,8 +131,12 @@ class HostEngine:
             gradient += slope
             loss = loss + penalty * total.rows
         self._gradient = gradient
-        self._theta, self._state = self.optimizer.update(self._theta, gradient, self._state, self._rates)
+        self._descend(gradient)
         return loss, total.rows
+
+    def _descend(self, gradient: Array) -> None:
+        """Update the parameters and the optimizer's state by the gradient (P,) of the mean loss."""
+        self._theta, self._state = self.optimizer.update(self._theta, gradient, self._state, self._rates)
 
     def _grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
         """Return the sums over the rows of some shards at `theta` (P,), both in the plan's order."""

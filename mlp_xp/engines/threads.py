@@ -15,7 +15,9 @@ import numpy as np
 
 from ..devices.blas_threads import limit_this_thread
 from ..kernels.cpu.numpy_ import NumpyKernels
+from ..kernels.cpu.updates import AdamUpdate, DescentUpdate
 from ..model import backward, forward
+from ..optim import SGD, Adam, Optimizer
 from ..params import GradSum, Parameters
 from ..rows.background import add_background, remove_background
 from ..rows.batches import Batches, FullBatch, RaggedMiniBatches, Shard, shards_by_need
@@ -49,6 +51,7 @@ class ThreadEngine(HostEngine):
         self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
         self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
         self._views_of: tuple[Any, Parameters] = (None, Parameters([], []))
+        self._in_place = _in_place(self.optimizer, self.layout.size, self.model.dtype)
         columns, background = self.plan.columns, self.plan.background
         self._background = None if columns is None or background is None else background[columns]
 
@@ -89,6 +92,17 @@ class ThreadEngine(HostEngine):
         k.product_threads = self._pace.threads_after(perf_counter() - start)
         return k.sum(losses), len(y)
 
+    def _descend(self, gradient: _Vector) -> None:
+        state = self._state
+        match self._in_place:
+            case AdamUpdate():
+                state["updates"] += 1
+                self._in_place(self._theta, gradient, state["mean"], state["square"], state["updates"], self._rates)
+            case DescentUpdate():
+                self._in_place(self._theta, gradient, state.get("velocity"), self._rates)
+            case None:
+                super()._descend(gradient)
+
     def _views(self, theta: _Vector) -> Parameters:
         """Return the weights and biases of parameters that are the same array in most updates."""
         if theta is not self._views_of[0]:
@@ -114,6 +128,17 @@ class ThreadEngine(HostEngine):
         if self.groups == 1:
             self.kernels.product_threads = self._pace.threads_after(perf_counter() - start)
         return total
+
+
+def _in_place(optimizer: Optimizer, size: int, dtype: str) -> AdamUpdate | DescentUpdate | None:
+    """Return the update of an optimizer that writes into the parameters and the state, if its rule is known."""
+    rule = type(optimizer).update
+    if isinstance(optimizer, Adam) and rule is Adam.update:
+        betas = optimizer.beta1, optimizer.beta2
+        return AdamUpdate(size, dtype, *betas, optimizer.epsilon, optimizer.weight_decay)
+    if isinstance(optimizer, SGD) and rule is SGD.update:
+        return DescentUpdate(size, dtype, optimizer.momentum, optimizer.nesterov)
+    return None
 
 
 class Pace:
