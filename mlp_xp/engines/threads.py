@@ -47,6 +47,7 @@ class ThreadEngine(HostEngine):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
+        self._parts = [self.layout.split(own) for own in self._sums]
         workers = min(setup.threads, self.groups)
         self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
         self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
@@ -75,22 +76,30 @@ class ThreadEngine(HostEngine):
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at
             return super()._update(shards, last)
-        return self._step_backward(shards[0])
+        # the backward pass takes the step on its way: no gradient is stored, none is read again
+        rows = len(shards[0].y)
+        return self._pass(shards[0], -self._lr / rows, self._views(self._theta)), rows
 
-    def _step_backward(self, shard: Shard) -> tuple[Any, int]:
-        """Do theta -= lr g for the mean loss over a shard; return the sum of its losses, and its rows.
+    def _mean_gradient(self, shards: Sequence[Shard]) -> tuple[Any, int, _Vector]:
+        if self.groups > 1 or self._background is not None:
+            return super()._mean_gradient(shards)
+        (shard,), gradient = shards, self._sums[0]
+        gradient.fill(0)
+        return self._pass(shard, 1 / len(shard.y), self._parts[0]), len(shard.y), gradient
 
-        The backward pass adds gradients to what it is given. Given the parameters themselves, and an error at the
-        output that is scaled by -lr / n, it takes the step on its way: no gradient is stored, none is read again.
+    def _pass(self, shard: Shard, scale: float, into: Parameters) -> Any:
+        """Return the sum of a shard's losses; `scale` times its gradient is added to `into`.
+
+        The error at the output is scaled, which is much smaller than the gradient.
         """
         start = perf_counter()
         k, params, (X, y) = self.kernels, self._views(self._theta), shard
         A = forward(self.network, k, params, X)
         losses, dA = self.network.objective.losses(k, A[-1], y)
-        dA *= -self._lr / len(y)
-        backward(self.network, k, params, A, dA, into=params)
+        dA *= scale
+        backward(self.network, k, params, A, dA, into)
         k.product_threads = self._pace.threads_after(perf_counter() - start)
-        return k.sum(losses), len(y)
+        return k.sum(losses)
 
     def _descend(self, gradient: _Vector) -> None:
         state = self._state
@@ -114,12 +123,12 @@ class ThreadEngine(HostEngine):
         start = perf_counter()
         if self._background is not None:
             theta = remove_background(theta, self.layout, self._background)
-        params = self.layout.split(theta)
+        params = self._views(theta)
 
         def add_up(group: int) -> GradSum:
             own = self._sums[group]
             own.fill(0)
-            return GradSum(*self._add_to(self.layout.split(own), params, shards[group :: self.groups]), own)
+            return GradSum(*self._add_to(self._parts[group], params, shards[group :: self.groups]), own)
 
         run = map if self._pool is None else self._pool.map
         total = self.reducer.reduce(run(add_up, range(self.groups)))
