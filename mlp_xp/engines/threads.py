@@ -21,7 +21,7 @@ from ..optim import SGD, Adam, Optimizer
 from ..params import GradSum, Parameters
 from ..rows.background import add_background, remove_background
 from ..rows.batches import Batches, FullBatch, RaggedMiniBatches, Shard, shards_by_need
-from .base import Setup
+from .base import Done, Setup
 from .host import HostEngine
 
 __all__ = ["ThreadEngine"]
@@ -46,6 +46,7 @@ class ThreadEngine(HostEngine):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        self._own = np.empty(self.layout.size, self.model.dtype)
         self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
         self._parts = [self.layout.split(own) for own in self._sums]
         workers = min(setup.threads, self.groups)
@@ -72,6 +73,11 @@ class ThreadEngine(HostEngine):
         super().__exit__(*error)
         if self._pool is not None:
             self._pool.shutdown()
+
+    def begin(self, theta: _Vector, epoch: int, lr: float, done: Done) -> None:
+        super().begin(theta, epoch, lr, done)
+        np.copyto(self._own, self._theta)  # which stays where it is, and so do views of it
+        self._theta = self._own
 
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at

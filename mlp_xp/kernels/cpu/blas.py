@@ -66,7 +66,7 @@ def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
     blas = C.size > _SECOND_PASS and _numpy_blas()
     gemm = blas and blas.function("gemm", C.dtype.char)
     if not gemm or C.strides[1] != C.itemsize:
-        C += np.dot(A, B)  # sooner begun than A @ B
+        C += A.dot(B)  # sooner begun than A @ B
     elif A.shape[1]:
         (m, k), n = A.shape, B.shape[1]
         trans_a, lda = _operand(A)

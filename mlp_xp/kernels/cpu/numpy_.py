@@ -94,7 +94,7 @@ class NumpyKernels(GenericKernels):
             Z[:] = b
             add_tiles(A.values, B, Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self.product_threads)
         elif is_small(A, B):
-            np.dot(A, B, out=Z)
+            A.dot(B, out=Z)
             Z += b
         else:
             Z[:] = b
@@ -162,7 +162,7 @@ class NumpyKernels(GenericKernels):
     def input_gradient(self, dZ: _Array, W: _Array) -> _Array:
         dA = self._buffers.take(dZ.shape[0], W.shape[1])
         if dZ.shape[1] < _NARROW or is_small(dZ, W):
-            return np.dot(dZ, W, out=dA)
+            return dZ.dot(W, out=dA)
         dA.fill(0)  # the product adds to it
         self._add_matmul(dZ, W, dA)
         return dA
