@@ -529,7 +529,7 @@ def test_save_run_plots_works_in_a_thread_and_makes_no_pyplot_figure(tmp_path):
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("step", ["matplotlib.figure.Figure.savefig", "os.replace"])
+@pytest.mark.parametrize("step", ["matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", "os.replace"])
 def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch, step):
     old = tmp_path / "learning_curves.png"
     old.write_bytes(b"old")
