@@ -107,7 +107,7 @@ def make_plan(
         If the kind is unknown, or not available on the device.
     """
     check_choice("plan", kind, PLANS)
-    (n, d), repay = rows.shape, device.epochs_to_repay_plan
+    d, repay = rows.shape[1], device.epochs_to_repay_plan
     if kind == "dense":
         return Plan("dense", "asked for", d)
     if kind == "sparse" and not skips:
@@ -200,7 +200,8 @@ def _column_order(used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
     The column that fewest rows use goes last, before it the one that fewest of the other rows use, and so on.
     """
-    by_column, order = np.asfortranarray(used), []
+    by_column = np.asfortranarray(used)
+    order: list[Any] = []  # the last one first
     users = used.sum(axis=0)
     open_rows = np.ones(len(used), dtype=bool)
     while len(order) < used.shape[1]:
