@@ -1,8 +1,8 @@
 """The updates of SGD and Adam for NumPy: equal to the optimizers' own up to rounding, without a new array.
 
 An update is bound by memory, so it goes block by block, all passes over one before the next: a block of all vectors
-fits into the cache of a core. Factors of a whole vector are multiplied with each other first. Numbers come as arrays (),
-which NumPy takes faster than Python's. No block depends on another, so their size changes no bits.
+fits into the cache of a core. Factors of a whole vector are multiplied with each other first. Numbers come as arrays
+(), which NumPy takes faster than Python's. No block depends on another, so their size changes no bits.
 """
 
 from __future__ import annotations
