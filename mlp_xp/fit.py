@@ -166,10 +166,11 @@ class _Watch:
 
     def look_at(self, state: State) -> None:
         """Check what the loop handed out, before anybody uses it."""
-        if not math.isfinite(state.loss):
-            self._end(state, f"the loss is {float(state.loss)}")
-        self.finite = self.before
-        self._check_theta(state)
+        with self.model.device.active():  # once for both
+            if not math.isfinite(state.loss):
+                self._end(state, f"the loss is {float(state.loss)}")
+            self.finite = self.before
+            self._check_theta(state)
 
     def accept(self, state: State, final: bool) -> None:
         """Check what callbacks have measured and changed; go on from here."""

@@ -217,7 +217,8 @@ def _run(
             lr = optimizer.rate(epoch)
             engine.begin(model.theta, epoch, lr, done)
             while done.updates < engine.updates:
-                done = engine.advance(pause)
-                model.theta = engine.theta()
+                with model.device.active():  # once for both
+                    done = engine.advance(pause)
+                    model.theta = engine.theta()
                 yield State(epoch, done.updates == engine.updates, done, lr, model, engine)
             done = Done()

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import array_api_compat as compat
 import numpy as np
 
 from .checks import check_choice
-from .devices import Array, Device
+from .devices import Array, Device, library_of
 from .kernels import Kernels
 from .rows.checks import as_targets
 from .rows.source import Digest
@@ -104,4 +103,4 @@ class Objective:
     def penalty(self, theta: Array, is_bias: Array) -> tuple[Array, Array]:
         """Return the penalty () on parameters (P,), and its gradient (P,); `is_bias` (P,) is 1 at biases, else 0."""
         weights = theta * (1 - is_bias)
-        return self.l2 / 2 * compat.array_namespace(theta).sum(weights * weights), self.l2 * weights
+        return self.l2 / 2 * library_of(theta).sum(weights * weights), self.l2 * weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numpy.testing import assert_array_equal
 import mlp_xp as mx
 from mlp_xp.engines import Done, Setup, choose_plan, make_engine
 from mlp_xp.kernels.cpu.compiled import library
+from mlp_xp.rows import plan as plan_module
 from mlp_xp.rows.background import usual_values
 from mlp_xp.rows.plan import PLANS, make_plan
 from mlp_xp.rows.source import InMemory
@@ -114,11 +116,12 @@ def test_a_sample_decides_as_all_rows_would(rng, monkeypatch):
     assert sampled.mean_columns == whole.mean_columns < 30
 
 
-def test_looking_at_dense_data_takes_time_in_proportion_to_them(rng):
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_looking_at_dense_data_takes_time_in_proportion_to_them(zeros, rng):
     """20,000 columns took 2.7 s for the answer "dense"."""
     took = []
     for d in (1000, 20_000):
-        rows = InMemory(np.ones((200, d), np.uint8))
+        rows = InMemory((rng.random((200, d)) >= zeros).astype(np.uint8))
         start = time.process_time()
         assert make_plan(rows, CPU).kind == "dense"
         took.append(time.process_time() - start)
@@ -132,3 +135,67 @@ def test_plans_and_snapshots_can_be_compared():
     model = mx.MLP([2, 2])
     snapshots = [next(mx.epochs(model, [[0, 1], [1, 0]], [0, 1])).snapshot() for _ in range(2)]
     assert snapshots[0] != snapshots[1]
+
+
+def column_order(used):
+    """Return the order of a mask's columns as it is told: last is the one that the fewest of the open rows use."""
+    left, rows, order = list(range(used.shape[1])), np.ones(len(used), bool), []
+    while left:
+        last = min(left, key=lambda column: (used[rows, column].sum(), column))
+        order.append(last)
+        left.remove(last)
+        rows &= ~used[:, last]
+    return order[::-1]
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), d=st.integers(1, 30),
+    share=st.sampled_from([0.0, 0.02, 0.2, 0.5, 0.98, 1.0]), empty=st.sampled_from([0.0, 0.5]),
+)  # fmt: skip
+def test_the_columns_that_fewest_rows_use_come_last(seed, n, d, share, empty):
+    rng = np.random.default_rng(seed)
+    used = (rng.random((n, d)) < share) & (rng.random(d) >= empty)
+    assert plan_module._column_order(used).tolist() == column_order(used)
+
+
+def usual_value(column, near):
+    """Return the usual value of one column as it is told."""
+    values, counts = np.unique(column, return_counts=True)
+    usual = values[counts.argmax()]
+    others = np.concatenate([column, near])
+    sizes = np.sort(np.abs(others[others != usual]))
+    keeps = not len(sizes) or abs(float(usual)) <= 16 * float(sizes[len(sizes) // 8])
+    return usual if counts.max() > len(column) // 8 and keeps else 0
+
+
+@settings(deadline=None)
+@given(drawn=hostile_columns(), rows=st.integers(1, 600), together=st.sampled_from([1, 3, 512]))
+def test_usual_values_of_many_columns_at_once_are_those_of_each(drawn, rows, together):
+    X = drawn[0][:rows]
+    few, near = X[:: max(1, rows // 256)], X[:256]
+    with mock.patch("mlp_xp.rows.background._TOGETHER", together):
+        assert_array_equal(usual_values(X, near), [usual_value(few[:, j], near[:, j]) for j in range(X.shape[1])])
+
+
+@pytest.mark.parametrize(("n", "d"), [(20_000, 5000), (3000, 100_000), (60_000, 784), (300, 784), (1, 10)])
+def test_the_sample_is_of_rows_from_all_over_the_data_and_no_larger_for_more_columns(n, d):
+    X = np.lib.stride_tricks.as_strided(np.arange(n, dtype=np.float32), (n, d), (4, 0))  # no column takes memory
+    sample = plan_module._sample_of(InMemory(X))
+    assert sample.size <= max(2**24, 512 * d)
+    assert len(sample) >= min(n, 256)
+    assert sample[0, 0] == 0
+    assert sample[-1, 0] >= n - n / len(sample) - 1
+    assert len(set(np.diff(sample[:, 0]))) <= 1
+
+
+def test_a_small_sample_of_many_columns_is_checked_by_all_rows(monkeypatch):
+    """In a few rows one column closes most of them; in all rows hardly any row ends early."""
+    monkeypatch.setattr(plan_module, "_NUMBERS", 1)
+    monkeypatch.setattr(plan_module, "_LEAST", 4)
+    rng = np.random.default_rng(0)
+    X = (rng.random((4000, 60)) < 0.15).astype(np.uint8)
+    plan = make_plan(InMemory(X), CPU)
+    assert plan.kind == "dense"
+    extents = make_plan(InMemory(X), CPU, "ragged").mean_columns
+    assert extents > 0.85 * 60

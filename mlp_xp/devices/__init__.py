@@ -6,7 +6,7 @@ package works with the :class:`Device` it returns and never asks which library i
 
 from __future__ import annotations
 
-from .base import PRECISIONS, Array, Device, check_precision, is_foreign
+from .base import PRECISIONS, Array, Device, check_precision, is_foreign, library_of
 from .cupy_ import CupyDevice
 from .jax_ import JaxDevice
 from .numpy_ import NumpyDevice
@@ -26,6 +26,7 @@ __all__ = [
     "check_precision",
     "get_device",
     "is_foreign",
+    "library_of",
 ]
 
 DEVICES: dict[str, type[Device]] = {

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checks import check_choice
 
-__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision", "is_foreign"]
+__all__ = ["LEAST_ROWS", "PRECISIONS", "Array", "Device", "check_precision", "is_foreign", "library_of"]
 
 Array = Any  # an array of any conforming library; the standard has no common type to name
 _In = TypeVar("_In")
@@ -210,6 +210,14 @@ def is_foreign(x: Any) -> bool:
     """Return whether `x` is an array of a library other than NumPy."""
     # the first test is only there to save most calls the time of the others
     return type(x) is not np.ndarray and bool(compat.is_array_api_obj(x)) and not compat.is_numpy_array(x)
+
+
+def library_of(x: Array) -> Any:
+    """Return the library of an array, for functions that all have under one name, such as ``sqrt``.
+
+    For all others, a :class:`Device` has its namespace.
+    """
+    return compat.array_namespace(x, use_compat=False)  # whose import could take longer than a training
 
 
 def check_precision(precision: str | None, dtype: str, device: Device) -> str:

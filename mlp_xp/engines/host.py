@@ -122,17 +122,24 @@ class HostEngine:
 
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         """Do one update; return the sum () of its rows' losses, with the penalty, and their number."""
-        total = self._grad_sum(self._theta, shards)
-        gradient = total.grad
-        gradient *= 1 / total.rows
-        loss = total.loss
+        loss, rows, gradient = self._mean_gradient(shards)
         if self.objective.l2:
             penalty, slope = self.objective.penalty(self._theta, self._is_bias)
             gradient += slope
-            loss = loss + penalty * total.rows
+            loss = loss + penalty * rows
         self._gradient = gradient
+        self._descend(gradient)
+        return loss, rows
+
+    def _mean_gradient(self, shards: Sequence[Shard]) -> tuple[Any, int, Array]:
+        """Return the sum () of the losses of some shards, their rows, and the gradient (P,) of their mean loss."""
+        loss, rows, gradient = self._grad_sum(self._theta, shards)
+        gradient *= 1 / rows
+        return loss, rows, gradient
+
+    def _descend(self, gradient: Array) -> None:
+        """Update the parameters and the optimizer's state by the gradient (P,) of the mean loss."""
         self._theta, self._state = self.optimizer.update(self._theta, gradient, self._state, self._rates)
-        return loss, total.rows
 
     def _grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
         """Return the sums over the rows of some shards at `theta` (P,), both in the plan's order."""

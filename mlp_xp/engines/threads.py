@@ -15,11 +15,13 @@ import numpy as np
 
 from ..devices.blas_threads import limit_this_thread
 from ..kernels.cpu.numpy_ import NumpyKernels
+from ..kernels.cpu.updates import AdamUpdate, DescentUpdate
 from ..model import backward, forward
+from ..optim import SGD, Adam, Optimizer
 from ..params import GradSum, Parameters
 from ..rows.background import add_background, remove_background
 from ..rows.batches import Batches, FullBatch, RaggedMiniBatches, Shard, shards_by_need
-from .base import Setup
+from .base import Done, Setup
 from .host import HostEngine
 
 __all__ = ["ThreadEngine"]
@@ -44,11 +46,14 @@ class ThreadEngine(HostEngine):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        self._own = np.empty(self.layout.size, self.model.dtype)
         self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
+        self._parts = [self.layout.split(own) for own in self._sums]
         workers = min(setup.threads, self.groups)
         self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
         self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
         self._views_of: tuple[Any, Parameters] = (None, Parameters([], []))
+        self._in_place = _in_place(self.optimizer, self.layout.size, self.model.dtype)
         columns, background = self.plan.columns, self.plan.background
         self._background = None if columns is None or background is None else background[columns]
 
@@ -69,25 +74,49 @@ class ThreadEngine(HostEngine):
         if self._pool is not None:
             self._pool.shutdown()
 
+    def begin(self, theta: _Vector, epoch: int, lr: float, done: Done) -> None:
+        super().begin(theta, epoch, lr, done)
+        np.copyto(self._own, self._theta)  # which stays where it is, and so do views of it
+        self._theta = self._own
+
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at
             return super()._update(shards, last)
-        return self._step_backward(shards[0])
+        # the backward pass takes the step on its way: no gradient is stored, none is read again
+        rows = len(shards[0].y)
+        return self._pass(shards[0], -self._lr / rows, self._views(self._theta)), rows
 
-    def _step_backward(self, shard: Shard) -> tuple[Any, int]:
-        """Do theta -= lr g for the mean loss over a shard; return the sum of its losses, and its rows.
+    def _mean_gradient(self, shards: Sequence[Shard]) -> tuple[Any, int, _Vector]:
+        if self.groups > 1 or self._background is not None:
+            return super()._mean_gradient(shards)
+        (shard,), gradient = shards, self._sums[0]
+        gradient.fill(0)
+        return self._pass(shard, 1 / len(shard.y), self._parts[0]), len(shard.y), gradient
 
-        The backward pass adds gradients to what it is given. Given the parameters themselves, and an error at the
-        output that is scaled by -lr / n, it takes the step on its way: no gradient is stored, none is read again.
+    def _pass(self, shard: Shard, scale: float, into: Parameters) -> Any:
+        """Return the sum of a shard's losses; `scale` times its gradient is added to `into`.
+
+        The error at the output is scaled, which is much smaller than the gradient.
         """
         start = perf_counter()
         k, params, (X, y) = self.kernels, self._views(self._theta), shard
         A = forward(self.network, k, params, X)
         losses, dA = self.network.objective.losses(k, A[-1], y)
-        dA *= -self._lr / len(y)
-        backward(self.network, k, params, A, dA, into=params)
+        dA *= scale
+        backward(self.network, k, params, A, dA, into)
         k.product_threads = self._pace.threads_after(perf_counter() - start)
-        return k.sum(losses), len(y)
+        return k.sum(losses)
+
+    def _descend(self, gradient: _Vector) -> None:
+        state = self._state
+        match self._in_place:
+            case AdamUpdate():
+                state["updates"] += 1
+                self._in_place(self._theta, gradient, state["mean"], state["square"], state["updates"], self._rates)
+            case DescentUpdate():
+                self._in_place(self._theta, gradient, state.get("velocity"), self._rates)
+            case None:
+                super()._descend(gradient)
 
     def _views(self, theta: _Vector) -> Parameters:
         """Return the weights and biases of parameters that are the same array in most updates."""
@@ -100,12 +129,12 @@ class ThreadEngine(HostEngine):
         start = perf_counter()
         if self._background is not None:
             theta = remove_background(theta, self.layout, self._background)
-        params = self.layout.split(theta)
+        params = self._views(theta)
 
         def add_up(group: int) -> GradSum:
             own = self._sums[group]
             own.fill(0)
-            return GradSum(*self._add_to(self.layout.split(own), params, shards[group :: self.groups]), own)
+            return GradSum(*self._add_to(self._parts[group], params, shards[group :: self.groups]), own)
 
         run = map if self._pool is None else self._pool.map
         total = self.reducer.reduce(run(add_up, range(self.groups)))
@@ -114,6 +143,17 @@ class ThreadEngine(HostEngine):
         if self.groups == 1:
             self.kernels.product_threads = self._pace.threads_after(perf_counter() - start)
         return total
+
+
+def _in_place(optimizer: Optimizer, size: int, dtype: str) -> AdamUpdate | DescentUpdate | None:
+    """Return the update of an optimizer that writes into the parameters and the state, if its rule is known."""
+    rule = type(optimizer).update
+    if isinstance(optimizer, Adam) and rule is Adam.update:
+        betas = optimizer.beta1, optimizer.beta2
+        return AdamUpdate(size, dtype, *betas, optimizer.epsilon, optimizer.weight_decay)
+    if isinstance(optimizer, SGD) and rule is SGD.update:
+        return DescentUpdate(size, dtype, optimizer.momentum, optimizer.nesterov)
+    return None
 
 
 class Pace:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import array_api_compat as compat
-
-from ..devices import Array
+from ..devices import Array, library_of
 from .base import Optimizer, OptimizerState
 from .numbers import fraction, not_negative, positive
 from .schedules import Schedule
@@ -31,7 +29,7 @@ class Adam(Optimizer):
         positive(self, "epsilon")
 
     def init(self, theta: Array) -> OptimizerState:
-        zeros_like = compat.array_namespace(theta).zeros_like
+        zeros_like = library_of(theta).zeros_like
         return {"mean": zeros_like(theta), "square": zeros_like(theta), "updates": 0}
 
     def update(
@@ -42,7 +40,7 @@ class Adam(Optimizer):
         mean += (1 - self.beta1) * grad
         square *= self.beta2
         square += (1 - self.beta2) * grad * grad
-        root = compat.array_namespace(theta).sqrt(square / (1 - self.beta2**t))
+        root = library_of(theta).sqrt(square / (1 - self.beta2**t))
         if self.weight_decay:
             theta -= rate * self.weight_decay * theta
         theta -= rate / (1 - self.beta1**t) * mean / (root + self.epsilon)

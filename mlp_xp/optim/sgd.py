@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import array_api_compat as compat
-
-from ..devices import Array
+from ..devices import Array, library_of
 from .base import Optimizer, OptimizerState
 from .numbers import fraction
 
@@ -44,7 +42,7 @@ class SGD(Optimizer):
         return not (self.momentum or self.lr_bias)
 
     def init(self, theta: Array) -> OptimizerState:
-        return {"velocity": compat.array_namespace(theta).zeros_like(theta)} if self.momentum else {}
+        return {"velocity": library_of(theta).zeros_like(theta)} if self.momentum else {}
 
     def update(
         self, theta: Array, grad: Array, state: OptimizerState, rate: float | Array

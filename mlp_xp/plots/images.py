@@ -87,7 +87,8 @@ def weight_images(W: ArrayLike, shape: tuple[int, int] = (28, 28), count: int = 
     reach = np.quantile(np.abs(images), 0.99) or 1.0
     picture, corners = _tile(ax, images, columns, band=0.25, cmap="RdBu_r", vmin=-reach, vmax=reach)
     for unit, (left, top) in enumerate(corners):
-        ax.text(left, top - 0.04 * shape[0], str(unit), ha="left", va="bottom", fontsize=9, color=INK)
+        look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 9, "color": INK}
+        ax.text(left, top - 0.04 * shape[0], str(unit), **look, in_layout=False)  # the layout need not measure each
     extend = "both" if np.abs(images).max() > reach else "neither"
     bar = ax.figure.colorbar(picture, ax=ax, shrink=0.6, panchor=False, pad=0.02, extend=extend)
     bar.outline.set_visible(False)

@@ -97,6 +97,8 @@ def save_predictions(path: str | os.PathLike[str], X: Any, names: Any, P: Any, t
 
 
 def _save(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a backend: importing mlp_xp.plots needs none
+
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    FigureCanvasAgg(figure).print_png(png)  # not savefig, which draws twice, the first time for the layout alone
     replace_file(path, [png.getbuffer()], verify=lambda file: None)

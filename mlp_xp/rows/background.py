@@ -21,6 +21,7 @@ __all__ = ["add_background", "remove_background", "usual_values"]
 _Matrix = np.ndarray[Any, Any]
 
 _LOOKED_AT = 256  # rows of a sample
+_TOGETHER = 512  # columns of it, so that they stay in the cache
 _SHARE = 8  # a value is usual if more than one in so many rows has it
 _LARGEST = 16.0  # times the size of the others, but for the smallest in _SHARE: the background costs four bits at most
 
@@ -39,21 +40,38 @@ def usual_values(sample: _Matrix, run: _Matrix | None = None) -> _Matrix:
     if sample.dtype.kind != "f":
         return background
     few, near = sample[:: max(1, len(sample) // _LOOKED_AT)], (sample if run is None else run)[:_LOOKED_AT]
-    for j, column in enumerate(few.T):
-        values, counts = np.unique(column, return_counts=True)
-        usual = values[counts.argmax()]
-        if counts.max() > len(few) // _SHARE and _keeps_digits(usual, np.concatenate([column, near[:, j]])):
-            background[j] = usual
+    for i in range(0, len(background), _TOGETHER):
+        columns = np.ascontiguousarray(few[:, i : i + _TOGETHER].T)
+        usual, counts = _most_frequent(columns)
+        found = i + np.flatnonzero((counts > len(few) // _SHARE) & (usual != 0))
+        if len(found):
+            columns = np.concatenate([few[:, found], near[:, found]]).T
+            background[found] = np.where(_keep_digits(usual[found - i], columns), usual[found - i], 0)
     return background
 
 
-def _keeps_digits(usual: float, column: _Matrix) -> bool:
-    """Return whether the other values of a column are large enough, not counting the smallest one in _SHARE.
+def _most_frequent(columns: _Matrix) -> tuple[_Matrix, _Matrix]:
+    """Return the most frequent value of each row of `columns` (d, m), the least of several, and its count, (d,)."""
+    columns = np.sort(columns, axis=1)
+    place = np.arange(columns.shape[1], dtype=np.int32)
+    begins = np.zeros(columns.shape, np.int32)  # where the run of equal values begins that a place belongs to
+    np.multiply(columns[:, 1:] != columns[:, :-1], place[1:], out=begins[:, 1:])
+    lengths = place - np.maximum.accumulate(begins, axis=1, out=begins)
+    last = lengths.argmax(axis=1)[:, None]
+    return np.take_along_axis(columns, last, axis=1)[:, 0], np.take_along_axis(lengths, last, axis=1)[:, 0] + 1
 
-    Their median would not do: with two codes for "missing" it may be the other one.
+
+def _keep_digits(usual: _Matrix, columns: _Matrix) -> _Matrix:
+    """Return for each row of `columns` (d, m) whether its values other than the usual one (d,) are large enough.
+
+    The smallest one in _SHARE does not count. Their median would not do: with two codes for "missing" it may be the
+    other one.
     """
-    sizes = np.sort(np.abs(column[column != usual]))
-    return not len(sizes) or abs(float(usual)) <= _LARGEST * float(sizes[len(sizes) // _SHARE])
+    usual = usual[:, None]
+    others = columns != usual
+    sizes = np.sort(np.where(others, np.abs(columns), np.inf), axis=1)
+    least = np.take_along_axis(sizes, others.sum(axis=1, keepdims=True) // _SHARE, axis=1)  # infinite: no others
+    return (np.abs(usual.astype(np.float64)) <= _LARGEST * least.astype(np.float64))[:, 0]
 
 
 def remove_background(theta: _Matrix, layout: Layout, background: _Matrix) -> _Matrix:

@@ -23,6 +23,8 @@ __all__ = [
     "shuffled_rows",
 ]
 
+_GATHERED = 2**14  # numbers, at most, of batches that are gathered together: small ones would cost a call each
+
 
 class Shard(NamedTuple):
     """A block of rows: X (m, k) with k at most n_0 columns, the missing ones all zero, and their targets y."""
@@ -95,15 +97,19 @@ class MiniBatches:
     def __init__(self, rows: Rows, y: Array, device: Device, seed: int, batch_size: int) -> None:
         self._rows, self._y, self._device, self._seed, self._batch_size = rows, y, device, seed, batch_size
         self.updates = -(-rows.shape[0] // batch_size)
+        self._together = batch_size * max(1, _GATHERED // (batch_size * rows.shape[1]))
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
         n = self._rows.shape[0]
         order = self._device.asarray(shuffled_rows(self._seed, epoch, n))
         y = self._device.xp.take(self._y, order, axis=0)
-        for i in range(0, n, self._batch_size):
-            batch = slice(i, min(i + self._batch_size, n))
-            yield [Shard(self._rows.take(order[batch]), y[batch, ...])]
+        for first in range(0, n, self._together):
+            last = min(first + self._together, n)
+            X = self._rows.take(order[first:last])
+            for i in range(first, last, self._batch_size):
+                stop = min(i + self._batch_size, last)
+                yield [Shard(X[i - first : stop - first, :], y[i:stop, ...])]
 
 
 class RaggedMiniBatches:

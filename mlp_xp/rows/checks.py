@@ -6,7 +6,6 @@ import math
 import warnings
 from typing import Any
 
-import array_api_compat as compat
 import numpy as np
 
 from ..checks import check_numbers
@@ -41,7 +40,7 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     """
     on_device = is_foreign(X)
     X = device.asarray(X) if on_device else check_numbers("X", X)
-    xp = device.xp if on_device else compat.array_namespace(X)
+    xp = device.xp if on_device else np
     if on_device and not xp.isdtype(X.dtype, ("bool", "integral", "real floating")):
         raise ValueError(f"X must hold real numbers, got dtype {X.dtype}")
     if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
@@ -64,7 +63,7 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
             stacklevel=4,
         )
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
-        numbers = xp.astype(X, getattr(xp, dtype), copy=False)
+        numbers = xp.astype(X, getattr(xp, dtype), copy=False) if on_device else X.astype(dtype, copy=False)
     _check_finite(numbers, X, xp, rows)
     return numbers
 

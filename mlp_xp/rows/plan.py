@@ -18,6 +18,8 @@ __all__ = ["PLANS", "Plan", "make_plan"]
 
 PLANS = ("auto", "dense", "sparse", "zero", "ragged")
 _SAMPLE = 8192  # rows from which the order of the columns is decided
+_NUMBERS = 2**23  # in these rows, so that many columns take no longer: fewer rows, but no fewer than _LEAST
+_LEAST = 256
 _BLOCK = 4096  # rows that are looked at together
 _WORTH_LISTS = 0.6  # of the columns, used by either of two rows: with more, lists of them cost more than they save
 _WORTH = 0.85  # of the columns, on average: a plan that needs more of them is not worth sorting the rows
@@ -105,7 +107,7 @@ def make_plan(
         If the kind is unknown, or not available on the device.
     """
     check_choice("plan", kind, PLANS)
-    (n, d), repay = rows.shape, device.epochs_to_repay_plan
+    d, repay = rows.shape[1], device.epochs_to_repay_plan
     if kind == "dense":
         return Plan("dense", "asked for", d)
     if kind == "sparse" and not skips:
@@ -120,7 +122,7 @@ def make_plan(
         return Plan("dense", "a GPU waits for mini-batches, not for their products", d)
     if kind == "auto" and epochs is not None and epochs < repay:
         return Plan("dense", f"{epochs} epochs do not repay the sorting", d)
-    sample = _on_host(rows, rows.block(0, n)[:: max(1, n // _SAMPLE), :])
+    sample = _sample_of(rows)
     corrects = batch_size is None and device.plans_on_host  # once an update: elsewhere it costs more than it saves
     background = usual_values(sample, next(_blocks(rows))) if corrects else np.zeros(d, sample.dtype)
     if kind == "zero":
@@ -130,8 +132,7 @@ def make_plan(
 
 def _sparse_plan(rows: Rows, device: Device, kind: str, epochs: int | None, batch_size: int | None) -> Plan:
     """Return the plan whose zeros are skipped, unless there are too few of them or a background pays better."""
-    n, d = rows.shape
-    sample = rows.block(0, n)[:: max(1, n // _SAMPLE), :]
+    d, sample = rows.shape[1], _sample_of(rows)
     used = sample != 0
     half = -(-len(used) // 2)
     needed, by_two = (float(mask.sum(axis=1).mean()) for mask in (used, used[:half] | used[-half:]))
@@ -163,6 +164,8 @@ def _ragged_plan(
             return _too_wide(expected, d)
     extents = _extents(_blocks(rows), background, columns)
     mean = _mean_extent(np.sort(extents)[::-1], block_rows)
+    if auto and mean > _WORTH * d:  # a small sample of many columns promises too much
+        return _too_wide(mean, d)
     reason = f"rows need {mean:.0f} of {d} columns on average" if auto else "asked for"
     return _stored("ragged", reason, mean, columns, extents, background)
 
@@ -173,6 +176,13 @@ def _too_wide(needed: float, d: int) -> Plan:
 
 def _stored(kind: str, reason: str, mean: float, columns: Any, extents: Any, background: np.ndarray[Any, Any]) -> Plan:
     return Plan(kind, reason, mean, columns, extents, background if background.any() else None)
+
+
+def _sample_of(rows: Rows) -> np.ndarray[Any, Any]:
+    """Return rows from all over the data, on the host."""
+    n, d = rows.shape
+    count = min(_SAMPLE, max(_LEAST, _NUMBERS // d))
+    return _on_host(rows, rows.block(0, n)[:: max(1, n // count), :])
 
 
 def _blocks(rows: Rows) -> Iterator[np.ndarray[Any, Any]]:
@@ -191,16 +201,22 @@ def _column_order(used: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     The column that fewest rows use goes last, before it the one that fewest of the other rows use, and so on.
     """
     by_column = np.asfortranarray(used)
+    order: list[Any] = []  # the last one first
     users = used.sum(axis=0)
     open_rows = np.ones(len(used), dtype=bool)
-    order = np.empty(used.shape[1], dtype=np.intp)
-    for position in range(used.shape[1] - 1, -1, -1):
-        column = order[position] = users.argmin()
+    while len(order) < used.shape[1]:
+        unused = np.flatnonzero(users == 0)
+        if len(unused):  # by no open row: they are next, and close none
+            order += unused.tolist()
+            users[unused] = len(used) + 1  # placed: never the fewest again
+            continue
+        column = users.argmin()
         closed = np.flatnonzero(by_column[:, column] & open_rows)
         open_rows[closed] = False
         users -= used[closed].sum(axis=0)
-        users[column] = len(used) + 1  # placed: never the fewest again
-    return order
+        users[column] = len(used) + 1
+        order.append(column)
+    return np.array(order[::-1], dtype=np.intp)
 
 
 def _extents(

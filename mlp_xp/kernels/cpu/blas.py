@@ -25,7 +25,7 @@ import numpy as np
 
 from ...devices.blas_threads import Library, blas_libraries
 
-__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "gemm_address", "row_tiles"]
+__all__ = ["Tile", "add_matmul", "add_tiles", "column_tiles", "gemm_address", "is_small", "row_tiles"]
 
 _SYMBOLS: tuple[
     tuple[str, Any], ...
@@ -66,7 +66,7 @@ def add_matmul(A: _Matrix, B: _Matrix, C: _Matrix) -> None:
     blas = C.size > _SECOND_PASS and _numpy_blas()
     gemm = blas and blas.function("gemm", C.dtype.char)
     if not gemm or C.strides[1] != C.itemsize:
-        C += A @ B
+        C += A.dot(B)  # sooner begun than A @ B
     elif A.shape[1]:
         (m, k), n = A.shape, B.shape[1]
         trans_a, lda = _operand(A)
@@ -88,7 +88,7 @@ def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner
     if not _are_large(tiles, inner):
         tiles = column_tiles(*C.shape)
         inner = [max(inner)] * len(tiles)
-    if not gemm_batch or C.strides[1] != C.itemsize or not _are_large(tiles, inner):
+    if len(tiles) == 1 or not gemm_batch or C.strides[1] != C.itemsize or not _are_large(tiles, inner):
         k = max(inner)
         add_matmul(A[:, :k], B[:k], C)
         return
@@ -102,6 +102,11 @@ def add_tiles(A: _Matrix, B: _Matrix, C: _Matrix, tiles: tuple[Tile, ...], inner
     blas.set_threads(threads)
     gemm_batch(*arguments)
     blas.set_threads(1)
+
+
+def is_small(A: _Matrix, B: _Matrix) -> bool:
+    """Return whether no tile of (m, k) @ (k, n) could be large enough, so that NumPy may just as well multiply."""
+    return bool(A.shape[0] * A.shape[1] * B.shape[1] <= _SMALL)
 
 
 def _are_large(tiles: tuple[Tile, ...], inner: Sequence[int]) -> bool:

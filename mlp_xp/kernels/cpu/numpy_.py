@@ -15,7 +15,7 @@ import numpy as np
 from ..functions import LEAK
 from ..generic import GenericKernels
 from ..staircase import Ragged
-from .blas import add_matmul, add_tiles, column_tiles, row_tiles
+from .blas import add_matmul, add_tiles, column_tiles, is_small, row_tiles
 
 __all__ = ["NumpyKernels"]
 
@@ -89,18 +89,20 @@ class NumpyKernels(GenericKernels):
         return A
 
     def affine(self, A: Any, W: _Array, b: _Array) -> _Array:
-        Z = self._buffers.take(A.shape[0], W.shape[0])
-        Z[:] = b
+        Z, B = self._buffers.take(A.shape[0], W.shape[0]), W.T[: A.shape[1]]
         if isinstance(A, Ragged):
-            add_tiles(
-                A.values, W.T[: A.shape[1]], Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self.product_threads
-            )
+            Z[:] = b
+            add_tiles(A.values, B, Z, row_tiles(A.cuts.rows, Z.shape[1]), A.widths, self.product_threads)
+        elif is_small(A, B):
+            A.dot(B, out=Z)
+            Z += b
         else:
-            self._add_matmul(A, W.T[: A.shape[1]], Z)
+            Z[:] = b
+            self._add_matmul(A, B, Z)
         return Z
 
     def _add_matmul(self, A: _Array, B: _Array, C: _Array) -> None:
-        if not self._tiled or C.shape[1] < _NARROW:
+        if not self._tiled or C.shape[1] < _NARROW or is_small(A, B):
             add_matmul(A, B, C)
         else:
             tiles = column_tiles(*C.shape)
@@ -159,8 +161,8 @@ class NumpyKernels(GenericKernels):
 
     def input_gradient(self, dZ: _Array, W: _Array) -> _Array:
         dA = self._buffers.take(dZ.shape[0], W.shape[1])
-        if dZ.shape[1] < _NARROW:
-            return np.matmul(dZ, W, out=dA)
+        if dZ.shape[1] < _NARROW or is_small(dZ, W):
+            return dZ.dot(W, out=dA)
         dA.fill(0)  # the product adds to it
         self._add_matmul(dZ, W, dA)
         return dA
