@@ -241,6 +241,28 @@ def test_divergence_shows_in_the_loss(dtype, batch_size, rng):
         mx.fit(model, X, Y, optimizer=mx.SGD(lr=1e12), batch_size=batch_size, plan="sparse")
 
 
+def subnormals(vector):
+    return int(((np.abs(vector) < np.finfo(vector.dtype).tiny) & (vector != 0)).sum())
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_means_of_gradients_that_have_become_zero_are_zero(batch_size, plan):
+    """Left below the smallest normal number, they would make each update twice as long."""
+    X, y = np.zeros((3000, 3), np.uint8), np.zeros(3000, int)
+    X[0] = 255  # the only row that the first weights have a gradient from
+    case = cases.Case([3, 4, 2], ["relu"], "softmax", mx.Adam(), X, y, 1, "float32", 1)
+    if batch_size is None:  # the outputs become so right that their errors vanish
+        case = replace(case, X=X[:2], y=y[:2], optimizer=mx.Adam(lr=1.0), batch_size=None, epochs=1200)
+    assert subnormals(cases.train(case, ThreadEngine).state["mean"]) > 0
+    assert subnormals(cases.train(case, plan=plan, threads=2).state["mean"]) == 0
+
+
+def test_other_arithmetic_of_the_thread_keeps_its_small_numbers():
+    cases.train(large(epochs=1), threads=2)
+    assert np.finfo(np.float32).tiny / np.float32(2) > 0
+
+
 def test_engines_on_two_threads_at_once():
     chosen = [cases.draw(seed) for seed in range(6000, 6030)]
     want = [cases.train(case, plan="sparse").bits() for case in chosen]

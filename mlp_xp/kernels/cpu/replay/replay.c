@@ -21,6 +21,7 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #define LOADED(u) __asm__("" : "+w"(u))
 #endif
 
+#include "subnormals.h"
 #include "functions.h"
 #include "products.h"
 #include "sparse.h"
@@ -176,6 +177,11 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ld, Z, ld);
   else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ld, Z, ld);
 }
+// Whether the product of m rows with W is for the loops here, which read W by its columns.
+static int multiplies_by_transposed(const Replay *r, int64_t layer, int64_t m) {
+  const int64_t k = r->sizes[layer], n = r->sizes[layer - 1];
+  return k <= NARROW || is_small(m, n, k);
+}
 static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t k = r->sizes[i->layer], n = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
@@ -184,7 +190,7 @@ static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t fr
   REAL *C = f->buffers[i->to] + from * ldc;
   memset(C, 0, m * ldc * sizeof(REAL));
   const REAL *B = r->transposed[i->layer];
-  if (B && (k <= NARROW || is_small(m, n, k))) multiply(m, n, k, A, lda, 1, B, ldc, C, ldc);
+  if (B && multiplies_by_transposed(r, i->layer, m)) multiply(m, n, k, A, lda, 1, B, ldc, C, ldc);
   else blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
 }
 // Rows [j0, j1) of a layer's W^T, as columns of its W.
@@ -194,8 +200,12 @@ static void transpose_weights(const Replay *r, int64_t layer, int64_t j0, int64_
   const int64_t ld = r->lds[layer], ldt = r->lds[layer - 1];
   const REAL *W = block(r, r->setup.theta, layer) + ld;
   for (int64_t j = j0; j < j1; j += 16)
-    for (int64_t q = 0; q < r->sizes[layer]; q++)
-      for (int64_t c = j; c < least(j1, j + 16); c++) to[q * ldt + c] = W[c * ld + q];
+    for (int64_t q = 0; q < r->sizes[layer]; q++) {
+      REAL *row = to + q * ldt + j;
+      const REAL *column = W + j * ld + q;
+      if (j + 16 <= j1) UNROLL for (int64_t c = 0; c < 16; c++) row[c] = column[c * ld];
+      else for (int64_t c = 0; c < j1 - j; c++) row[c] = column[c * ld];
+    }
 }
 static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, REAL scale) {
   const Setup *s = &r->setup;
@@ -462,7 +472,10 @@ typedef struct {
 static void *work(void *argument) {
   const Job *job = argument;
   while (!job->replay->crew) sched_yield();
+  const Mode before = mode();
+  set_mode(before | ZERO_FOR_SUBNORMALS);
   (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
+  set_mode(before);
   return 0;
 }
 
@@ -543,8 +556,9 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
     made = made && (own->lists.index = new (listed * 2)) && (own->by_column = new (r->capacity * 8)) &&
            (own->lists.values = new ((2 * listed + widest) * sizeof(REAL)));
   }
+  const int64_t rows = s->groups ? s->shard : s->batch / parts_of(s, s->batch);  // of a product
   for (int64_t l = 2; made && l <= L; l++)
-    if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST)
+    if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST && multiplies_by_transposed(r, l, rows))
       made = (r->transposed[l] = new (r->sizes[l] * r->lds[l - 1] * sizeof(REAL))) != 0;
   for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
   if (made && s->sparse) {
