@@ -148,10 +148,11 @@ static double train(Case *c, int64_t threads) {
   s->threads = threads;
   Replay *replay = NAME(new, SUFFIX)(s);
   if (!replay) return -1;
-  const int64_t updates = s->groups ? 1 : (s->rows + s->batch - 1) / s->batch, half = updates / 2;
+  const int64_t rows = s->groups ? s->groups * s->shard : s->batch;  // of an update, or of a round
+  const int64_t steps = (s->rows + rows - 1) / rows, half = steps / 2;
   Piece piece = {.order = s->groups ? 0 : c->order, .rate = 0.01, .bias_rate = 0.01, .last = half};
   if (half) NAME(run, SUFFIX)(replay, &piece);
-  piece.update = piece.done = half, piece.last = updates, piece.keep_gradient = 1;
+  piece.update = half, piece.done = s->groups ? 0 : half, piece.last = steps, piece.keep_gradient = 1;
   NAME(run, SUFFIX)(replay, &piece);
   NAME(free, SUFFIX)(replay);
   return piece.loss;

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -32,8 +34,9 @@ def shards(monkeypatch):
 
 @pytest.fixture
 def each_update(monkeypatch):
-    """Let the engine ask after each update."""
+    """Let the engine ask after each update, and after each round of a full batch's groups."""
     monkeypatch.setattr("mlp_xp.engines.compiled._PIECE", 1e-30)
+    monkeypatch.setattr("mlp_xp.engines.compiled._UNASKED", 1e-30)
 
 
 def large(seed=0, n=300, sizes=(400, 300, 130, 10), **changes):
@@ -119,6 +122,58 @@ def test_pieces_have_the_bits_of_whole_epochs(plan, each_update):
         assert pieces.bits() == whole.bits(), (seed, case)
         updates = 1 if case.batch_size is None else -(-len(case.X) // case.batch_size)
         assert pause.asked == case.epochs * (updates - 1)
+
+
+@pytest.mark.usefixtures("each_update")
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("n", "rows", "rounds"), [(100, 1, 7), (96, 2, 3), (97, 2, 4), (17, 1, 2), (16, 1, 1)])
+def test_rounds_of_a_full_batch_have_the_bits_of_the_whole(n, rows, rounds, plan, shards):
+    """At most 16 groups, each of which adds up a shard in a round."""
+    shards(rows)
+    case = large(n=n, sizes=(20, 7, 10), batch_size=None, epochs=3, optimizer=mx.Adam(l2=0.01))
+    whole = cases.train(case, plan=plan)
+    for threads in (1, 2, 3):
+        pause = Pause()
+        assert cases.train(case, plan=plan, threads=threads, pause=pause).bits() == whole.bits()
+        assert pause.asked == 3 * (rounds - 1)
+
+
+@pytest.mark.usefixtures("each_update")
+def test_a_signal_stops_a_full_batch_within_its_update(shards, tmp_path):
+    shards(4)
+    case = large(n=300, sizes=(20, 7, 10), batch_size=None)
+    signals, settings = [3 + 4 * 4], {"epochs": 7, "optimizer": mx.Adam(), "plan": "dense"}  # 5 rounds: in the fifth
+
+    class Stopped(mx.Checkpoint):
+        def is_due(self):
+            signals[0] -= 1
+            if signals[0] == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return super().is_due()
+
+    want, model, again = case.model(), case.model(), case.model()
+    mx.fit(want, case.X, case.y, **settings)
+    with pytest.raises(mx.Interrupted, match="in epoch 4 after update 0"):
+        mx.fit(model, case.X, case.y, checkpoint=Stopped(tmp_path, every="1000s"), **settings)
+    mx.fit(again, case.X, case.y, checkpoint=mx.Checkpoint(tmp_path, resume=True), **settings)
+    assert_array_equal(again.theta, want.theta)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_ctrl_c_ends_what_takes_long(batch_size):
+    """Half a minute on one core; nobody is asked whether to pause."""
+    case = large(n=8000, sizes=(200, 700, 700, 10), batch_size=batch_size)
+    model = case.model()
+    before = model.theta.copy()
+    states = mx.epochs(model, np.tile(case.X, (8, 1)), np.tile(case.y, 8), batch_size=batch_size, threads=1)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    began = perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        next(states)
+    assert perf_counter() - began < 5
+    timer.join()
+    assert_array_equal(model.theta, before)
 
 
 @pytest.mark.parametrize("instructions", ["base", "v3", "v4"])

@@ -443,11 +443,11 @@ static void full_batch(Replay *r, int64_t t) {
   Own *own = r->own + t;
   Frame *f = &own->frame;
   const int64_t size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
+  const int64_t begin = r->piece->update * s->groups, end = least(shards, r->piece->last * s->groups);
   for (int64_t g; (g = atomic_fetch_add(&r->next_part, 1)) < s->groups;) {
     REAL *sum = r->sums[g];
-    memset(sum, 0, size * sizeof(REAL));
-    r->losses[g] = 0;
-    for (int64_t i = g; i < shards; i += s->groups) {
+    if (!begin) memset(sum, 0, size * sizeof(REAL)), r->losses[g] = 0;
+    for (int64_t i = begin + g; i < end; i += s->groups) {
       const int64_t first = i * s->shard, m = least(s->shard, s->rows - first);
       take_rows(r, f, first, 0, m);
       r->losses[g] += on_rows(r, own, f, 0, m, 1);
@@ -458,6 +458,7 @@ static void full_batch(Replay *r, int64_t t) {
       }
     }
   }
+  if (end < shards) return;
   meet(r);
   const Update update = {s->rows, 0, r->piece->done + 1, 0, 0};
   const int64_t slices = do_slices(r, own, &update);

@@ -47,7 +47,7 @@ typedef struct {
 
 typedef struct {
   const int32_t *order;  // of the rows, or null
-  int64_t update, last;  // of this epoch: those to do
+  int64_t update, last;  // of this epoch: those to do; of a full batch, rounds, in which each group adds up one shard
   int64_t done;          // updates of the optimizer before the first one here
   double rate, bias_rate;
   int64_t keep_gradient;  // of the last one
