@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -347,6 +348,37 @@ def test_a_child_process_trains_after_its_parent():
         os._exit(0 if cases.train(case, threads=2).bits() == want else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert cases.train(case, threads=2).bits() == want
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """Return a folder with the library and its sources, in which the package looks for it."""
+    folder = shutil.copytree(compiled.FOLDER, tmp_path / "replay")
+    monkeypatch.setattr(compiled, "FOLDER", folder)
+    monkeypatch.setattr(compiled, "_found", compiled._found.__wrapped__)
+    return folder
+
+
+def test_a_library_of_the_sources_beside_it_is_used(built):
+    assert compiled.library().path.parent == built
+
+
+@pytest.mark.parametrize("name", ["replay.c", "sparse.h", "more.h"])
+def test_a_library_of_other_sources_is_not_used(name, built):
+    with open(built / name, "a") as file:
+        file.write("// changed\n")
+    with pytest.warns(UserWarning, match=r"built from other sources than .* NumPy computes .* `pip install -e \.`"):
+        assert compiled.library() is None
+
+
+def test_a_library_that_says_nothing_of_its_sources_is_of_others(built):
+    assert not compiled._is_of_its_sources(object())
+
+
+def test_a_library_without_sources_is_used(built):
+    for source in built.glob("*.[ch]"):
+        source.unlink()
+    assert compiled.library().path.parent == built
 
 
 def resident():
