@@ -71,7 +71,7 @@ class InMemory:
         self._X, self.home = X, home
         self.shape: tuple[int, int] = (X.shape[0], X.shape[1])
         self.dtype = X.dtype
-        self.pixels = str(X.dtype).endswith("uint8")
+        self.pixels = X.dtype == (np if home is None else home.xp).uint8
 
     def block(self, start: int, stop: int) -> Array:
         return self._X[start : min(stop, self.shape[0]), :]
@@ -110,7 +110,8 @@ def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | Non
     TypeError
         If it is an array, or rows, of another device.
     """
-    if isinstance(X, Rows):
+    # the first tests are only there to save most calls the time of the last, which looks for each attribute
+    if not isinstance(X, np.ndarray) and isinstance(X, InMemory | Rows):
         if X.shape[1] != width:
             raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
         if not X.pixels and not str(X.dtype).endswith(dtype):
