@@ -102,6 +102,11 @@ static void make_data(Case *c) {
   c->order = exactly(n * sizeof(int32_t));
   for (int64_t i = 0; i < n; i++) c->order[i] = n - 1 - i;
   s->X = X, s->y = y;
+  if (!s->bytes && between(0, 1)) {
+    REAL *background = exactly(d * sizeof(REAL));
+    for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
+    s->background = background;
+  }
 }
 static void make_parameters(Case *c) {
   Setup *s = &c->setup;
@@ -137,7 +142,7 @@ static Case *make(void) {
 }
 static void drop(Case *c) {
   for (int v = 0; v < 4; v++) free(c->vectors[v]);
-  free((void *)c->setup.X), free((void *)c->setup.y), free(c->order), free(c->begin), free(c);
+  free((void *)c->setup.X), free((void *)c->setup.y), free((void *)c->setup.background), free(c->order), free(c->begin), free(c);
 }
 
 // Train from the beginning; return the sum of losses, or -1 if there is not enough memory.

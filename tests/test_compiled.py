@@ -18,6 +18,7 @@ from numpy.testing import assert_array_equal
 import mlp_xp as mx
 from mlp_xp.engines.threads import ThreadEngine
 from mlp_xp.kernels.cpu import compiled
+from mlp_xp.rows.plan import make_plan
 
 from . import compiled_cases as cases
 
@@ -192,6 +193,52 @@ def test_sets_of_instructions_agree(instructions, monkeypatch, shards):
             error = cases.train(case, plan=plan).error(want)
         assert error <= DOUBLE, (seed, error, case)
         assert error == 0 or instructions != library.instructions
+
+
+def with_usual_values(seed, dtype="float64"):
+    """Return a case whose zeros are another number in each column, as in standardized images."""
+    case = cases.draw(seed, dtype)
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((150, case.sizes[0])).astype(np.float32)
+    X = np.where(rng.random(X.shape) < 0.7, rng.uniform(-3, 3, X.shape[1]) * (rng.random(X.shape[1]) < 0.9), X)
+    n = min(len(case.X), len(X))
+    return replace(case, X=X[:n].astype(np.float32).astype(dtype), y=case.y[:n])
+
+
+def test_usual_values_are_skipped_and_count_all_the_same(shards):
+    seen = 0
+    for seed in range(7000, 7060):
+        shards(1 + 37 * seed % 110)
+        case = with_usual_values(seed)
+        rows = case.model().open(case.X)
+        seen += make_plan(rows, case.model().device, "sparse", skips=True).background is not None
+        error = cases.train(case, plan="sparse", threads=1 + seed % 3).error(cases.by_numpy(case))
+        assert error <= DOUBLE, (seed, error, case)
+    assert seen > 40
+
+
+def test_bits_with_usual_values_do_not_depend_on_threads_or_pieces(shards, each_update):
+    for seed in range(7100, 7120):
+        shards(1 + 29 * seed % 100)
+        case = with_usual_values(seed, "float32")
+        bits = [cases.train(case, plan="sparse", threads=threads).bits() for threads in (1, 2, 3)]
+        bits.append(cases.train(case, plan="sparse", threads=2, pause=Pause()).bits())
+        assert bits[1:] == bits[:-1], (seed, case)
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_standardized_images_are_sparse(batch_size, mnist):
+    X = mnist[0].X[:2000] / 255
+    X = (X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)
+    model = mx.MLP([784, 5, 10])
+    plan, plain = (
+        make_plan(model.open(data), model.device, "auto", None, batch_size, skips=True)
+        for data in (X, mnist[0].X[:2000])
+    )
+    assert (plan.kind, plain.kind) == ("sparse", "sparse")
+    assert plan.mean_columns == pytest.approx(plain.mean_columns, rel=0.1)
+    assert "are not the usual value of their column" in plan.reason
+    assert plain.background is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -156,6 +156,7 @@ class CompiledEngine:
             sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
             gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data, rows=self._n,
             bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
             l2=setup.objective.l2, batch=setup.batch_size or self._n, shard=_SHARD,

@@ -50,6 +50,7 @@ class Setup(ctypes.Structure):
         ("long_integers", c_int64),
         *((name, c_void_p) for name in ("X", "y")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
+        ("background", c_void_p),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2")),

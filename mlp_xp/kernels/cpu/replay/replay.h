@@ -34,6 +34,7 @@ typedef struct {
   const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
   int64_t rows, bytes, labels;
   int64_t sparse;  // whether the first layer skips zeros one by one
+  const void *background;  // (sizes[0]) or null: the usual value of each column, which counts as zero if it is sparse
 
   void *theta, *gradient, *first, *second;  // parameters, mean gradient, and what the optimizer keeps
   int64_t optimizer, nesterov;
