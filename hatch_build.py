@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ X86 = {  # sets of instructions: vectors of so many bytes, and what the register
 }
 OTHERS = {"base": "-DVECTOR_BYTES=16 -DTILE_ROWS=4 -DPAIR_VECTORS=13"}
 REALS = {"float32": "float", "float64": "double"}
+
+
+def digest(source: Path) -> str:
+    """Return a digest of the sources, by which the package finds that its library is of others.
+
+    It computes the same in ``compiled.py``, which cannot be imported here: NumPy may be missing.
+    """
+    return sha256(b"".join(path.read_bytes() for path in sorted(source.glob("*.[ch]")))).hexdigest()
 
 
 def compile_library(source: Path, target: Path, *more: str) -> None:
@@ -44,7 +53,7 @@ def compile_library(source: Path, target: Path, *more: str) -> None:
         raise FileNotFoundError("there is no C compiler")
     sets = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHERS
     with tempfile.TemporaryDirectory() as folder:
-        commands = {Path(folder, "choose.o"): [str(source / "choose.c")]}
+        commands = {Path(folder, "choose.o"): [f'-DSOURCES="{digest(source)}"', str(source / "choose.c")]}
         for name, flags in sets.items():
             for real, c_type in REALS.items():
                 own = [*flags.split(), f"-DREAL={c_type}", f"-DSUFFIX={real}_{name}", str(source / "replay.c")]

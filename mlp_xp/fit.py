@@ -121,7 +121,8 @@ def fit(
         closing.callback(states.close)
         watch.begin()
         for state in states:
-            watch.look_at(state)
+            if state.rows:  # not in the middle of the first update
+                watch.look_at(state)
             final = False
             if state.whole:
                 answers = [is_true(callback(state)) for callback in run]

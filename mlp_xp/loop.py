@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -70,9 +71,9 @@ class State:
 
     @cached_property
     def loss(self) -> Array:
-        """Mean training loss () that the epoch's gradients were computed at, on the device."""
+        """Mean training loss () that the epoch's gradients were computed at, on the device; NaN before any update."""
         with self.model.device.active():
-            mean: Any = self.done.loss_sum / self.done.rows  # type: ignore[operator]
+            mean: Any = self.done.loss_sum / self.done.rows if self.rows else math.nan  # type: ignore[operator]
             return self.model.device.asarray(mean, self.model.dtype)[()]
 
     @property
@@ -152,8 +153,10 @@ def epochs(
         Go on from here, bit for bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
     pause : callable, optional
-        Asked after each update but an epoch's last, on a GPU after every few hundred. If it returns True, the state in
-        the middle of the epoch is handed out, to be looked at: what is assigned to the model then is not taken up.
+        Asked after each update but an epoch's last, on a GPU after every few hundred, and by the compiled library every
+        tenth of a second of an update of all rows. If it returns True, the state in the middle of the epoch is handed
+        out, to be looked at: what is assigned to the model then is not taken up. In the middle of the first update it
+        is the state before that.
 
     Yields
     ------

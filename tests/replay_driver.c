@@ -102,6 +102,11 @@ static void make_data(Case *c) {
   c->order = exactly(n * sizeof(int32_t));
   for (int64_t i = 0; i < n; i++) c->order[i] = n - 1 - i;
   s->X = X, s->y = y;
+  if (!s->bytes && between(0, 1)) {
+    REAL *background = exactly(d * sizeof(REAL));
+    for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
+    s->background = background;
+  }
 }
 static void make_parameters(Case *c) {
   Setup *s = &c->setup;
@@ -137,7 +142,7 @@ static Case *make(void) {
 }
 static void drop(Case *c) {
   for (int v = 0; v < 4; v++) free(c->vectors[v]);
-  free((void *)c->setup.X), free((void *)c->setup.y), free(c->order), free(c->begin), free(c);
+  free((void *)c->setup.X), free((void *)c->setup.y), free((void *)c->setup.background), free(c->order), free(c->begin), free(c);
 }
 
 // Train from the beginning; return the sum of losses, or -1 if there is not enough memory.
@@ -148,10 +153,11 @@ static double train(Case *c, int64_t threads) {
   s->threads = threads;
   Replay *replay = NAME(new, SUFFIX)(s);
   if (!replay) return -1;
-  const int64_t updates = s->groups ? 1 : (s->rows + s->batch - 1) / s->batch, half = updates / 2;
+  const int64_t rows = s->groups ? s->groups * s->shard : s->batch;  // of an update, or of a round
+  const int64_t steps = (s->rows + rows - 1) / rows, half = steps / 2;
   Piece piece = {.order = s->groups ? 0 : c->order, .rate = 0.01, .bias_rate = 0.01, .last = half};
   if (half) NAME(run, SUFFIX)(replay, &piece);
-  piece.update = piece.done = half, piece.last = updates, piece.keep_gradient = 1;
+  piece.update = half, piece.done = s->groups ? 0 : half, piece.last = steps, piece.keep_gradient = 1;
   NAME(run, SUFFIX)(replay, &piece);
   NAME(free, SUFFIX)(replay);
   return piece.loss;

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import signal
 import sys
 import threading
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from numpy.testing import assert_array_equal
 import mlp_xp as mx
 from mlp_xp.engines.threads import ThreadEngine
 from mlp_xp.kernels.cpu import compiled
+from mlp_xp.rows.plan import make_plan
 
 from . import compiled_cases as cases
 
@@ -32,8 +36,9 @@ def shards(monkeypatch):
 
 @pytest.fixture
 def each_update(monkeypatch):
-    """Let the engine ask after each update."""
+    """Let the engine ask after each update, and after each round of a full batch's groups."""
     monkeypatch.setattr("mlp_xp.engines.compiled._PIECE", 1e-30)
+    monkeypatch.setattr("mlp_xp.engines.compiled._UNASKED", 1e-30)
 
 
 def large(seed=0, n=300, sizes=(400, 300, 130, 10), **changes):
@@ -121,6 +126,58 @@ def test_pieces_have_the_bits_of_whole_epochs(plan, each_update):
         assert pause.asked == case.epochs * (updates - 1)
 
 
+@pytest.mark.usefixtures("each_update")
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("n", "rows", "rounds"), [(100, 1, 7), (96, 2, 3), (97, 2, 4), (17, 1, 2), (16, 1, 1)])
+def test_rounds_of_a_full_batch_have_the_bits_of_the_whole(n, rows, rounds, plan, shards):
+    """At most 16 groups, each of which adds up a shard in a round."""
+    shards(rows)
+    case = large(n=n, sizes=(20, 7, 10), batch_size=None, epochs=3, optimizer=mx.Adam(l2=0.01))
+    whole = cases.train(case, plan=plan)
+    for threads in (1, 2, 3):
+        pause = Pause()
+        assert cases.train(case, plan=plan, threads=threads, pause=pause).bits() == whole.bits()
+        assert pause.asked == 3 * (rounds - 1)
+
+
+@pytest.mark.usefixtures("each_update")
+def test_a_signal_stops_a_full_batch_within_its_update(shards, tmp_path):
+    shards(4)
+    case = large(n=300, sizes=(20, 7, 10), batch_size=None)
+    signals, settings = [3 + 4 * 4], {"epochs": 7, "optimizer": mx.Adam(), "plan": "dense"}  # 5 rounds: in the fifth
+
+    class Stopped(mx.Checkpoint):
+        def is_due(self):
+            signals[0] -= 1
+            if signals[0] == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return super().is_due()
+
+    want, model, again = case.model(), case.model(), case.model()
+    mx.fit(want, case.X, case.y, **settings)
+    with pytest.raises(mx.Interrupted, match="in epoch 4 after update 0"):
+        mx.fit(model, case.X, case.y, checkpoint=Stopped(tmp_path, every="1000s"), **settings)
+    mx.fit(again, case.X, case.y, checkpoint=mx.Checkpoint(tmp_path, resume=True), **settings)
+    assert_array_equal(again.theta, want.theta)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_ctrl_c_ends_what_takes_long(batch_size):
+    """Half a minute on one core; nobody is asked whether to pause."""
+    case = large(n=8000, sizes=(200, 700, 700, 10), batch_size=batch_size)
+    model = case.model()
+    before = model.theta.copy()
+    states = mx.epochs(model, np.tile(case.X, (8, 1)), np.tile(case.y, 8), batch_size=batch_size, threads=1)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    began = perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        next(states)
+    assert perf_counter() - began < 5
+    timer.join()
+    assert_array_equal(model.theta, before)
+
+
 @pytest.mark.parametrize("instructions", ["base", "v3", "v4"])
 def test_sets_of_instructions_agree(instructions, monkeypatch, shards):
     library = compiled.library()
@@ -136,6 +193,52 @@ def test_sets_of_instructions_agree(instructions, monkeypatch, shards):
             error = cases.train(case, plan=plan).error(want)
         assert error <= DOUBLE, (seed, error, case)
         assert error == 0 or instructions != library.instructions
+
+
+def with_usual_values(seed, dtype="float64"):
+    """Return a case whose zeros are another number in each column, as in standardized images."""
+    case = cases.draw(seed, dtype)
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((150, case.sizes[0])).astype(np.float32)
+    X = np.where(rng.random(X.shape) < 0.7, rng.uniform(-3, 3, X.shape[1]) * (rng.random(X.shape[1]) < 0.9), X)
+    n = min(len(case.X), len(X))
+    return replace(case, X=X[:n].astype(np.float32).astype(dtype), y=case.y[:n])
+
+
+def test_usual_values_are_skipped_and_count_all_the_same(shards):
+    seen = 0
+    for seed in range(7000, 7060):
+        shards(1 + 37 * seed % 110)
+        case = with_usual_values(seed)
+        rows = case.model().open(case.X)
+        seen += make_plan(rows, case.model().device, "sparse", skips=True).background is not None
+        error = cases.train(case, plan="sparse", threads=1 + seed % 3).error(cases.by_numpy(case))
+        assert error <= DOUBLE, (seed, error, case)
+    assert seen > 40
+
+
+def test_bits_with_usual_values_do_not_depend_on_threads_or_pieces(shards, each_update):
+    for seed in range(7100, 7120):
+        shards(1 + 29 * seed % 100)
+        case = with_usual_values(seed, "float32")
+        bits = [cases.train(case, plan="sparse", threads=threads).bits() for threads in (1, 2, 3)]
+        bits.append(cases.train(case, plan="sparse", threads=2, pause=Pause()).bits())
+        assert bits[1:] == bits[:-1], (seed, case)
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_standardized_images_are_sparse(batch_size, mnist):
+    X = mnist[0].X[:2000] / 255
+    X = (X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)
+    model = mx.MLP([784, 5, 10])
+    plan, plain = (
+        make_plan(model.open(data), model.device, "auto", None, batch_size, skips=True)
+        for data in (X, mnist[0].X[:2000])
+    )
+    assert (plan.kind, plain.kind) == ("sparse", "sparse")
+    assert plan.mean_columns == pytest.approx(plain.mean_columns, rel=0.1)
+    assert "are not the usual value of their column" in plan.reason
+    assert plain.background is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -241,6 +344,28 @@ def test_divergence_shows_in_the_loss(dtype, batch_size, rng):
         mx.fit(model, X, Y, optimizer=mx.SGD(lr=1e12), batch_size=batch_size, plan="sparse")
 
 
+def subnormals(vector):
+    return int(((np.abs(vector) < np.finfo(vector.dtype).tiny) & (vector != 0)).sum())
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_means_of_gradients_that_have_become_zero_are_zero(batch_size, plan):
+    """Left below the smallest normal number, they would make each update twice as long."""
+    X, y = np.zeros((3000, 3), np.uint8), np.zeros(3000, int)
+    X[0] = 255  # the only row that the first weights have a gradient from
+    case = cases.Case([3, 4, 2], ["relu"], "softmax", mx.Adam(), X, y, 1, "float32", 1)
+    if batch_size is None:  # the outputs become so right that their errors vanish
+        case = replace(case, X=X[:2], y=y[:2], optimizer=mx.Adam(lr=1.0), batch_size=None, epochs=1200)
+    assert subnormals(cases.train(case, ThreadEngine).state["mean"]) > 0
+    assert subnormals(cases.train(case, plan=plan, threads=2).state["mean"]) == 0
+
+
+def test_other_arithmetic_of_the_thread_keeps_its_small_numbers():
+    cases.train(large(epochs=1), threads=2)
+    assert np.finfo(np.float32).tiny / np.float32(2) > 0
+
+
 def test_engines_on_two_threads_at_once():
     chosen = [cases.draw(seed) for seed in range(6000, 6030)]
     want = [cases.train(case, plan="sparse").bits() for case in chosen]
@@ -270,6 +395,37 @@ def test_a_child_process_trains_after_its_parent():
         os._exit(0 if cases.train(case, threads=2).bits() == want else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert cases.train(case, threads=2).bits() == want
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """Return a folder with the library and its sources, in which the package looks for it."""
+    folder = shutil.copytree(compiled.FOLDER, tmp_path / "replay")
+    monkeypatch.setattr(compiled, "FOLDER", folder)
+    monkeypatch.setattr(compiled, "_found", compiled._found.__wrapped__)
+    return folder
+
+
+def test_a_library_of_the_sources_beside_it_is_used(built):
+    assert compiled.library().path.parent == built
+
+
+@pytest.mark.parametrize("name", ["replay.c", "sparse.h", "more.h"])
+def test_a_library_of_other_sources_is_not_used(name, built):
+    with open(built / name, "a") as file:
+        file.write("// changed\n")
+    with pytest.warns(UserWarning, match=r"built from other sources than .* NumPy computes .* `pip install -e \.`"):
+        assert compiled.library() is None
+
+
+def test_a_library_that_says_nothing_of_its_sources_is_of_others(built):
+    assert not compiled._is_of_its_sources(object())
+
+
+def test_a_library_without_sources_is_used(built):
+    for source in built.glob("*.[ch]"):
+        source.unlink()
+    assert compiled.library().path.parent == built
 
 
 def resident():

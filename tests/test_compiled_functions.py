@@ -117,9 +117,18 @@ def test_nan_comes_out_as_nan_and_only_there(name, n, functions):
         assert_array_equal(np.isnan(functions.value(name, x)), np.isnan(x))
 
 
+@pytest.mark.parametrize("n", [1, 7, 33])
+def test_tanh_of_zero_keeps_its_sign(n, functions):
+    A = functions.value("tanh", np.full(n, -0.0))
+    assert_array_equal(A, 0)
+    assert np.signbit(A).all()
+    assert not np.signbit(functions.value("tanh", np.zeros(n))).any()
+
+
 @pytest.mark.parametrize("name", ["relu", "leaky_relu"])
 def test_kinked_functions_have_the_bits_of_their_formulas(name, functions, rng):
-    Z = np.concatenate([rng.standard_normal(1000), [0.0, -0.0, np.finfo(functions.dtype).max, -1e-30]])
+    info = np.finfo(functions.dtype)
+    Z = np.concatenate([rng.standard_normal(1000), [0.0, -0.0, info.max, info.min, np.inf, -np.inf, -1e-30]])
     Z = Z.astype(functions.dtype)
     A, d = functions.value(name, Z), rng.standard_normal(len(Z)).astype(functions.dtype)
     want = ACTIVATIONS[name].value(np, Z)

@@ -49,6 +49,20 @@ def parameters(rng, d, h):
     return block[1:].T, block[0]
 
 
+HOSTILE = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.7e308, -1.7e308, 5e-324, -5e-324, 1.0, -1.0]
+
+
+@pytest.mark.parametrize("kernels", [GenericKernels(np, "float64"), NumpyKernels("float64")], ids=["generic", "numpy"])
+def test_relu_of_any_number(kernels):
+    """Slope 1 at zeros of both signs, as the lecture has it at zero; nothing but NaN becomes NaN."""
+    Z = np.array([HOSTILE])
+    kernels.features(Z)
+    A = kernels.activate("relu", Z.copy())
+    assert_array_equal(A, np.maximum(Z, 0))
+    slopes = kernels.activation_gradient("relu", np.ones_like(Z), A)
+    assert_array_equal(slopes[Z == Z], (Z >= 0)[Z == Z])
+
+
 @pytest.mark.parametrize("product_threads", [threads for _, threads in KERNELS], ids=[name for name, _ in KERNELS])
 class TestNumpyAgainstGeneric:
     @pytest.mark.parametrize(("n", "d", "h"), SHAPES)

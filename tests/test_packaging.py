@@ -112,14 +112,24 @@ print(type(state.engine).__name__)
 """
 
 
+CHANGED = b"// as after git pull\n"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
-@pytest.mark.parametrize(("more", "engine"), [({}, "CompiledEngine"), ({"MLP_XP_PURE": "1"}, "ThreadEngine")])
-def test_what_was_built_trains(more, engine, checkout, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "changed", "engine"),
+    [({}, False, "CompiledEngine"), ({}, True, "ThreadEngine"), ({"MLP_XP_PURE": "1"}, False, "ThreadEngine")],
+)
+def test_what_was_built_trains(more, changed, engine, checkout, tmp_path):
     wheel, _ = build(checkout, "wheel", **more)
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")
+    if changed:
+        source = tmp_path / "installed" / REPLAY / "replay.c"
+        source.write_bytes(source.read_bytes() + CHANGED)
     command = [sys.executable, "-c", TRAIN, str(tmp_path / "installed")]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLP_XP_COMPILED")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == engine
+    assert done.stderr.count("`pip install -e .`") == changed

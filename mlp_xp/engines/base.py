@@ -89,7 +89,8 @@ class Engine(Protocol):
     def advance(self, pause: Callable[[], bool] | None) -> Done:
         """Do updates until the epoch is over or `pause` answers True; return what is done of the epoch.
 
-        It is asked after each update but the last, by an engine that does many at once after each piece of its work.
+        It is asked after each update but the last, by an engine that does many at once after each piece of its work. If
+        an update is several pieces, none of it is done before its last one.
         """
 
     def theta(self) -> Array:

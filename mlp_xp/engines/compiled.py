@@ -7,6 +7,7 @@ GPU: it is replayed for each block of rows, and nothing of it is repeated here.
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Callable
 from time import perf_counter
@@ -33,7 +34,7 @@ __all__ = ["CompiledEngine", "why_not"]
 
 _SHARD = 512  # rows
 _PIECE = 5e-3  # seconds of updates between two questions whether to pause
-_UNASKED = 0.1  # seconds of updates if there is no such question: Ctrl-C has to wait for them
+_UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 
 _Vector = np.ndarray[Any, Any]
@@ -130,7 +131,10 @@ class CompiledEngine:
             raise MemoryError(f"there is no memory for updates of {setup.batch_size or _SHARD} rows")
         self._replay = ctypes.c_void_p(replay)
         weakref.finalize(self, free, self._replay)
-        self._seconds = 1e-3  # of an update, lately
+        self._steps = self.updates
+        if setup.batch_size is None:  # an update may take long, so it is done in rounds of a shard for each group
+            self._steps = -(-self._n // (self._kept[0].shard * self._kept[0].groups))
+        self._seconds = math.inf  # of a step, lately
 
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
@@ -152,6 +156,7 @@ class CompiledEngine:
             sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
             gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data, rows=self._n,
             bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
             l2=setup.objective.l2, batch=setup.batch_size or self._n, shard=_SHARD,
@@ -174,24 +179,26 @@ class CompiledEngine:
         self._order = None
         if self._setup.batch_size is not None:
             self._order = shuffled_rows(self._setup.model.seed, epoch, self._n).astype(np.int32)
-        self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
+        self._at, self._loss_sum = done.updates, float(done.loss_sum)
+        self._spent = float(done.seconds) + perf_counter() - began
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
         began = perf_counter()
-        updates, loss_sum = self._done.updates, float(self._done.loss_sum)
+        longest = _UNASKED if pause is None or self._setup.batch_size is None else _PIECE
         with self._setup.model.device.active():
-            while updates < self.updates:
-                seconds = _UNASKED if pause is None else _PIECE
-                count = min(self.updates - updates, max(1, int(seconds / self._seconds)))
+            while self._at < self._steps:
+                count = min(self._steps - self._at, max(1, int(longest / self._seconds)))
                 start = perf_counter()
-                loss_sum = self._piece(updates, updates + count, loss_sum)
+                self._piece(count)
                 self._seconds = max((perf_counter() - start) / count, 1e-9)
-                updates += count
-                if pause is not None and updates < self.updates and pause():
+                if pause is not None and self._at < self._steps and pause():
                     break
+        self._spent += perf_counter() - began
+        updates = self._at * self.updates // self._steps
+        if not updates:
+            return Done()
         rows = min(self._n, updates * (self._setup.batch_size or self._n))
-        self._done = Done(updates, rows, loss_sum, float(self._done.seconds) + perf_counter() - began)
-        return self._done
+        return Done(updates, rows, self._loss_sum, self._spent)
 
     def theta(self) -> _Vector:
         return self._padded.take(self._theta)
@@ -216,16 +223,19 @@ class CompiledEngine:
     ) -> None:
         """Release nothing: the library's threads end with each piece, and its memory goes with this object."""
 
-    def _piece(self, first: int, last: int, loss_sum: float) -> float:
-        """Do updates of this epoch; return the sum of losses up to here, with the penalty."""
+    def _piece(self, count: int) -> None:
+        """Do so many steps of this epoch."""
+        last = self._at + count
         piece = compiled.Piece(
-            order=None if self._order is None else self._order.ctypes.data, update=first, last=last, done=self._count,
-            rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self.updates, loss=loss_sum,
+            order=None if self._order is None else self._order.ctypes.data, update=self._at, last=last,
+            done=self._count, rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self._steps,
+            loss=self._loss_sum,
         )  # fmt: skip
         self._run(self._replay, ctypes.byref(piece))
-        self._count += last - first
-        self._has_gradient |= self._keeps_all or last == self.updates
-        return float(piece.loss)
+        self._at, self._loss_sum = last, piece.loss
+        over = last == self._steps
+        self._count += count if self._setup.batch_size else over
+        self._has_gradient |= over or (self._keeps_all and self._setup.batch_size is not None)
 
 
 def _constants(optimizer: Optimizer) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Plan:
         How many columns of that order each row needs.
     background : array (d,), optional
         The usual value of each column, in the order of the data, if it is not zero, as in standardized images; see
-        :mod:`mlp_xp.rows.background`. What is stored is X - background.
+        :mod:`mlp_xp.rows.background`. What is stored is X - background; a sparse plan stores X, and skips its entries
+        that are the background.
     """
 
     kind: str
@@ -133,15 +134,23 @@ def make_plan(
 def _sparse_plan(rows: Rows, device: Device, kind: str, epochs: int | None, batch_size: int | None) -> Plan:
     """Return the plan whose zeros are skipped, unless there are too few of them or a background pays better."""
     d, sample = rows.shape[1], _sample_of(rows)
-    used = sample != 0
-    half = -(-len(used) // 2)
-    needed, by_two = (float(mask.sum(axis=1).mean()) for mask in (used, used[:half] | used[-half:]))
+    background, (needed, by_two) = None, _listed(sample != 0)
     found = f"{needed:.0f} of {d} numbers in a row are not zero"
+    if by_two > _WORTH_LISTS * d and (usual := usual_values(sample, next(_blocks(rows)))).any():
+        background, (needed, by_two) = usual, _listed(sample != usual)
+        found = f"{needed:.0f} of {d} numbers in a row are not the usual value of their column"
     if kind == "sparse" or by_two <= _WORTH_LISTS * d:
-        return Plan("sparse", "asked for" if kind == "sparse" else found, needed)
-    if batch_size is None and usual_values(sample, next(_blocks(rows))).any():
+        reason = "asked for" if kind == "sparse" else found
+        return Plan("sparse", reason, needed, background=background)
+    if batch_size is None and background is not None:
         return make_plan(rows, device, "auto", epochs, batch_size)
     return Plan("dense", f"{found}, too many for lists", d)
+
+
+def _listed(used: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Return how many columns of a mask (n, d) a row uses on average, and two rows together."""
+    half = -(-len(used) // 2)
+    return float(used.sum(axis=1).mean()), float((used[:half] | used[-half:]).sum(axis=1).mean())
 
 
 def _zero_plan(rows: Rows, background: np.ndarray[Any, Any]) -> Plan:

@@ -71,7 +71,7 @@ class InMemory:
         self._X, self.home = X, home
         self.shape: tuple[int, int] = (X.shape[0], X.shape[1])
         self.dtype = X.dtype
-        self.pixels = X.dtype == np.uint8 if type(X) is np.ndarray else str(X.dtype).endswith("uint8")
+        self.pixels = X.dtype == (np if home is None else home.xp).uint8
 
     def block(self, start: int, stop: int) -> Array:
         return self._X[start : min(stop, self.shape[0]), :]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import warnings
 from ctypes import c_double, c_int32, c_int64, c_void_p
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,7 @@ class Setup(ctypes.Structure):
         ("long_integers", c_int64),
         *((name, c_void_p) for name in ("X", "y")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
+        ("background", c_void_p),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2")),
@@ -93,7 +96,13 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def library() -> Library | None:
-    """Return the library for this processor, or None if it was not built or ``MLP_XP_COMPILED`` is 0."""
+    """Return the library for this processor, or None if it was not built or ``MLP_XP_COMPILED`` is 0.
+
+    Warns
+    -----
+    UserWarning
+        Once, if it was built from other sources than those that lie beside it. It is not used then.
+    """
     return None if os.environ.get("MLP_XP_COMPILED") == "0" else _found()
 
 
@@ -105,6 +114,26 @@ def _found() -> Library | None:
         except OSError as error:
             _log.warning("the compiled library cannot be loaded: %s", error)
             return None
-        loaded.mlp_xp_instructions.restype = ctypes.c_char_p
-        return Library(path, loaded.mlp_xp_instructions().decode())
+        if not _is_of_its_sources(loaded):
+            warnings.warn(
+                f"{path} was built from other sources than those beside it, so NumPy computes instead, more slowly; "
+                "build it anew: `pip install -e .` in the checkout",
+                stacklevel=2,
+            )
+            return None
+        return Library(path, _text(loaded.mlp_xp_instructions))
     return None
+
+
+def _is_of_its_sources(loaded: ctypes.CDLL) -> bool:
+    """Return whether the library was built from the sources in the folder, or there are none."""
+    sources = sorted(FOLDER.glob("*.[ch]"))
+    if not sources:
+        return True
+    digest = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()  # as in hatch_build.py
+    return hasattr(loaded, "mlp_xp_sources") and _text(loaded.mlp_xp_sources) == digest
+
+
+def _text(function: Any) -> str:
+    function.restype = ctypes.c_char_p
+    return str(function().decode())

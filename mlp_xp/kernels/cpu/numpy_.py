@@ -74,6 +74,7 @@ class NumpyKernels(GenericKernels):
         self._tiled, self.product_threads = product_threads is not None, product_threads or 1
         self._buffers = _Buffers(self.dtype)
         self._ones = np.ones(0, self.dtype)
+        self._lowest = np.finfo(self.dtype).min
 
     def features(self, X: Any) -> Any:
         self._buffers.rewind()
@@ -120,6 +121,8 @@ class NumpyKernels(GenericKernels):
             case "tanh":
                 return np.tanh(Z, out=Z)
             case "relu":
+                Z += self.dtype(0)  # -0.0 + 0 = 0.0
+                np.maximum(Z, self._lowest, out=Z)  # -inf times 0 would be NaN
                 return np.multiply(Z, Z >= 0, out=Z)
             case "leaky_relu":
                 return np.maximum(Z, LEAK * Z, out=Z)

@@ -9,3 +9,6 @@ const char *mlp_xp_instructions(void) {
 #endif
   return "base";
 }
+
+// A digest of the sources that the library was built from.
+const char *mlp_xp_sources(void) { return SOURCES; }

@@ -43,21 +43,21 @@ INLINE double exp_double(double x) {
 
 // tanh(x): near zero Cephes's approximations, which keep the relative error small; elsewhere by exp.
 INLINE float tanh_float(float x) {
-  const float z = x * x, a = x < 0 ? -x : x;
+  const float z = x * x, a = fabsf(x);
   float p = -5.70498872745e-3f;  // tanhf.c
   p = p * z + 2.06390887954e-2f;
   p = p * z - 5.37397155531e-2f;
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
-  const float small = p * z * x + x, large = 1.0f - 2.0f / (exp_float(2.0f * a) + 1.0f);
-  return a < 0.625f ? small : x < 0 ? -large : large;
+  const float small = p * z * a + a, large = 1.0f - 2.0f / (exp_float(2.0f * a) + 1.0f);
+  return copysignf(a < 0.625f ? small : large, x);
 }
 INLINE double tanh_double(double x) {
-  const double z = x * x, a = x < 0 ? -x : x;
+  const double z = x * x, a = fabs(x);
   const double p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3;  // tanh.c
   const double q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3;
-  const double small = x + x * z * (p / q), large = 1.0 - 2.0 / (exp_double(2.0 * a) + 1.0);
-  return a < 0.625 ? small : x < 0 ? -large : large;
+  const double small = a + a * z * (p / q), large = 1.0 - 2.0 / (exp_double(2.0 * a) + 1.0);
+  return copysign(a < 0.625 ? small : large, x);
 }
 
 #define EXP(x) _Generic((x), float: exp_float, double: exp_double)(x)
@@ -72,8 +72,8 @@ static void activate(int name, REAL *z, int64_t n) {
     case TANH:
       for (int64_t i = 0; i < n; i++) z[i] = TANH_OF(z[i]);
       break;
-    case RELU:  // -0 for z < 0: the sign tells the slope
-      for (int64_t i = 0; i < n; i++) z[i] = z[i] * (REAL)(z[i] >= 0);
+    case RELU:  // -0 for z < 0, and 0 for zeros of both signs: it tells the slope
+      for (int64_t i = 0; i < n; i++) z[i] = z[i] < 0 ? (REAL)-0.0 : (REAL)fabs(z[i]);
       break;
     case LEAKY_RELU:
       for (int64_t i = 0; i < n; i++) z[i] = z[i] < 0 ? LEAK * z[i] : z[i];

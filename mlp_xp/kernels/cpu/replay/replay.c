@@ -21,6 +21,7 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #define LOADED(u) __asm__("" : "+w"(u))
 #endif
 
+#include "subnormals.h"
 #include "functions.h"
 #include "products.h"
 #include "sparse.h"
@@ -60,6 +61,7 @@ struct Replay {
   Own *own;
   uint64_t *masks;   // of all rows
   REAL **transposed;  // W of layers whose products with it are small, (n_l, n_{l-1}); null for others
+  REAL *shifts;      // W[1] times the background, a part for each slice; null if there is none
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
   Piece *piece;
@@ -136,6 +138,7 @@ static void blas(const Setup *s, int trans_a, int trans_b, int64_t m, int64_t n,
     ((F *)s->gemm)(ROW_MAJOR, trans_a, trans_b, m, n, k, 1, A, lda, B, ldb, 1, C, ldc);
   }
 }
+static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 96); }
 static int is_small(int64_t m, int64_t n, int64_t k) { return n <= NARROW || m * n * k < SMALL; }
 
 // --------------------------------------------------------------------------------------------- operations on rows
@@ -155,10 +158,21 @@ static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, in
       memcpy(A, f->rows[q], d * sizeof(REAL));
   }
 }
+// What each row's Z begins with: the biases, and what the background adds to them.
+static const REAL *begin_of_row(const Replay *r, Own *own, int64_t layer) {
+  const REAL *b = block(r, r->setup.theta, layer);
+  if (layer > 1 || !r->shifts) return b;
+  const int64_t ld = r->lds[1], slices = slices_of(r->sizes[0]);
+  REAL *sums = own->lists.values;
+  memcpy(sums, b, ld * sizeof(REAL));
+  for (int64_t p = 0; p < slices; p++)
+    for (int64_t q = 0; q < ld; q++) sums[q] += r->shifts[p * ld + q];
+  return sums;
+}
 static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t n = r->sizes[i->layer], k = r->sizes[i->layer - 1], ld = r->lds[i->layer], m = to - from;
-  const REAL *b = block(r, s->theta, i->layer), *W = b + ld;
+  const REAL *b = begin_of_row(r, own, i->layer), *W = block(r, s->theta, i->layer) + ld;
   REAL *Z = f->buffers[i->to] + from * ld;
   for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ld * sizeof(REAL));
   if (i->layer == 1 && s->sparse) {
@@ -176,6 +190,11 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ld, Z, ld);
   else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ld, Z, ld);
 }
+// Whether the product of m rows with W is for the loops here, which read W by its columns.
+static int multiplies_by_transposed(const Replay *r, int64_t layer, int64_t m) {
+  const int64_t k = r->sizes[layer], n = r->sizes[layer - 1];
+  return k <= NARROW || is_small(m, n, k);
+}
 static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t k = r->sizes[i->layer], n = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
@@ -184,9 +203,12 @@ static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t fr
   REAL *C = f->buffers[i->to] + from * ldc;
   memset(C, 0, m * ldc * sizeof(REAL));
   const REAL *B = r->transposed[i->layer];
-  if (B && (k <= NARROW || is_small(m, n, k))) multiply(m, n, k, A, lda, 1, B, ldc, C, ldc);
+  if (B && multiplies_by_transposed(r, i->layer, m)) multiply(m, n, k, A, lda, 1, B, ldc, C, ldc);
   else blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
 }
+// Slice p of a layer's inputs; slices begin at multiples of 64.
+static int64_t cut(int64_t n, int64_t p, int64_t slices) { return p >= slices ? n : least(n, up(n * p / slices, 64)); }
+
 // Rows [j0, j1) of a layer's W^T, as columns of its W.
 static void transpose_weights(const Replay *r, int64_t layer, int64_t j0, int64_t j1) {
   REAL *to = r->transposed[layer];
@@ -194,8 +216,23 @@ static void transpose_weights(const Replay *r, int64_t layer, int64_t j0, int64_
   const int64_t ld = r->lds[layer], ldt = r->lds[layer - 1];
   const REAL *W = block(r, r->setup.theta, layer) + ld;
   for (int64_t j = j0; j < j1; j += 16)
-    for (int64_t q = 0; q < r->sizes[layer]; q++)
-      for (int64_t c = j; c < least(j1, j + 16); c++) to[q * ldt + c] = W[c * ld + q];
+    for (int64_t q = 0; q < r->sizes[layer]; q++) {
+      REAL *row = to + q * ldt + j;
+      const REAL *column = W + j * ld + q;
+      if (j + 16 <= j1) UNROLL for (int64_t c = 0; c < 16; c++) row[c] = column[c * ld];
+      else for (int64_t c = 0; c < j1 - j; c++) row[c] = column[c * ld];
+    }
+}
+// What products take from slice p of a layer's weights in another form.
+static void derive(const Replay *r, int64_t layer, int64_t p) {
+  const int64_t n = r->sizes[layer - 1], j0 = cut(n, p, slices_of(n)), j1 = cut(n, p + 1, slices_of(n));
+  transpose_weights(r, layer, j0, j1);
+  if (layer > 1 || !r->shifts) return;
+  const int64_t ld = r->lds[1];
+  const REAL *background = r->setup.background, *restrict W = block(r, r->setup.theta, 1) + (1 + j0) * ld;
+  REAL *restrict shift = r->shifts + p * ld;
+  memset(shift, 0, ld * sizeof(REAL));
+  multiply(1, r->sizes[1], j1 - j0, background + j0, 0, 1, W, ld, shift, ld);
 }
 static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, REAL scale) {
   const Setup *s = &r->setup;
@@ -224,9 +261,22 @@ static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, R
 
 // -------------------------------------------------------------------------------------- operations on parameters
 
-// Slice p of a layer's inputs; slices begin at multiples of 64.
-static int64_t cut(int64_t n, int64_t p, int64_t slices) { return p >= slices ? n : least(n, up(n * p / slices, 64)); }
-static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 96); }
+// The column sums of m rows.
+static const REAL *add_rows(const REAL *rows, int64_t m, int64_t ld, REAL *sums) {
+  for (int64_t q = 0; q < m; q++)
+    for (int64_t j = 0; j < ld; j++) sums[j] = (q ? sums[j] : 0) + rows[q * ld + j];
+  return sums;
+}
+// dW += db background' for inputs [j0, j1).
+static void add_background(const Setup *s, const REAL *restrict db, int64_t j0, int64_t j1, int64_t ld,
+                           REAL *restrict dW) {
+  const REAL *background = s->background;
+  for (int64_t j = j0; j < j1; j++, dW += ld) {
+    const REAL usual = background[j];
+    if (usual == 0) continue;
+    for (int64_t q = 0; q < ld; q++) dW[q] += usual * db[q];
+  }
+}
 
 // The gradient of inputs [j0, j1) of a layer, and of its biases with the first slice, added to `into`.
 static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t m, int64_t j0, int64_t j1,
@@ -237,9 +287,7 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
   REAL *dW = into + (1 + j0) * ld;
   if (i->operation == BIAS_GRADIENT) {
     if (j0) return;
-    REAL *sums = own->lists.values;
-    for (int64_t q = 0; q < m; q++)
-      for (int64_t j = 0; j < ld; j++) sums[j] = (q ? sums[j] : 0) + dZ[q * ld + j];
+    const REAL *sums = add_rows(dZ, m, ld, own->lists.values);
     for (int64_t j = 0; j < ld; j++) into[j] += sums[j];
     return;
   }
@@ -255,6 +303,7 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
         add_pairs(&own->lists, columns, dZ + q * ld, into + (1 + j) * ld, n, ld);
       }
     }
+    if (r->shifts) add_background(s, add_rows(dZ, m, ld, own->lists.values), j0, j1, ld, dW);
     return;
   }
   const int64_t lda = r->widths[i->with];
@@ -383,7 +432,7 @@ static int64_t do_slices(Replay *r, Own *own, const Update *u) {
       if (r->setup.groups) add_sums(r, l, j0, j1);
       else add_slice(r, own, u, l, j0, j1);
       r->penalties[slice] = u->descends ? 0 : update_slice(r, l, j0, j1, u->rows, u->number);
-      transpose_weights(r, l, j0, j1);
+      derive(r, l, p);
       mine = atomic_fetch_add(&r->next_slice, 1);
     }
   }
@@ -433,11 +482,11 @@ static void full_batch(Replay *r, int64_t t) {
   Own *own = r->own + t;
   Frame *f = &own->frame;
   const int64_t size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
+  const int64_t begin = r->piece->update * s->groups, end = least(shards, r->piece->last * s->groups);
   for (int64_t g; (g = atomic_fetch_add(&r->next_part, 1)) < s->groups;) {
     REAL *sum = r->sums[g];
-    memset(sum, 0, size * sizeof(REAL));
-    r->losses[g] = 0;
-    for (int64_t i = g; i < shards; i += s->groups) {
+    if (!begin) memset(sum, 0, size * sizeof(REAL)), r->losses[g] = 0;
+    for (int64_t i = begin + g; i < end; i += s->groups) {
       const int64_t first = i * s->shard, m = least(s->shard, s->rows - first);
       take_rows(r, f, first, 0, m);
       r->losses[g] += on_rows(r, own, f, 0, m, 1);
@@ -448,6 +497,7 @@ static void full_batch(Replay *r, int64_t t) {
       }
     }
   }
+  if (end < shards) return;
   meet(r);
   const Update update = {s->rows, 0, r->piece->done + 1, 0, 0};
   const int64_t slices = do_slices(r, own, &update);
@@ -462,7 +512,10 @@ typedef struct {
 static void *work(void *argument) {
   const Job *job = argument;
   while (!job->replay->crew) sched_yield();
+  const Mode before = mode();
+  set_mode(before | ZERO_FOR_SUBNORMALS);
   (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
+  set_mode(before);
   return 0;
 }
 
@@ -498,7 +551,7 @@ void NAME(free, SUFFIX)(Replay *r) {
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
-  free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
+  free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
   free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
@@ -520,8 +573,8 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
   r->transposed = new ((L + 1) * sizeof(REAL *));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
-  int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties && r->transposed && r->own &&
-             r->sums;
+  int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties &&
+             r->transposed && r->own && r->sums;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
@@ -543,10 +596,13 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
     made = made && (own->lists.index = new (listed * 2)) && (own->by_column = new (r->capacity * 8)) &&
            (own->lists.values = new ((2 * listed + widest) * sizeof(REAL)));
   }
+  const int64_t rows = s->groups ? s->shard : s->batch / parts_of(s, s->batch);  // of a product
   for (int64_t l = 2; made && l <= L; l++)
-    if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST)
+    if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST && multiplies_by_transposed(r, l, rows))
       made = (r->transposed[l] = new (r->sizes[l] * r->lds[l - 1] * sizeof(REAL))) != 0;
   for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
+  if (made && s->sparse && s->background)
+    made = (r->shifts = new (slices_of(d) * r->lds[1] * sizeof(REAL))) != 0;
   if (made && s->sparse) {
     const int64_t words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
     made = (r->masks = new (s->rows * words * 8)) != 0;
@@ -563,7 +619,8 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
   r->piece = piece;
-  for (int64_t l = 2; l <= r->setup.layers; l++) transpose_weights(r, l, 0, r->sizes[l - 1]);
+  for (int64_t l = 1; l <= r->setup.layers; l++)
+    for (int64_t p = 0; p < slices_of(r->sizes[l - 1]); p++) derive(r, l, p);
   r->crew = r->next_part = r->next_slice = 0;
   r->pace.began = 0;
   long crew = 1;

@@ -34,6 +34,7 @@ typedef struct {
   const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
   int64_t rows, bytes, labels;
   int64_t sparse;  // whether the first layer skips zeros one by one
+  const void *background;  // (sizes[0]) or null: the usual value of each column, which counts as zero if it is sparse
 
   void *theta, *gradient, *first, *second;  // parameters, mean gradient, and what the optimizer keeps
   int64_t optimizer, nesterov;
@@ -47,7 +48,7 @@ typedef struct {
 
 typedef struct {
   const int32_t *order;  // of the rows, or null
-  int64_t update, last;  // of this epoch: those to do
+  int64_t update, last;  // of this epoch: those to do; of a full batch, rounds, in which each group adds up one shard
   int64_t done;          // updates of the optimizer before the first one here
   double rate, bias_rate;
   int64_t keep_gradient;  // of the last one

@@ -9,8 +9,13 @@
 #pragma once
 
 typedef REAL Anywhere __attribute__((aligned(1)));  // a number of X, which need not be on a boundary
+INLINE REAL number(const Setup *s, const void *row, int64_t j) {
+  if (s->bytes) return ((const uint8_t *)row)[j] * (1 / (REAL)255);
+  const REAL x = ((const Anywhere *)row)[j];
+  return s->background ? x - ((const REAL *)s->background)[j] : x;
+}
 
-// A bit for each number of a row that is not zero, 64 in a word.
+// A bit for each number of a row that is not zero, or not the background, 64 in a word.
 static void mark(const Setup *s, const void *row, uint64_t *masks) {
   const int64_t d = s->sizes[0];
   for (int64_t j = 0; j < d; j += 64) {
@@ -19,7 +24,7 @@ static void mark(const Setup *s, const void *row, uint64_t *masks) {
     if (s->bytes)
       for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const uint8_t *)row)[j + q] != 0) << q;
     else
-      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(((const Anywhere *)row)[j + q] != 0) << q;
+      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(number(s, row, j + q) != 0) << q;
     masks[j / 64] = mask;
   }
 }
@@ -42,10 +47,6 @@ INLINE uint16_t *positions(uint64_t mask, uint16_t first, uint16_t *to) {
     to += counts[mask & 255];
   }
   return to;
-}
-
-INLINE REAL number(const Setup *s, const void *row, int64_t j) {
-  return s->bytes ? ((const uint8_t *)row)[j] * (1 / (REAL)255) : ((const Anywhere *)row)[j];
 }
 
 #define PAIRS 32         // of rows or columns, that are worked on together
