@@ -113,8 +113,8 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
         Activation(
             "relu",
-            # -0.0 for Z < 0 and 0.0 for Z = 0: the sign tells the gradient which side of the kink it is on.
-            value=lambda xp, Z: Z * xp.astype(Z >= 0, Z.dtype),
+            # -0.0 for Z < 0, and 0.0 for zeros of both signs: it tells the gradient which side of the kink Z is on.
+            value=lambda xp, Z: xp.where(Z < 0, -xp.zeros_like(Z), xp.abs(Z)),
             gradient=lambda xp, dA, A: xp.where(xp.signbit(A), xp.zeros_like(dA), dA),  # slope 1 at Z = 0
             symbol="relu",
             onnx=("A# = Relu (Z#)",),
