@@ -41,8 +41,8 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 OPTIONAL = {  # who may import a library that is not a dependency; "plots" stands for every module in it
     "array_api_strict": {"devices"},
     "cupy": {"devices", "kernels"},
-    "jax": {"devices"},
-    "torch": {"devices", "convert"},
+    "jax": {"devices", "engines"},
+    "torch": {"devices", "convert", "engines", "kernels"},
     "nvmath": {"kernels"},
     "matplotlib": {"plots"},
     "onnx": {"convert"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,11 @@ class JaxDevice(Device):
         """Allow float64, which JAX otherwise turns into float32."""
         if dtype == "float64":
             importlib.import_module("jax").config.update("jax_enable_x64", True)
+
+    def active(self) -> AbstractContextManager[object]:
+        """Return a context of products with all digits: on a GPU JAX would otherwise round their factors to TF32."""
+        context: AbstractContextManager[object] = importlib.import_module("jax").default_matmul_precision("highest")
+        return context
 
     def _is_here(self, x: Array) -> bool:
         return bool(x.device == self.xp.zeros(()).device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import singledispatch
 
-from ..devices import CupyDevice, Device, NumpyDevice
+from ..devices import CupyDevice, Device, JaxDevice, NumpyDevice
 from ..mlp import MLP
 from ..optim import Optimizer
 from ..rows.plan import Plan, make_plan
@@ -79,6 +79,18 @@ def _(device: NumpyDevice, setup: Setup) -> Engine:
     from .threads import ThreadEngine
 
     return ThreadEngine(setup)
+
+
+@_engine_on.register
+def _(device: JaxDevice, setup: Setup) -> Engine:
+    from .host import HostEngine
+    from .jax_ import JaxEngine, why_not
+
+    reason = why_not(setup)
+    if reason is None:
+        return JaxEngine(setup)
+    _log.info("JAX computes operation by operation, not compiled: %s", reason)
+    return HostEngine(setup)
 
 
 @_engine_on.register

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import array_api_compat as compat
+
 from ..devices import Array
 
 __all__ = ["ACTIVATIONS", "LEAK", "LOSSES", "Activation", "Loss", "softmax"]
@@ -155,7 +157,7 @@ def softmax(xp: Any, A: Array) -> Array:
 
 def softmax_cross_entropy(xp: Any, A: Array, y: Array) -> tuple[Array, Array]:
     """(n, k), labels (n,) -> -log softmax(A)[y] (n,) and softmax(A) - Y (n, k), where Y has a 1 at each label."""
-    classes = xp.arange(A.shape[1], dtype=y.dtype, device=y.device)
+    classes = xp.arange(A.shape[1], dtype=y.dtype, device=compat.device(y))
     Y = xp.astype(y[:, None] == classes[None, :], A.dtype)
     A = A - xp.max(A, axis=1, keepdims=True)
     E = xp.exp(A)
