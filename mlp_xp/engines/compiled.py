@@ -21,9 +21,9 @@ from ..kernels.cpu.compiled import FUNCTIONS, OPERATIONS, ROW_BYTES
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
 from ..model import Network, grad_sum
-from ..optim import SGD, Adam, Optimizer, OptimizerState
+from ..objective import Objective
+from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfSteps
 from ..params import GradSum
-from ..rows.batches import shuffled_rows
 from ..rows.source import InMemory, Rows
 from .base import Done, Setup
 from .host import HostEngine
@@ -36,21 +36,22 @@ _PIECE = 5e-3  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 
+_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
+_RULE = ("init", "update", "rates")  # what makes an optimizer one of these
+
 _Vector = np.ndarray[Any, Any]
 
 
-def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
+def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
     """Return why the compiled library cannot train this, in words, or None if it can."""
     if compiled.library() is None:
         return "it was not built, or MLP_XP_COMPILED is 0"
     if gemm_address(model.dtype) is None:
         return "NumPy's BLAS is not one that it knows"
     kind = type(optimizer)
-    if (kind.update, kind.init) not in ((SGD.update, SGD.init), (Adam.update, Adam.init)) or (
-        kind.rates is not Optimizer.rates
-    ):
+    if not any(all(getattr(kind, name) is getattr(known, name) for name in _RULE) for known in _OPTIMIZERS):
         return f"it does not know the update of {kind.__name__}"
-    names = {instruction.name for instruction in _record(model).instructions}
+    names = {instruction.name for instruction in _record(model, objective).instructions}
     if unknown := sorted(names - FUNCTIONS.keys()):
         return f"it does not know {' or '.join(unknown)}"
     if type(rows) is not InMemory or rows.home is not None:
@@ -58,11 +59,11 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
     return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
 
 
-def _record(model: MLP) -> Program:
+def _record(model: MLP, objective: Objective) -> Program:
     recorded = RecordingKernels(model.sizes)
     kernels: Any = recorded
     layers = symbols(len(model.sizes) - 1)
-    grad_sum(Network(model.network.g, model.objective), kernels, layers, None, None, layers)
+    grad_sum(Network(model.network.g, objective), kernels, layers, None, None, layers)
     return recorded.program
 
 
@@ -122,7 +123,8 @@ class CompiledEngine:
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
         self._count = 0
         self._has_gradient = False
-        self._keeps_all = not setup.optimizer.plain or setup.objective.l2 > 0  # gradients, not an epoch's last one only
+        # of the gradients, or only an epoch's last one
+        self._keeps_all = not setup.optimizer.plain or setup.objective.penalizes
         self._kept = self._described()
         new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
         replay = new(ctypes.byref(self._kept[0]))
@@ -135,14 +137,14 @@ class CompiledEngine:
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
-        program = _record(model)
+        program = _record(model, setup.objective)
         instructions = (compiled.Instruction * len(program.instructions))(
             *(
                 compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
                 for operation, name, layer, source, other, target in program.instructions
             )
         )
-        X, y = setup.rows.block(0, self._n), np.ascontiguousarray(setup.targets.y)
+        X, y, weights = setup.rows.block(0, self._n), np.ascontiguousarray(setup.targets.y), setup.targets.weights
         sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)
         first, second, *_ = [*self._vectors.values(), None, None]
         address = gemm_address(model.dtype)
@@ -150,15 +152,16 @@ class CompiledEngine:
         given = compiled.Setup(
             layers=len(model.sizes) - 1, buffers=len(widths), instructions=len(instructions),
             sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
-            gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data, rows=self._n,
+            gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data,
+            weights=None if weights is None else weights.ctypes.data, rows=self._n,
             bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
-            l2=setup.objective.l2, batch=setup.batch_size or self._n, shard=_SHARD,
+            l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=_SHARD,
             groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)),
             threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
         )  # fmt: skip
-        return given, [X, y, sizes, widths, instructions]
+        return given, [X, y, weights, sizes, widths, instructions]
 
     # The interface of engines.
 
@@ -173,7 +176,7 @@ class CompiledEngine:
         self._lr_bias = lr if optimizer.lr_bias is None else lr * (optimizer.lr_bias / optimizer.base_lr)
         self._order = None
         if self._setup.batch_size is not None:
-            self._order = shuffled_rows(self._setup.model.seed, epoch, self._n).astype(np.int32)
+            self._order = self._setup.row_order(epoch).astype(np.int32)
         self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
@@ -232,9 +235,10 @@ def _constants(optimizer: Optimizer) -> dict[str, Any]:
     """Return what the library has to know of an optimizer."""
     if isinstance(optimizer, Adam):
         return {
-            "optimizer": 2, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
+            "optimizer": 4 if isinstance(optimizer, AdamEpsilonHat) else 2, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
             "decay": optimizer.weight_decay,
         }  # fmt: skip
     assert isinstance(optimizer, SGD)
     nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
-    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": nesterov}
+    gathers = 3 if isinstance(optimizer, SGDOfSteps) else 1
+    return {"optimizer": gathers * (optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": nesterov}

@@ -46,13 +46,13 @@ class HostEngine:
         with self.device.active():
             self._state = self.optimizer.init(self.model.theta)
         self._gradient: Array | None = None
+        self._weighted = setup.targets.weights is not None
 
     def _make_batches(self, setup: Setup) -> Batches:
-        rows = setup.rows.to(self.device)
-        y = self.device.asarray(setup.targets.y)
+        rows, y = setup.rows.to(self.device), setup.targets.on(self.device)
         if setup.batch_size is None:
             return FullBatch(shards_as_stored(rows, y, self.device.shard_rows))
-        return MiniBatches(rows, y, self.device, self.model.seed, setup.batch_size)
+        return MiniBatches(rows, y, self.device, setup.row_order, setup.batch_size)
 
     def _make_kernels(self, setup: Setup) -> Kernels:
         return self.model.kernels
@@ -122,12 +122,14 @@ class HostEngine:
 
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         """Do one update; return the sum () of its rows' losses, with the penalty, and their number."""
-        total = self._grad_sum(self._theta, shards)
-        gradient = total.grad
-        gradient *= 1 / total.rows
-        loss = total.loss
-        if self.objective.l2:
-            penalty, slope = self.objective.penalty(self._theta, self._is_bias)
+        total, xp = self._grad_sum(self._theta, shards), self.device.xp
+        gradient, loss, count = total.grad, total.loss, total.rows
+        if self._weighted:
+            count = sum(xp.sum(shard.y.weights) for shard in shards)
+            loss = loss / count * total.rows
+        gradient *= 1 / count
+        if self.objective.penalizes:
+            penalty, slope = self.objective.penalty(self._theta, self._is_bias, count)
             gradient += slope
             loss = loss + penalty * total.rows
         self._gradient = gradient

@@ -47,18 +47,19 @@ class ThreadEngine(HostEngine):
         self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
         workers = min(setup.threads, self.groups)
         self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
-        self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
+        plain = self.optimizer.plain and not self.objective.penalizes and not self._weighted
+        self._steps_backward = self.groups == 1 and plain
         self._views_of: tuple[Any, Parameters] = (None, Parameters([], []))
         columns, background = self.plan.columns, self.plan.background
         self._background = None if columns is None or background is None else background[columns]
 
     def _make_batches(self, setup: Setup) -> Batches:
-        plan, y = setup.plan, setup.targets.y
+        plan, y = setup.plan, setup.targets.on(self.device)
         if plan.columns is None:
             return super()._make_batches(setup)
         if setup.batch_size is None:
             return FullBatch(shards_by_need(setup.rows, y, plan, self.device.shard_rows))
-        return RaggedMiniBatches(setup.rows, y, plan, self.model.seed, setup.batch_size)
+        return RaggedMiniBatches(setup.rows, y, plan, setup.row_order, setup.batch_size)
 
     def _make_kernels(self, setup: Setup) -> NumpyKernels:
         self._pace = Pace(setup.threads)

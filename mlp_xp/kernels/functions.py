@@ -11,6 +11,7 @@ Legend: n rows, h units of a layer, k outputs of the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,6 +183,38 @@ def perceptron_criterion(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
     return xp.sum(dA * A, axis=1), dA
 
 
+def softmax_log_loss(xp: Any, A: Array, y: Array) -> tuple[Array, Array]:
+    """Return the softmax cross-entropy, of a probability that is cut off; the slope knows nothing of that."""
+    losses, dA = softmax_cross_entropy(xp, A, y)
+    return _cut_off(xp, losses), dA
+
+
+def sigmoid_log_loss(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """Return the sigmoid cross-entropy, of probabilities that are cut off; the slope knows nothing of that."""
+    sign = 2 * Y - 1
+    losses = (xp.abs(A) - sign * A) / 2 + xp.log1p(xp.exp(-xp.abs(A)))  # -log of the right answer's probability
+    return xp.sum(_cut_off(xp, losses), axis=1), sigmoid(xp, A) - Y
+
+
+def _cut_off(xp: Any, losses: Array) -> Array:
+    """Return -log p for probabilities from eps to 1 - eps, with the eps of the dtype, as scikit-learn reports it."""
+    eps = float(xp.finfo(losses.dtype).eps)
+    return xp.clip(losses, -math.log1p(-eps), -math.log(eps))
+
+
+def half_mean_squared_error(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) -> |A - Y|² / 2k (n,) and A - Y (n, k): scikit-learn's slope is that of the sum over k."""
+    losses, dA = half_squared_error(xp, A, Y)
+    return losses / A.shape[1], dA
+
+
+def poisson_deviance(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) >= 0 -> Σ Y log(Y / μ) - Y + μ (n,), half the deviance, and μ - Y (n, k), with μ = e^A."""
+    mean = xp.exp(A)
+    log_Y = xp.log(xp.where(Y > 0, Y, xp.ones_like(Y)))
+    return xp.sum(Y * (log_Y - A) - Y + mean, axis=1), mean - Y
+
+
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
@@ -199,6 +232,10 @@ LOSSES: dict[str, Loss] = {
             "Σ max(0, (1-2{0}) {1})",
             slope="±1 where {0} and {1} disagree",
         ),
+        Loss("softmax_log_loss", softmax_log_loss, "-Σ {0} log {1}", predicted="softmax({})"),
+        Loss("sigmoid_log_loss", sigmoid_log_loss, "-Σ [{0} log {1} + (1-{0}) log(1-{1})]", predicted="σ({})"),
+        Loss("half_mean_squared_error", half_mean_squared_error, "Σ ({1} - {0})² / 2k"),
+        Loss("poisson_deviance", poisson_deviance, "Σ [{0} log({0}/{1}) - {0} + {1}]", predicted="exp({})"),
     )
 }
-"""The losses by name."""
+"""The losses by name. The last four are scikit-learn's, which it reports and follows in ways of its own."""

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from .adam import Adam, AdamW
+from .adam import Adam, AdamEpsilonHat, AdamW
 from .base import Optimizer, OptimizerState
 from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
-from .sgd import SGD
+from .sgd import SGD, SGDOfSteps
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
+    "SGDOfSteps",
     "Adam",
+    "AdamEpsilonHat",
     "AdamW",
     "CosineDecay",
     "ExponentialDecay",

@@ -26,6 +26,7 @@ OPERATIONS = (
 FUNCTIONS = {
     "": 0, "identity": 0, "sigmoid": 1, "tanh": 2, "relu": 3, "leaky_relu": 4,
     "softmax_cross_entropy": 0, "sigmoid_cross_entropy": 1, "half_squared_error": 2, "perceptron_criterion": 3,
+    "softmax_log_loss": 4, "sigmoid_log_loss": 5, "half_mean_squared_error": 6, "poisson_deviance": 7,
 }  # fmt: skip
 """The numbers of activations and of losses, as in ``replay.h``."""
 FOLDER = Path(__file__).parent / "replay"
@@ -46,11 +47,11 @@ class Setup(ctypes.Structure):
         *((name, c_int64) for name in ("layers", "buffers", "instructions")),
         *((name, c_void_p) for name in ("sizes", "widths", "program", "gemm")),
         ("long_integers", c_int64),
-        *((name, c_void_p) for name in ("X", "y")),
+        *((name, c_void_p) for name in ("X", "y", "weights")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
-        *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2")),
+        *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
         *((name, c_int64) for name in ("batch", "shard", "groups", "threads")),
     ]
 
