@@ -184,22 +184,20 @@ def perceptron_criterion(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
 
 
 def softmax_log_loss(xp: Any, A: Array, y: Array) -> tuple[Array, Array]:
-    """Return the softmax cross-entropy, of a probability that is cut off; the slope knows nothing of that."""
+    """Return what scikit-learn reports of the softmax cross-entropy: probabilities count as eps to 1 - eps.
+
+    The slope knows nothing of that. The eps is that of the dtype.
+    """
     losses, dA = softmax_cross_entropy(xp, A, y)
-    return _cut_off(xp, losses), dA
+    eps = float(xp.finfo(A.dtype).eps)
+    return xp.clip(losses, -math.log1p(-eps), -math.log(eps)), dA
 
 
 def sigmoid_log_loss(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
-    """Return the sigmoid cross-entropy, of probabilities that are cut off; the slope knows nothing of that."""
-    sign = 2 * Y - 1
-    losses = (xp.abs(A) - sign * A) / 2 + xp.log1p(xp.exp(-xp.abs(A)))  # -log of the right answer's probability
-    return xp.sum(_cut_off(xp, losses), axis=1), sigmoid(xp, A) - Y
-
-
-def _cut_off(xp: Any, losses: Array) -> Array:
-    """Return -log p for probabilities from eps to 1 - eps, with the eps of the dtype, as scikit-learn reports it."""
-    eps = float(xp.finfo(losses.dtype).eps)
-    return xp.clip(losses, -math.log1p(-eps), -math.log(eps))
+    """Return what scikit-learn reports of the sigmoid cross-entropy, with the rounding of 1 - s, and s - Y."""
+    eps, s = float(xp.finfo(A.dtype).eps), sigmoid(xp, A)
+    P = xp.clip(s, eps, 1 - eps)
+    return -xp.sum(Y * xp.log(P) + (1 - Y) * xp.log(1 - P), axis=1), s - Y
 
 
 def half_mean_squared_error(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:

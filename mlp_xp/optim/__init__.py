@@ -9,7 +9,7 @@ from typing import Any
 
 from .adam import Adam, AdamEpsilonHat, AdamW
 from .base import Optimizer, OptimizerState
-from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, Steered, StepDecay, WarmUp
 from .sgd import SGD, SGDOfSteps
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Optimizer",
     "OptimizerState",
     "Schedule",
+    "Steered",
     "StepDecay",
     "WarmUp",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from .numbers import positive
 
-__all__ = ["SCHEDULES", "CosineDecay", "ExponentialDecay", "Schedule", "StepDecay", "WarmUp"]
+__all__ = ["SCHEDULES", "CosineDecay", "ExponentialDecay", "Schedule", "Steered", "StepDecay", "WarmUp"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Schedule:
     def __call__(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
         return self.lr
+
+
+class Steered(Schedule):
+    """A learning rate that a loop sets between epochs: ``rate.lr = ...``."""
+
+    __setattr__ = object.__setattr__
 
 
 @dataclass(frozen=True)

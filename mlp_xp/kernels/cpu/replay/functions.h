@@ -98,16 +98,13 @@ static void slope(int name, REAL *restrict d, const REAL *restrict a, int64_t n)
 }
 
 // Sums of rows' losses, and scale * dloss/dA in place of A, which has `ld` numbers in a row, of which k count.
-// Losses are reported for probabilities from eps to 1 - eps; eps = 0 reports them as they are.
-typedef struct {
-  double least, most;
-} Limits;
-static Limits limits(double eps) { return (Limits){-log1p(-eps), -log(eps)}; }
-INLINE double within(double x, Limits l) { return x < l.least ? l.least : x > l.most ? l.most : x; }
+// Of the losses, those that scikit-learn reports count probabilities as eps to 1 - eps; eps = 0 leaves them as they are.
 #define EPSILON (sizeof(REAL) == 4 ? 0x1p-23 : 0x1p-52)
+INLINE double within(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
 
 static double softmax_cross_entropy(REAL *A, const int32_t *y, int64_t m, int64_t k, int64_t ld, REAL scale,
-                                    Limits reported) {
+                                    double eps) {
+  const double least = -log1p(-eps), most = -log(eps);
   double sum_of_losses = 0;
   for (int64_t i = 0; i < m; i++) {
     REAL *a = A + i * ld, top = a[0], sum = 0;
@@ -115,21 +112,31 @@ static double softmax_cross_entropy(REAL *A, const int32_t *y, int64_t m, int64_
     const REAL right = a[y[i]] - top;
     for (int64_t j = 0; j < ld; j++) a[j] = EXP(a[j] - top);
     for (int64_t j = 0; j < k; j++) sum += a[j];
-    sum_of_losses += within(log((double)sum) - right, reported);
+    sum_of_losses += within(log((double)sum) - right, least, most);
     const REAL by = scale / sum;
     for (int64_t j = 0; j < ld; j++) a[j] *= j < k ? by : 0;
     a[y[i]] -= scale;
   }
   return sum_of_losses;
 }
-static double sigmoid_cross_entropy(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale,
-                                    Limits reported) {
+static double sigmoid_log_loss(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < k; j++) {
+      REAL *a = A + i * ld + j;
+      const REAL target = y[i * k + j], s = 1 / (1 + exp(-(double)*a)), p = within(s, EPSILON, 1 - EPSILON);
+      sum -= target * log((double)p) + (1 - target) * log((double)(1 - p));
+      *a = scale * (s - target);
+    }
+  return sum;
+}
+static double sigmoid_cross_entropy(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
   double sum = 0;
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < k; j++) {
       REAL *a = A + i * ld + j;
       const REAL target = y[i * k + j], size = fabs(*a);
-      sum += within((size + *a) / 2 + log1p(exp(-(double)size)) - (double)*a * target, reported);
+      sum += (size + *a) / 2 + log1p(exp(-(double)size)) - (double)*a * target;
       *a = scale * (1 / (1 + EXP(-*a)) - target);
     }
   return sum;
@@ -169,10 +176,10 @@ static double poisson_deviance(REAL *A, const REAL *y, int64_t m, int64_t k, int
 static double loss(int name, REAL *A, const void *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
   double sum = 0;
   switch (name) {
-    case SOFTMAX_CROSS_ENTROPY: sum = softmax_cross_entropy(A, y, m, k, ld, scale, limits(0)); break;
-    case SOFTMAX_LOG_LOSS: sum = softmax_cross_entropy(A, y, m, k, ld, scale, limits(EPSILON)); break;
-    case SIGMOID_CROSS_ENTROPY: sum = sigmoid_cross_entropy(A, y, m, k, ld, scale, limits(0)); break;
-    case SIGMOID_LOG_LOSS: sum = sigmoid_cross_entropy(A, y, m, k, ld, scale, limits(EPSILON)); break;
+    case SOFTMAX_CROSS_ENTROPY: sum = softmax_cross_entropy(A, y, m, k, ld, scale, 0); break;
+    case SOFTMAX_LOG_LOSS: sum = softmax_cross_entropy(A, y, m, k, ld, scale, EPSILON); break;
+    case SIGMOID_CROSS_ENTROPY: sum = sigmoid_cross_entropy(A, y, m, k, ld, scale); break;
+    case SIGMOID_LOG_LOSS: sum = sigmoid_log_loss(A, y, m, k, ld, scale); break;
     case HALF_MEAN_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale) / k; break;
     case POISSON_DEVIANCE: sum = poisson_deviance(A, y, m, k, ld, scale); break;
     case HALF_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale); break;

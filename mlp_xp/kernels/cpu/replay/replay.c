@@ -558,7 +558,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
-  if (!s->groups && s->batch * r->offsets[L] < WORTH_SHARING) s->threads = 1;
+  if ((s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
   r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
   if (!s->groups) made = frame_is_made(r, &r->batch);
   const int64_t listed = s->sparse ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
