@@ -16,8 +16,10 @@ from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
+from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
 from ..objective import Objective
@@ -145,7 +147,11 @@ class MultilayerPerceptron(Hyperparameters):
         if first:
             self._initialize(X.dtype)
         model = self._make_model()
-        self._descend(model, Data(X, y, weights), incremental)
+        data = Data(X, y, weights)
+        if self.solver == "lbfgs":
+            self._minimize(model, data)
+        else:
+            self._descend(model, data, incremental)
         if not all(np.isfinite(p).all() for p in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
@@ -156,6 +162,14 @@ class MultilayerPerceptron(Hyperparameters):
     def _objective(self, model: MLP) -> Objective:
         output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
         return Objective(output, l2_sum=float(self.alpha))
+
+    def _minimize(self, model: MLP, data: Data) -> None:
+        """Train by "lbfgs"."""
+        function = LossAndGradient(model, data.X, data.y, self._objective(model), data.weights, self.plan)
+        result = lbfgs(model, function, max_iter=self.max_iter, max_evaluations=self.max_fun, tol=self.tol)
+        self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
+        self.loss_, self.loss_curve_ = float(result.fun), result.losses
+        self.coefs_, self.intercepts_ = self._parameters(model)
 
     def _descend(self, model: MLP, data: Data, incremental: bool) -> None:
         """Train by "sgd" or "adam"."""
