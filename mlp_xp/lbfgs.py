@@ -6,11 +6,11 @@ The gradients come from the engine of the model's device; the method itself is S
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from .devices.blas_threads import default_threads
+from .devices.blas_threads import default_threads, one_other_blas_thread
 from .engines import Done, Setup, choose_plan, make_engine
 from .mlp import MLP
 from .objective import Objective
@@ -24,6 +24,8 @@ _Vector = np.ndarray[Any, Any]
 
 class LossAndGradient:
     """The loss of all rows and its gradient, as a function of the parameters.
+
+    Its engine's threads are there until it is left as a context.
 
     Parameters
     ----------
@@ -47,9 +49,14 @@ class LossAndGradient:
             targets = replace(targets, weights=check_weights(weights, rows.shape[0], model.dtype))
         chosen = choose_plan(rows, model, optimizer, plan, None, None, objective=objective)
         self._lr = optimizer.rate(1)
-        self._engine = make_engine(
-            Setup(model, objective, optimizer, rows, targets, None, chosen, default_threads()),
-        )
+        self._engine = make_engine(Setup(model, objective, optimizer, rows, targets, None, chosen, default_threads()))
+
+    def __enter__(self) -> Self:
+        self._engine.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._engine.__exit__(*error)
 
     def __call__(self, theta: _Vector) -> tuple[float, _Vector]:
         """(P,) on the host -> the loss, and its gradient (P,) in float64 on the host.
@@ -57,11 +64,10 @@ class LossAndGradient:
         It is that of an update by gradient descent, which starts here and whose outcome is left alone.
         """
         model, engine = self._model, self._engine
-        with engine:
-            engine.begin(model.device.asarray(theta.astype(model.dtype)), 1, self._lr, Done())
-            done = engine.advance(None)
-            with model.device.active():
-                gradient = model.device.to_host(engine.plan.outward(engine.gradient(), model))
+        engine.begin(model.device.asarray(theta.astype(model.dtype)), 1, self._lr, Done())
+        done = engine.advance(None)
+        with model.device.active():
+            gradient = model.device.to_host(engine.plan.outward(engine.gradient(), model))
         return float(done.loss_sum) / done.rows, gradient.astype(np.float64)
 
 
@@ -108,7 +114,8 @@ def lbfgs(
 
     start = model.device.to_host(model.theta).astype(np.float64)
     options = {"maxiter": max_iter, "maxfun": max_evaluations, "gtol": tol}
-    result = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options, callback=record)
+    with loss_and_gradient, one_other_blas_thread:
+        result = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options, callback=record)
     model.theta = model.device.asarray(result.x.astype(model.dtype))
     result.losses = losses
     return result

@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
@@ -57,13 +56,13 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     def _last_activation(self) -> str:
         return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
 
-    def _classes(self, P: _Matrix) -> _Matrix:
-        """Return the classes (n,), or labels (n, k), for probabilities (n, k)."""
-        return np.asarray(self._label_binarizer.inverse_transform(P.ravel() if P.shape[1] == 1 else P))
-
     def _score(self, model: MLP, data: Data) -> float:
-        predicted = self._classes(self._outputs(model, data.X))
-        return float(accuracy_score(self._classes(data.y), predicted, sample_weight=data.weights))
+        P = self._outputs(model, data.X)
+        if self.out_activation_ == "softmax":
+            right = P.argmax(axis=1) == data.y.argmax(axis=1)
+        else:
+            right = ((P > 0.5) == data.y).all(axis=1)
+        return float(np.average(right, weights=data.weights))
 
     @available_if(lambda estimator: estimator._is_stochastic())  # type: ignore[untyped-decorator]
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
@@ -77,7 +76,8 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     def predict(self, X: Any) -> _Matrix:
         """Return the class (n,) of each row, or its labels (n, k)."""
         check_is_fitted(self)
-        return self._classes(self._predicted(X))
+        P = self._predicted(X)
+        return np.asarray(self._label_binarizer.inverse_transform(P.ravel() if P.shape[1] == 1 else P))
 
     def predict_proba(self, X: Any) -> _Matrix:
         """Return the probability of each class, or of each label, (n, k)."""

@@ -72,7 +72,7 @@ class MultilayerPerceptron(Hyperparameters):
         raise NotImplementedError
 
     def _score(self, model: MLP, data: Data) -> float:
-        """Return the score of the held-out rows, whose targets are as they were given to `fit`."""
+        """Return the score on held-out rows."""
         raise NotImplementedError
 
     # Parameters.
