@@ -48,7 +48,7 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
-    "scipy": {"lbfgs"},
+    "scipy": {"lbfgs", "estimators"},
     "sklearn": {"estimators"},
 }
 

@@ -24,6 +24,7 @@ from ..model import Network, grad_sum
 from ..objective import Objective
 from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfSteps
 from ..params import GradSum
+from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from .base import Done, Setup
 from .host import HostEngine
@@ -54,6 +55,8 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) 
     names = {instruction.name for instruction in _record(model, objective).instructions}
     if unknown := sorted(names - FUNCTIONS.keys()):
         return f"it does not know {' or '.join(unknown)}"
+    if type(rows) is CsrRows:
+        return None
     if type(rows) is not InMemory or rows.home is not None:
         return "the rows are not in the host's memory"
     return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
@@ -144,7 +147,8 @@ class CompiledEngine:
                 for operation, name, layer, source, other, target in program.instructions
             )
         )
-        X, y, weights = setup.rows.block(0, self._n), np.ascontiguousarray(setup.targets.y), setup.targets.weights
+        y, weights = np.ascontiguousarray(setup.targets.y), setup.targets.weights
+        X, starts, columns = _stored(setup.rows)
         sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)
         first, second, *_ = [*self._vectors.values(), None, None]
         address = gemm_address(model.dtype)
@@ -152,16 +156,16 @@ class CompiledEngine:
         given = compiled.Setup(
             layers=len(model.sizes) - 1, buffers=len(widths), instructions=len(instructions),
             sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
-            gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data,
-            weights=None if weights is None else weights.ctypes.data, rows=self._n,
+            gemm=address[0], long_integers=address[1], X=X.ctypes.data, starts=_address(starts),
+            columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
             bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
-            first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
+            first=_address(first), second=_address(second),
             l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=_SHARD,
             groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)),
             threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
         )  # fmt: skip
-        return given, [X, y, weights, sizes, widths, instructions]
+        return given, [X, starts, columns, y, weights, sizes, widths, instructions]
 
     # The interface of engines.
 
@@ -229,6 +233,17 @@ class CompiledEngine:
         self._count += last - first
         self._has_gradient |= self._keeps_all or last == self.updates
         return float(piece.loss)
+
+
+def _stored(rows: Rows) -> tuple[_Vector, _Vector | None, _Vector | None]:
+    """Return all numbers of the rows; or those that are not zero, where each row's start, and their columns."""
+    if isinstance(rows, CsrRows):
+        return rows.matrix.data, rows.starts, rows.columns
+    return rows.block(0, rows.shape[0]), None, None
+
+
+def _address(array: _Vector | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
 def _constants(optimizer: Optimizer) -> dict[str, Any]:

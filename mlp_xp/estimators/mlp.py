@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -24,6 +25,8 @@ from ..loop import State
 from ..mlp import MLP
 from ..objective import Objective
 from ..params import Parameters
+from ..rows.csr import CsrRows
+from ..rows.source import Rows
 from .descent import Descent, Order
 from .hyperparameters import ACTIVATIONS, Hyperparameters
 
@@ -108,9 +111,7 @@ class MultilayerPerceptron(Hyperparameters):
         sizes = [len(self.coefs_[0]), *map(len, self.intercepts_)]
         dtype = self.coefs_[0].dtype.name
         output = _OUTPUTS[self.out_activation_][0]
-        model = MLP(
-            sizes, ACTIVATIONS[self.activation], output, "zeros", dtype, self.device, precision=self.precision
-        )
+        model = MLP(sizes, ACTIVATIONS[self.activation], output, "zeros", dtype, self.device, precision=self.precision)
         W = [None, *(coef.T for coef in self.coefs_)]
         model.theta = model.layout.join(Parameters(W, [None, *self.intercepts_]))
         return model
@@ -120,6 +121,7 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _outputs(self, model: MLP, X: Any) -> _Matrix:
         """Return probabilities or values (n, k) for samples (n, d) of the model's dtype."""
+        X = self._rows(model, X)
         if self.out_activation_ in ("softmax", "logistic"):
             return model.predict_proba(X)
         A = model.outputs(X)
@@ -127,10 +129,15 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _predicted(self, X: Any) -> _Matrix:
         """Check samples (n, d), and return probabilities or values (n, k) for them."""
-        X, model = validate_data(self, X, reset=False), self._make_model()
+        X, model = validate_data(self, X, accept_sparse="csr", reset=False), self._make_model()
         return self._outputs(model, X.astype(model.dtype, copy=False))
 
     # Training.
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def _is_stochastic(self) -> bool:
         if self.solver == "lbfgs":
@@ -159,13 +166,18 @@ class MultilayerPerceptron(Hyperparameters):
             )
         return self
 
+    def _rows(self, model: MLP, X: Any) -> Rows:
+        return CsrRows(X, model.dtype) if issparse(X) else model.open(X)
+
     def _objective(self, model: MLP) -> Objective:
         output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
         return Objective(output, l2_sum=float(self.alpha))
 
     def _minimize(self, model: MLP, data: Data) -> None:
         """Train by "lbfgs"."""
-        function = LossAndGradient(model, data.X, data.y, self._objective(model), data.weights, self.plan)
+        function = LossAndGradient(
+            model, self._rows(model, data.X), data.y, self._objective(model), data.weights, self.plan
+        )
         result = lbfgs(model, function, max_iter=self.max_iter, max_evaluations=self.max_fun, tol=self.tol)
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
         self.loss_, self.loss_curve_ = float(result.fun), result.losses
@@ -178,11 +190,11 @@ class MultilayerPerceptron(Hyperparameters):
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         data, held_out = self._split(data) if self.early_stopping else (data, None)
-        n = len(data.X)
+        n = data.X.shape[0]
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         self.n_iter_ = 0
         states = self._optimizer.epochs(
-            model, data.X, data.y, epochs=1 if incremental else self.max_iter, plan=self.plan, weights=data.weights,
+            model, self._rows(model, data.X), data.y, epochs=1 if incremental else self.max_iter, plan=self.plan, weights=data.weights,
             batch_size=None if batch_size == n else batch_size, objective=self._objective(model), order=order,
         )  # fmt: skip
         try:

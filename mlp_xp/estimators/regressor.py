@@ -74,7 +74,14 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
         X, y = validate_data(
-            self, X, y, multi_output=True, y_numeric=True, dtype=(np.float64, np.float32), reset=reset
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            multi_output=True,
+            y_numeric=True,
+            dtype=(np.float64, np.float32),
+            reset=reset,
         )
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 

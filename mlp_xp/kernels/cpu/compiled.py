@@ -47,7 +47,7 @@ class Setup(ctypes.Structure):
         *((name, c_int64) for name in ("layers", "buffers", "instructions")),
         *((name, c_void_p) for name in ("sizes", "widths", "program", "gemm")),
         ("long_integers", c_int64),
-        *((name, c_void_p) for name in ("X", "y", "weights")),
+        *((name, c_void_p) for name in ("X", "starts", "columns", "y", "weights")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),

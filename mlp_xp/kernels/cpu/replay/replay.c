@@ -60,6 +60,8 @@ struct Replay {
   Frame batch;
   Own *own;
   uint64_t *masks;   // of all rows
+  Stored *stored;    // likewise, if only what is not zero is given
+  int32_t *before;
   REAL **transposed;  // W of layers whose products with it are small, (n_l, n_{l-1}); null for others
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
@@ -334,7 +336,7 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
   const int64_t wide = s->labels ? sizeof(int32_t) : r->sizes[s->layers] * sizeof(REAL);
   for (int64_t i = from; i < to; i++) {
     const int64_t row = r->piece->order ? r->piece->order[first + i] : first + i;
-    f->rows[i] = (const char *)s->X + row * d * size;
+    f->rows[i] = s->starts ? (const void *)(r->stored + row) : (const char *)s->X + row * d * size;
     if (s->sparse) f->masks[i] = r->masks + row * words;
     memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
     if (s->weights) f->weights[i] = ((const REAL *)s->weights)[row];
@@ -523,7 +525,7 @@ void NAME(free, SUFFIX)(Replay *r) {
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
-  free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
+  free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before), free(r->losses), free(r->penalties), free(r->program);
   free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
@@ -575,7 +577,12 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   if (made && s->sparse) {
     const int64_t words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
     made = (r->masks = new (s->rows * words * 8)) != 0;
-    for (int64_t i = 0; made && i < s->rows; i++) mark(s, (const char *)s->X + i * d * size, r->masks + i * words);
+    if (made && s->starts)
+      made = (r->stored = new (s->rows * sizeof(Stored))) && (r->before = new (s->rows * words * sizeof(int32_t)));
+    for (int64_t i = 0; made && i < s->rows; i++) {
+      if (s->starts) store(s, i, r->masks + i * words, r->before + i * words, r->stored + i);
+      else mark(s, (const char *)s->X + i * d * size, r->masks + i * words);
+    }
   }
   if (made) return r;
 failed:

@@ -31,7 +31,9 @@ typedef struct {
   const void *gemm;  // cblas_?gemm
   int64_t long_integers;  // whether its integers have 64 bits
 
-  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers
+  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers; or the numbers that are not zero
+  const int64_t *starts;   // (rows + 1) of the rows' numbers, if only these are given, or null
+  const int32_t *columns;  // of each of them, in order
   const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
   const void *weights;  // (rows): how much each counts, or null
   int64_t rows, bytes, labels;
