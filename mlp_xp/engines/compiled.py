@@ -17,7 +17,16 @@ import numpy as np
 
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
-from ..kernels.cpu.compiled import FUNCTIONS, OPERATIONS, ROW_BYTES
+from ..kernels.cpu.compiled import (
+    ADAM,
+    ADAM_EPSILON_HAT,
+    DESCENT,
+    FUNCTIONS,
+    MOMENTUM,
+    MOMENTUM_OF_STEPS,
+    OPERATIONS,
+    ROW_BYTES,
+)
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
 from ..model import Network, grad_sum
@@ -249,11 +258,14 @@ def _address(array: _Vector | None) -> int | None:
 def _constants(optimizer: Optimizer) -> dict[str, Any]:
     """Return what the library has to know of an optimizer."""
     if isinstance(optimizer, Adam):
+        kind = ADAM_EPSILON_HAT if isinstance(optimizer, AdamEpsilonHat) else ADAM
         return {
-            "optimizer": 4 if isinstance(optimizer, AdamEpsilonHat) else 2, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
+            "optimizer": kind, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
             "decay": optimizer.weight_decay,
         }  # fmt: skip
     assert isinstance(optimizer, SGD)
+    kind = MOMENTUM_OF_STEPS if isinstance(optimizer, SGDOfSteps) else MOMENTUM
     nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
-    gathers = 3 if isinstance(optimizer, SGDOfSteps) else 1
-    return {"optimizer": gathers * (optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": nesterov}
+    return {
+        "optimizer": kind if optimizer.momentum > 0 else DESCENT, "momentum": optimizer.momentum, "nesterov": nesterov,
+    }  # fmt: skip

@@ -85,10 +85,10 @@ class ThreadEngine(HostEngine):
         k, params, (X, y) = self.kernels, self._views(self._theta), shard
         A = forward(self.network, k, params, X)
         losses, dA = self.network.objective.losses(k, A[-1], y)
-        dA *= -self._lr / len(y)
+        dA *= -self._lr / X.shape[0]
         backward(self.network, k, params, A, dA, into=params)
         k.product_threads = self._pace.threads_after(perf_counter() - start)
-        return k.sum(losses), len(y)
+        return k.sum(losses), X.shape[0]
 
     def _views(self, theta: _Vector) -> Parameters:
         """Return the weights and biases of parameters that are the same array in most updates."""

@@ -1,8 +1,9 @@
-"""What the solvers "sgd" and "adam" are: scikit-learn's rules, orders of rows and learning rates, on the library's loop."""
+"""The solvers "sgd" and "adam": scikit-learn's rules, orders of rows and learning rates, on the library's loop."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Descent:
         self._rate = Steered(float(estimator.learning_rate_init))
         self._first_rate, self._power = self._rate.lr, estimator.power_t
         self._schedule = estimator.learning_rate if estimator.solver == "sgd" else "constant"
-        self._state: dict[str, Any] | None = None
+        self._last: Snapshot | None = None
         self._optimizer: Optimizer
         if estimator.solver == "sgd":
             nesterov = bool(estimator.nesterovs_momentum and estimator.momentum > 0)
@@ -66,23 +67,27 @@ class Descent:
         """The learning rate of the next epoch."""
         return self._rate.lr
 
-    def epochs(self, model: MLP, X: Any, y: Any, **how: Any) -> Generator[State, None, None]:
-        """Go on with the optimizer's state, by :func:`mlp_xp.loop.epochs`; what it yields last is gone on from next."""
+    def epochs(self, model: MLP, X: Any, y: Any, order: Order, **how: Any) -> Generator[State, None, None]:
+        """Go on with the optimizer's state, by :func:`mlp_xp.loop.epochs`, and keep it as it is when that ends."""
         start = None
-        if self._state is not None:
-            start = Snapshot(0, 0, 0, 0.0, 0.0, model.device.to_host(model.theta), self._state, "dense")
+        if self._last is not None:
+            start = replace(self._last, epoch=0, theta=model.device.to_host(model.theta))
         state = None
         try:
-            for state in epochs(model, X, y, optimizer=self._optimizer, start=start, **how):
+            for state in epochs(model, X, y, order=order, optimizer=self._optimizer, start=start, **how):
+                if (
+                    how["batch_size"] is None
+                ):  # all rows at once: nobody asked for an order, and one is drawn all the same
+                    order(state.epoch)
                 yield state
         finally:
             if state is not None:
-                self._state = state.snapshot().optimizer
+                self._last = state.snapshot()
 
     def end_epoch(self, rows: int) -> None:
         """Set the learning rate after so many rows, those of all fits of this estimator."""
         if self._schedule == "invscaling":
-            self._rate.lr = self._first_rate / (rows + 1) ** self._power
+            self._rate.steer(self._first_rate / (rows + 1) ** self._power)
 
     def ends_on_plateau(self, reason: str, verbose: Any) -> bool:
         """Return whether to stop, for a reason that may be printed, or else divide the learning rate by 5."""
@@ -92,7 +97,7 @@ class Descent:
         elif self.learning_rate <= _SMALLEST:
             outcome = "Learning rate too small. Stopping."
         else:
-            self._rate.lr /= 5
+            self._rate.steer(self._rate.lr / 5)
             outcome = f"Setting learning rate to {self._rate.lr:f}"
         if verbose:
             print(f"{reason} {outcome}")

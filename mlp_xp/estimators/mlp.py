@@ -20,9 +20,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from ..devices import NumpyDevice
+from ..kernels import GenericKernels
+from ..kernels.functions import sigmoid, softmax
 from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
+from ..model import forward
 from ..objective import Objective
 from ..params import Parameters
 from ..rows.csr import CsrRows
@@ -40,6 +44,13 @@ _OUTPUTS = {  # by what scikit-learn calls the last activation: the output here,
     "identity": ("identity", "half_mean_squared_error"),
     "exp": ("identity", "poisson_deviance"),
 }
+_LINKS: dict[str, Any] = {
+    "softmax": softmax,
+    "logistic": sigmoid,
+    "identity": lambda xp, A: A,
+    "exp": lambda xp, A: xp.exp(A),
+}
+"""What makes probabilities or values of linear outputs."""
 
 
 class Data(NamedTuple):
@@ -102,9 +113,9 @@ class MultilayerPerceptron(Hyperparameters):
             self.loss_curve_: list[float] = []
             self._no_improvement_count = 0
             stops = self.early_stopping
-            self.best_loss_ = None if stops else np.inf
-            self.validation_scores_: list[float] | None = [] if stops else None
-            self.best_validation_score_ = -np.inf if stops else None
+            self.best_loss_: Any = None if stops else np.inf
+            self.validation_scores_: Any = [] if stops else None
+            self.best_validation_score_: Any = -np.inf if stops else None
 
     def _make_model(self) -> MLP:
         """Return the network with the parameters that this estimator has now."""
@@ -121,11 +132,12 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _outputs(self, model: MLP, X: Any) -> _Matrix:
         """Return probabilities or values (n, k) for samples (n, d) of the model's dtype."""
-        X = self._rows(model, X)
-        if self.out_activation_ in ("softmax", "logistic"):
-            return model.predict_proba(X)
-        A = model.outputs(X)
-        return np.exp(A) if self.out_activation_ == "exp" else A
+        if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
+            params = model.layout.split(model.theta)
+            A = forward(model.network, GenericKernels(np, model.dtype), params, X)[-1]
+        else:
+            A = model.outputs(self._rows(model, X))
+        return np.asarray(_LINKS[self.out_activation_](np, A))
 
     def _predicted(self, X: Any) -> _Matrix:
         """Check samples (n, d), and return probabilities or values (n, k) for them."""
@@ -167,7 +179,8 @@ class MultilayerPerceptron(Hyperparameters):
         return self
 
     def _rows(self, model: MLP, X: Any) -> Rows:
-        return CsrRows(X, model.dtype) if issparse(X) else model.open(X)
+        rows: Rows = CsrRows(X, model.dtype) if issparse(X) else model.open(X)
+        return rows
 
     def _objective(self, model: MLP) -> Objective:
         output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
@@ -194,24 +207,20 @@ class MultilayerPerceptron(Hyperparameters):
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         self.n_iter_ = 0
         states = self._optimizer.epochs(
-            model, self._rows(model, data.X), data.y, epochs=1 if incremental else self.max_iter, plan=self.plan, weights=data.weights,
-            batch_size=None if batch_size == n else batch_size, objective=self._objective(model), order=order,
+            model, self._rows(model, data.X), data.y, order, objective=self._objective(model), weights=data.weights,
+            epochs=1 if incremental else self.max_iter, batch_size=None if batch_size == n else batch_size,
+            plan=self.plan,
         )  # fmt: skip
         try:
             with closing(states):
-                for state in states:
-                    if batch_size == n:  # nobody needs an order, and one is drawn all the same
-                        order(state.epoch)
-                    if self._ends_with(state, held_out):
-                        break
-                else:
-                    if not incremental:
-                        warnings.warn(
-                            f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
-                            "hasn't converged yet.",
-                            ConvergenceWarning,
-                            stacklevel=2,
-                        )
+                ended = any(self._ends_with(state, held_out) for state in states)
+            if not (ended or incremental):
+                warnings.warn(
+                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
+                    "converged yet.",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
         self.coefs_, self.intercepts_ = self._best if self.early_stopping else self._parameters(model)
@@ -233,7 +242,7 @@ class MultilayerPerceptron(Hyperparameters):
         return train, held_out
 
     def _batch_size(self, n: int) -> int:
-        if self.batch_size == "auto":
+        if isinstance(self.batch_size, str):  # "auto"
             return min(200, n)
         if self.batch_size > n:
             warnings.warn(

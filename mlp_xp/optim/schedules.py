@@ -26,9 +26,11 @@ class Schedule:
 
 
 class Steered(Schedule):
-    """A learning rate that a loop sets between epochs: ``rate.lr = ...``."""
+    """A learning rate that a loop changes between epochs."""
 
-    __setattr__ = object.__setattr__
+    def steer(self, lr: float) -> None:
+        """Set the learning rate of the epochs to come."""
+        object.__setattr__(self, "lr", lr)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class CsrRows:
         The model's.
     """
 
-    pixels = False
-    home = None
+    pixels: bool
+    home: Device | None
 
     def __init__(self, X: Any, dtype: str) -> None:
         X = X.tocsr().astype(dtype)  # a copy, so that it may be put in order
@@ -35,6 +35,7 @@ class CsrRows:
         self.matrix = X
         self.shape: tuple[int, int] = X.shape
         self.dtype = X.dtype
+        self.pixels, self.home = False, None
         self.starts, self.columns = X.indptr.astype(np.int64), X.indices.astype(np.int32)
 
     def block(self, start: int, stop: int) -> Array:

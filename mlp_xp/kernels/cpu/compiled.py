@@ -29,6 +29,8 @@ FUNCTIONS = {
     "softmax_log_loss": 4, "sigmoid_log_loss": 5, "half_mean_squared_error": 6, "poisson_deviance": 7,
 }  # fmt: skip
 """The numbers of activations and of losses, as in ``replay.h``."""
+DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)
+"""The numbers of the optimizers' rules, likewise."""
 FOLDER = Path(__file__).parent / "replay"
 ROW_BYTES = 64
 """Where rows of parameters and of buffers begin: at multiples of this."""
