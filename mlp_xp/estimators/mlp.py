@@ -38,6 +38,7 @@ __all__ = ["MultilayerPerceptron"]
 
 _Matrix = NDArray[Any]
 
+_CALLER = 5  # of fit: that many calls above the training
 _OUTPUTS = {  # by what scikit-learn calls the last activation: the output here, and the loss that scikit-learn reports
     "softmax": ("softmax", "softmax_log_loss"),
     "logistic": ("sigmoid", "sigmoid_log_loss"),
@@ -219,10 +220,10 @@ class MultilayerPerceptron(Hyperparameters):
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                     "converged yet.",
                     ConvergenceWarning,
-                    stacklevel=2,
+                    stacklevel=_CALLER,
                 )
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warnings.warn("Training interrupted by user.", stacklevel=_CALLER)
         self.coefs_, self.intercepts_ = self._best if self.early_stopping else self._parameters(model)
 
     def _split(self, data: Data) -> tuple[Data, Data]:
@@ -246,7 +247,8 @@ class MultilayerPerceptron(Hyperparameters):
             return min(200, n)
         if self.batch_size > n:
             warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=2
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                stacklevel=_CALLER + 1,
             )
         return min(int(self.batch_size), n)
 
