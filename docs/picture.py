@@ -21,7 +21,7 @@ WHAT = [
     "what moves the parameters",
     "the model, its rows, its way to other programs, where it is in training",
     "where rows are and updates are computed",
-    "the loop",
+    "the loop, and L-BFGS",
     "recording, stopping, progress",
     "runs: folders, checkpoints, reports",
     "the loop with all of these on it",

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, SupportsFloat
 
+import numpy as np
+
 from .checks import check_count
 from .devices import Array
 from .devices.blas_threads import default_threads
 from .engines import Done, Engine, Setup, choose_plan, make_engine
 from .mlp import MLP
+from .objective import Objective
 from .optim import SGD, Optimizer, OptimizerState
+from .rows.checks import check_weights
 from .rows.plan import Plan
 from .snapshot import Snapshot, check_snapshot
 
@@ -130,6 +134,9 @@ def epochs(
     plan: str = "auto",
     start: Snapshot | None = None,
     pause: Callable[[], bool] | None = None,
+    objective: Objective | None = None,
+    weights: Any = None,
+    order: Callable[[int], np.ndarray[Any, Any]] | None = None,
 ) -> Generator[State, None, None]:
     """Train epoch by epoch, and hand out the state after each.
 
@@ -157,6 +164,12 @@ def epochs(
         tenth of a second of an update of all rows. If it returns True, the state in the middle of the epoch is handed
         out, to be looked at: what is assigned to the model then is not taken up. In the middle of the first update it
         is the state before that.
+    objective : Objective, optional
+        What is minimized, in place of the loss of the model's output; the optimizer's `l2` is added to it.
+    weights : array (n,), optional
+        How much each row counts: what is minimized is the mean Σ w loss / Σ w over an update's rows.
+    order : callable, optional
+        ``order(epoch)`` is the order of the rows, an array (n,) of the host, in an epoch of mini-batches.
 
     Yields
     ------
@@ -183,7 +196,9 @@ def epochs(
         check_count("epochs", epochs)
     count = default_threads() if threads is None else check_count("threads", threads)
     rows = model.open(X)
-    targets, objective = model.targets(y, rows.shape[0]), replace(model.objective, l2=optimizer.l2)
+    targets, objective = model.targets(y, rows.shape[0]), objective or model.objective
+    if weights is not None:
+        targets = replace(targets, weights=check_weights(weights, rows.shape[0], model.dtype))
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     if start is not None:
@@ -192,8 +207,9 @@ def epochs(
         if epochs is not None and epochs < begun:
             raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
     before = None if start is None else start.plan
-    chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before)
-    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count))
+    chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before, objective)
+    objective = replace(objective, l2=optimizer.l2)
+    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order))
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())

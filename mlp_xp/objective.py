@@ -16,6 +16,7 @@ from .devices import Array, Device, library_of
 from .kernels import Kernels
 from .rows.checks import as_targets
 from .rows.source import Digest
+from .rows.weights import Weighted
 
 __all__ = ["OUTPUTS", "Objective", "Output", "Targets", "check_output"]
 
@@ -57,10 +58,18 @@ class Targets:
     y : array
         On the host: labels (n,) of int32 for classes, numbers (n, n_L) for all other outputs.
     checked_for : (task, rows, units, dtype)
+    weights : array (n,), optional
+        How much each row counts, on the host and of the model's dtype. None counts all the same.
     """
 
     y: np.ndarray[Any, Any]
     checked_for: tuple[str, int, int, str]
+    weights: np.ndarray[Any, Any] | None = None
+
+    def on(self, device: Device) -> Array | Weighted:
+        """Return the targets where a device computes."""
+        y = device.asarray(self.y)
+        return y if self.weights is None else Weighted(y, device.asarray(self.weights))
 
     def fingerprint(self, digest: Digest) -> str:
         """Add all targets to a digest, and return dtype and shape in words."""
@@ -70,16 +79,23 @@ class Targets:
 
 @dataclass(frozen=True)
 class Objective:
-    """The mean over rows of an output's loss, plus l2/2 |W|² over the weights and not the biases.
+    """The mean over an update's rows of an output's loss, and a penalty on the weights, not the biases.
+
+    Rows that have weights count by them: the mean is Σ w loss / Σ w.
 
     Attributes
     ----------
     output : Output
     l2 : float
+        Adds l2/2 |W|² to the mean.
+    l2_sum : float
+        Adds l2_sum/2 |W|² to the sum that the mean is made of, so that the penalty counts less the more rows there are:
+        scikit-learn's alpha.
     """
 
     output: Output
     l2: float = 0.0
+    l2_sum: float = 0.0
 
     def targets(self, y: Any, rows: int, units: int, device: Device, dtype: str) -> Targets:
         """Check the targets of so many rows; what was checked before, for the same, is returned as it is.
@@ -98,9 +114,25 @@ class Objective:
 
     def losses(self, k: Kernels, A: Array, y: Array) -> tuple[Array, Array]:
         """(n, n_L) and targets -> each row's loss (n,), and its derivative dA (n, n_L)."""
+        if isinstance(y, Weighted):
+            losses, dA = k.loss(self.output.loss, A, y.y)
+            return losses * y.weights, dA * y.weights[:, None]
         return k.loss(self.output.loss, A, y)
 
-    def penalty(self, theta: Array, is_bias: Array) -> tuple[Array, Array]:
-        """Return the penalty () on parameters (P,), and its gradient (P,); `is_bias` (P,) is 1 at biases, else 0."""
-        weights = theta * (1 - is_bias)
-        return self.l2 / 2 * library_of(theta).sum(weights * weights), self.l2 * weights
+    @property
+    def penalizes(self) -> bool:
+        """Whether there is a penalty."""
+        return self.l2 > 0 or self.l2_sum > 0
+
+    def penalty(self, theta: Array, is_bias: Array, count: float | Array) -> tuple[Array, Array]:
+        """Return the penalty () on parameters (P,), and its gradient (P,).
+
+        Parameters
+        ----------
+        theta, is_bias : array (P,)
+            `is_bias` is 1 at biases, else 0.
+        count : float or 0-d array
+            What the sum over an update's rows is divided by: their number, or the sum of their weights.
+        """
+        l2, weights = self.l2 + self.l2_sum / count, theta * (1 - is_bias)
+        return l2 / 2 * library_of(theta).sum(weights * weights), l2 * weights

@@ -146,16 +146,23 @@ def test_slopes_of_smooth_functions(name, functions, rng):
 
 
 def drawn(rng, name, m, k):
-    return rng.integers(0, k, m) if name == "softmax_cross_entropy" else rng.integers(0, 2, (m, k))
+    return rng.integers(0, k, m) if name.startswith("softmax") else rng.integers(0, 2, (m, k))
 
 
-@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4])
-@pytest.mark.parametrize("name", LOSSES)
+# beyond, a unit in the last place of s, or of e^A, is more of the loss than a few units in its last place
+NO_LARGER = {"sigmoid_log_loss": 1.0, "poisson_deviance": 1.0}
+SIZES = [(name, size) for name in LOSSES for size in (1e-3, 1.0, 30.0, 1e4) if size <= NO_LARGER.get(name, 1e4)]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_losses_and_their_slopes(name, size, functions, rng):
     eps = np.finfo(functions.dtype).eps
+    exact = (
+        functions.dtype if name.endswith("log_loss") else LONG
+    )  # where it cuts probabilities off, it is by the dtype
     for m, k in ((1, 2), (3, 7), (5, 16), (4, 17), (2, 70)):
         A, y = (size * rng.standard_normal((m, k))).astype(functions.dtype), drawn(rng, name, m, k)
-        losses, dA = LOSSES[name].formula(np, A.astype(LONG), y if y.ndim == 1 else y.astype(LONG))
+        losses, dA = LOSSES[name].formula(np, A.astype(exact), y if y.ndim == 1 else y.astype(exact))
         for scale in (1.0, -0.25):
             total, slope = functions.loss(name, A, y, scale)
             largest = max(np.abs(losses).sum(), np.abs(A).max())
@@ -184,6 +191,19 @@ def test_huge_outputs_of_the_other_losses(functions):
     total, slope = functions.loss("perceptron_criterion", [[0.0, -0.0, 2.0, 2.0]], np.array([[0, 1, 1, 0]]))
     assert total == 2  # a point on the line counts as wrong
     assert_array_equal(slope, [[1, -1, 0, 1]])
+
+
+def test_reported_probabilities_are_cut_off_and_slopes_are_not(functions):
+    eps = np.finfo(functions.dtype).eps
+    for size in (60.0, 1e4, 1e30):
+        total, slope = functions.loss("sigmoid_log_loss", [[size, -size, size, -size]], np.array([[1, 0, 0, 1]]))
+        assert total == pytest.approx(-2 * np.log(eps) - 2 * np.log1p(-eps), rel=1e-6)
+        assert_array_equal(slope.round(12), [[0, 0, 1, -1]])
+        total, slope = functions.loss("softmax_log_loss", [[0.0, size, 0.0]], np.array([0]))
+        assert total == pytest.approx(-np.log(eps), rel=1e-6)
+        assert_array_equal(slope.round(12), [[-1, 1, 0]])
+        total, _ = functions.loss("softmax_log_loss", [[0.0, size, 0.0]], np.array([1]))
+        assert total == pytest.approx(eps, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", LOSSES)

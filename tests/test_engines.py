@@ -143,7 +143,7 @@ def test_ragged_mini_batches_leave_products_out_and_lose_nothing(mnist):
     train, _ = mnist
     rows = InMemory(train.X)
     plan = make_plan(rows, mx.devices.get_device("cpu"), "ragged")
-    batches = RaggedMiniBatches(rows, train.y, plan, 3, 128)
+    batches = RaggedMiniBatches(rows, train.y, plan, lambda epoch: shuffled_rows(3, epoch, rows.shape[0]), 128)
     order = np.random.default_rng([3, 2]).permutation(60_000)
     seen = []
     for i, (shard,) in enumerate(batches(2)):

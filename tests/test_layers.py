@@ -27,7 +27,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"optim"},
     {"objective", "rows", "mlp", "snapshot", "convert"},
     {"engines"},
-    {"loop"},
+    {"loop", "lbfgs"},
     {"callbacks"},
     {"runs"},
     {"fit"},
@@ -48,6 +48,7 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
+    "scipy": {"lbfgs", "estimators"},
     "sklearn": {"estimators"},
 }
 
@@ -163,6 +164,8 @@ MANY_PARAMETERS = {
     "mlp_xp.fit.fit": "the public entry",
     "mlp_xp.loop.epochs": "the public entry",
     "mlp_xp.mlp.MLP.__init__": "the public constructor",
+    "mlp_xp.estimators.hyperparameters.Hyperparameters.__init__": "scikit-learn's",
+    "mlp_xp.estimators.regressor.MLPRegressor.__init__": "scikit-learn's",
 }
 
 

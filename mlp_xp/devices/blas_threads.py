@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Library", "at_most", "blas_libraries", "default_threads", "limit_this_thread", "one_blas_thread"]
+__all__ = [
+    "Library",
+    "at_most",
+    "blas_libraries",
+    "default_threads",
+    "limit_this_thread",
+    "one_blas_thread",
+    "one_other_blas_thread",
+]
 
 
 class Library(NamedTuple):
@@ -45,6 +53,14 @@ def blas_libraries() -> tuple[Library, ...]:
     return tuple(library for library in libraries if library.get() is not None)
 
 
+@cache
+def other_blas_libraries() -> tuple[Library, ...]:
+    """Return every other BLAS that is loaded at the first call, such as SciPy's."""
+    own = {library.controller.filepath for library in blas_libraries()}
+    found = ThreadpoolController().select(user_api="blas").lib_controllers
+    return tuple(_library(controller) for controller in found if controller.filepath not in own)
+
+
 def _library(controller: Any) -> Library:
     if controller.internal_api == "openblas" and getattr(controller, "threading_layer", "") != "openmp":
         # threadpoolctl looks the functions up in each call, and 3.8 obeys only the first thread that sets a number
@@ -57,15 +73,15 @@ def _library(controller: Any) -> Library:
 
 
 class _OneThread:
-    """A context that keeps BLAS at one thread as long as anybody is in it.
+    """A context that keeps some libraries at one thread as long as anybody is in it.
 
     The number is the process's, so the users are counted: the first one saves and limits it, and the last one restores
     it, whatever the order in which they leave. Each user setting back what it found would leave the process at one
     thread as soon as two of them overlap (joblib/threadpoolctl#205).
     """
 
-    def __init__(self) -> None:
-        self._users = 0
+    def __init__(self, libraries: Callable[[], tuple[Library, ...]]) -> None:
+        self._libraries, self._users = libraries, 0
         self._before: list[tuple[Library, int]] = []
         self.forget_lock()
 
@@ -78,7 +94,7 @@ class _OneThread:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._before = [(library, library.get()) for library in blas_libraries()]
+                self._before = [(library, library.get()) for library in self._libraries()]
                 for library, _ in self._before:
                     library.set(1)
 
@@ -92,14 +108,17 @@ class _OneThread:
     def before(self) -> list[int]:
         """Return how many threads each library has while nobody is here."""
         with self._lock:
-            return [n for _, n in self._before] if self._users else [library.get() for library in blas_libraries()]
+            return [n for _, n in self._before] if self._users else [library.get() for library in self._libraries()]
 
 
-one_blas_thread = _OneThread()
-"""The context, one for the process."""
+one_blas_thread = _OneThread(blas_libraries)
+"""The context for NumPy's BLAS, one for the process."""
+one_other_blas_thread = _OneThread(other_blas_libraries)
+"""The context for SciPy's, whose threads wait for each other longer than they work on vectors."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=one_blas_thread.forget_lock)
+    os.register_at_fork(after_in_child=one_other_blas_thread.forget_lock)
 
 
 def limit_this_thread() -> None:

@@ -7,6 +7,7 @@ from functools import singledispatch
 
 from ..devices import CupyDevice, Device, JaxDevice, NumpyDevice
 from ..mlp import MLP
+from ..objective import Objective
 from ..optim import Optimizer
 from ..rows.plan import Plan, make_plan
 from ..rows.source import Rows
@@ -25,6 +26,7 @@ def choose_plan(
     epochs: int | None,
     batch_size: int | None,
     before: str | None = None,
+    objective: Objective | None = None,
 ) -> Plan:
     """Return the plan for the engine that :func:`make_engine` will make.
 
@@ -36,8 +38,10 @@ def choose_plan(
         As for :func:`mlp_xp.rows.plan.make_plan`.
     before : str, optional
         The kind of plan of a run that goes on. ``"auto"`` keeps it, if it is available here.
+    objective : Objective, optional
+        What will be minimized, if it is not the model's own.
     """
-    reason = _why_not_compiled(model, optimizer, rows)
+    reason = _why_not_compiled(model, optimizer, rows, objective or model.objective)
     if reason is not None and isinstance(model.device, NumpyDevice):
         _log.info("NumPy computes, not the compiled library: %s", reason)
     if (
@@ -49,13 +53,13 @@ def choose_plan(
     return make_plan(rows, model.device, kind, epochs, batch_size, reason is None)
 
 
-def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
+def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
     """Return why the compiled library cannot train this, in words, or None if it can."""
     if not isinstance(model.device, NumpyDevice):
         return f"device {model.device.name!r} computes"
     from .compiled import why_not
 
-    return why_not(model, optimizer, rows)
+    return why_not(model, optimizer, rows, objective)
 
 
 def make_engine(setup: Setup) -> Engine:
@@ -72,7 +76,8 @@ def _engine_on(device: Device, setup: Setup) -> Engine:
 
 @_engine_on.register
 def _(device: NumpyDevice, setup: Setup) -> Engine:
-    if setup.plan.kind in ("dense", "sparse") and _why_not_compiled(setup.model, setup.optimizer, setup.rows) is None:
+    reason = _why_not_compiled(setup.model, setup.optimizer, setup.rows, setup.objective)
+    if setup.plan.kind in ("dense", "sparse") and reason is None:
         from .compiled import CompiledEngine
 
         return CompiledEngine(setup)
@@ -95,6 +100,10 @@ def _(device: JaxDevice, setup: Setup) -> Engine:
 
 @_engine_on.register
 def _(device: CupyDevice, setup: Setup) -> Engine:
+    if setup.targets.weights is not None or setup.objective.l2_sum:  # its kernels do not know of them
+        from .host import HostEngine
+
+        return HostEngine(setup)
     from .cuda.memory import make_cuda_engine
 
     return make_cuda_engine(setup)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self, SupportsFloat
+from typing import Any, NamedTuple, Protocol, Self, SupportsFloat
+
+import numpy as np
 
 from ..devices import Array
 from ..mlp import MLP
 from ..objective import Objective, Targets
 from ..optim import Optimizer, OptimizerState
 from ..params import GradSum
+from ..rows.batches import shuffled_rows
 from ..rows.plan import Plan
 from ..rows.source import Rows
 
@@ -34,6 +37,8 @@ class Setup:
     plan : Plan
     threads : int
         The most threads to use on the CPU.
+    order : callable, optional
+        ``order(epoch)`` is the order of the rows (n,) in an epoch of mini-batches, in place of the model's own.
     """
 
     model: MLP
@@ -44,6 +49,12 @@ class Setup:
     batch_size: int | None
     plan: Plan
     threads: int
+    order: Callable[[int], np.ndarray[Any, Any]] | None = None
+
+    def row_order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """Return the order of the rows (n,) in an epoch of mini-batches."""
+        own = self.order
+        return shuffled_rows(self.model.seed, epoch, self.rows.shape[0]) if own is None else own(epoch)
 
 
 class Done(NamedTuple):

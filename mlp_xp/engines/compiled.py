@@ -18,13 +18,23 @@ import numpy as np
 
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
-from ..kernels.cpu.compiled import FUNCTIONS, OPERATIONS, ROW_BYTES
+from ..kernels.cpu.compiled import (
+    ADAM,
+    ADAM_EPSILON_HAT,
+    DESCENT,
+    FUNCTIONS,
+    MOMENTUM,
+    MOMENTUM_OF_STEPS,
+    OPERATIONS,
+    ROW_BYTES,
+)
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
 from ..model import Network, grad_sum
-from ..optim import SGD, Adam, Optimizer, OptimizerState
+from ..objective import Objective
+from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfSteps
 from ..params import GradSum
-from ..rows.batches import shuffled_rows
+from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from .base import Done, Setup
 from .host import HostEngine
@@ -37,33 +47,36 @@ _PIECE = 5e-3  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 
+_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
+_RULE = ("init", "update", "rates")  # what makes an optimizer one of these
+
 _Vector = np.ndarray[Any, Any]
 
 
-def why_not(model: MLP, optimizer: Optimizer, rows: Rows) -> str | None:
+def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
     """Return why the compiled library cannot train this, in words, or None if it can."""
     if compiled.library() is None:
         return "it was not built, or MLP_XP_COMPILED is 0"
     if gemm_address(model.dtype) is None:
         return "NumPy's BLAS is not one that it knows"
     kind = type(optimizer)
-    if (kind.update, kind.init) not in ((SGD.update, SGD.init), (Adam.update, Adam.init)) or (
-        kind.rates is not Optimizer.rates
-    ):
+    if not any(all(getattr(kind, name) is getattr(known, name) for name in _RULE) for known in _OPTIMIZERS):
         return f"it does not know the update of {kind.__name__}"
-    names = {instruction.name for instruction in _record(model).instructions}
+    names = {instruction.name for instruction in _record(model, objective).instructions}
     if unknown := sorted(names - FUNCTIONS.keys()):
         return f"it does not know {' or '.join(unknown)}"
+    if type(rows) is CsrRows:
+        return None
     if type(rows) is not InMemory or rows.home is not None:
         return "the rows are not in the host's memory"
     return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
 
 
-def _record(model: MLP) -> Program:
+def _record(model: MLP, objective: Objective) -> Program:
     recorded = RecordingKernels(model.sizes)
     kernels: Any = recorded
     layers = symbols(len(model.sizes) - 1)
-    grad_sum(Network(model.network.g, model.objective), kernels, layers, None, None, layers)
+    grad_sum(Network(model.network.g, objective), kernels, layers, None, None, layers)
     return recorded.program
 
 
@@ -123,7 +136,8 @@ class CompiledEngine:
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
         self._count = 0
         self._has_gradient = False
-        self._keeps_all = not setup.optimizer.plain or setup.objective.l2 > 0  # gradients, not an epoch's last one only
+        # of the gradients, or only an epoch's last one
+        self._keeps_all = not setup.optimizer.plain or setup.objective.penalizes
         self._kept = self._described()
         new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
         replay = new(ctypes.byref(self._kept[0]))
@@ -139,14 +153,15 @@ class CompiledEngine:
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
-        program = _record(model)
+        program = _record(model, setup.objective)
         instructions = (compiled.Instruction * len(program.instructions))(
             *(
                 compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
                 for operation, name, layer, source, other, target in program.instructions
             )
         )
-        X, y = setup.rows.block(0, self._n), np.ascontiguousarray(setup.targets.y)
+        y, weights = np.ascontiguousarray(setup.targets.y), setup.targets.weights
+        X, starts, columns = _stored(setup.rows)
         sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)
         first, second, *_ = [*self._vectors.values(), None, None]
         address = gemm_address(model.dtype)
@@ -154,16 +169,17 @@ class CompiledEngine:
         given = compiled.Setup(
             layers=len(model.sizes) - 1, buffers=len(widths), instructions=len(instructions),
             sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
-            gemm=address[0], long_integers=address[1], X=X.ctypes.data, y=y.ctypes.data, rows=self._n,
+            gemm=address[0], long_integers=address[1], X=X.ctypes.data, starts=_address(starts),
+            columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
             bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
             background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
-            first=None if first is None else first.ctypes.data, second=None if second is None else second.ctypes.data,
-            l2=setup.objective.l2, batch=setup.batch_size or self._n, shard=_SHARD,
+            first=_address(first), second=_address(second),
+            l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=_SHARD,
             groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)),
             threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
         )  # fmt: skip
-        return given, [X, y, sizes, widths, instructions]
+        return given, [X, starts, columns, y, weights, sizes, widths, instructions]
 
     # The interface of engines.
 
@@ -178,7 +194,7 @@ class CompiledEngine:
         self._lr_bias = lr if optimizer.lr_bias is None else lr * (optimizer.lr_bias / optimizer.base_lr)
         self._order = None
         if self._setup.batch_size is not None:
-            self._order = shuffled_rows(self._setup.model.seed, epoch, self._n).astype(np.int32)
+            self._order = self._setup.row_order(epoch).astype(np.int32)
         self._at, self._loss_sum = done.updates, float(done.loss_sum)
         self._spent = float(done.seconds) + perf_counter() - began
 
@@ -238,13 +254,28 @@ class CompiledEngine:
         self._has_gradient |= over or (self._keeps_all and self._setup.batch_size is not None)
 
 
+def _stored(rows: Rows) -> tuple[_Vector, _Vector | None, _Vector | None]:
+    """Return all numbers of the rows; or those that are not zero, where each row's start, and their columns."""
+    if isinstance(rows, CsrRows):
+        return rows.matrix.data, rows.starts, rows.columns
+    return rows.block(0, rows.shape[0]), None, None
+
+
+def _address(array: _Vector | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
 def _constants(optimizer: Optimizer) -> dict[str, Any]:
     """Return what the library has to know of an optimizer."""
     if isinstance(optimizer, Adam):
+        kind = ADAM_EPSILON_HAT if isinstance(optimizer, AdamEpsilonHat) else ADAM
         return {
-            "optimizer": 2, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
+            "optimizer": kind, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
             "decay": optimizer.weight_decay,
         }  # fmt: skip
     assert isinstance(optimizer, SGD)
+    kind = MOMENTUM_OF_STEPS if isinstance(optimizer, SGDOfSteps) else MOMENTUM
     nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
-    return {"optimizer": int(optimizer.momentum > 0), "momentum": optimizer.momentum, "nesterov": nesterov}
+    return {
+        "optimizer": kind if optimizer.momentum > 0 else DESCENT, "momentum": optimizer.momentum, "nesterov": nesterov,
+    }  # fmt: skip

@@ -46,13 +46,13 @@ class HostEngine:
         with self.device.active():
             self._state = self.optimizer.init(self.model.theta)
         self._gradient: Array | None = None
+        self._weighted = setup.targets.weights is not None
 
     def _make_batches(self, setup: Setup) -> Batches:
-        rows = setup.rows.to(self.device)
-        y = self.device.asarray(setup.targets.y)
+        rows, y = setup.rows.to(self.device), setup.targets.on(self.device)
         if setup.batch_size is None:
             return FullBatch(shards_as_stored(rows, y, self.device.shard_rows))
-        return MiniBatches(rows, y, self.device, self.model.seed, setup.batch_size)
+        return MiniBatches(rows, y, self.device, setup.row_order, setup.batch_size)
 
     def _make_kernels(self, setup: Setup) -> Kernels:
         return self.model.kernels
@@ -122,19 +122,28 @@ class HostEngine:
 
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         """Do one update; return the sum () of its rows' losses, with the penalty, and their number."""
-        loss, rows, gradient = self._mean_gradient(shards)
-        if self.objective.l2:
-            penalty, slope = self.objective.penalty(self._theta, self._is_bias)
+        count = self._count(shards)
+        loss, rows, gradient = self._mean_gradient(shards, count)
+        if self._weighted:
+            loss = loss / count * rows
+        if self.objective.penalizes:
+            penalty, slope = self.objective.penalty(self._theta, self._is_bias, count)
             gradient += slope
             loss = loss + penalty * rows
         self._gradient = gradient
         self._descend(gradient)
         return loss, rows
 
-    def _mean_gradient(self, shards: Sequence[Shard]) -> tuple[Any, int, Array]:
+    def _count(self, shards: Sequence[Shard]) -> Any:
+        """Return what the mean over the rows of some shards is divided by: their number, or the sum () of weights."""
+        if self._weighted:
+            return sum(self.device.xp.sum(shard.y.weights) for shard in shards)
+        return sum(shard.X.shape[0] for shard in shards)
+
+    def _mean_gradient(self, shards: Sequence[Shard], count: Any) -> tuple[Any, int, Array]:
         """Return the sum () of the losses of some shards, their rows, and the gradient (P,) of their mean loss."""
         loss, rows, gradient = self._grad_sum(self._theta, shards)
-        gradient *= 1 / rows
+        gradient *= 1 / count
         return loss, rows, gradient
 
     def _descend(self, gradient: Array) -> None:

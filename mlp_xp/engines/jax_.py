@@ -20,7 +20,6 @@ import numpy as np
 from ..devices import Array
 from ..optim import OptimizerState
 from ..params import GradSum
-from ..rows.batches import shuffled_rows
 from ..rows.source import InMemory
 from .base import Done, Setup
 from .host import HostEngine
@@ -36,6 +35,8 @@ def why_not(setup: Setup) -> str | None:
     """Return why JAX cannot compile this training, in words, or None if it can."""
     if type(setup.rows) is not InMemory:
         return "the rows are not in memory"
+    if setup.targets.weights is not None:
+        return "the rows have weights"
     model, (n, d), y = setup.model, setup.rows.shape, setup.targets.y
     array, size = jax.ShapeDtypeStruct, setup.batch_size or n
     try:
@@ -93,8 +94,7 @@ class JaxEngine:
             self._rates = [self._setup.optimizer.rates(epoch, is_bias) for is_bias in self._program.is_bias]
             self._order = None
             if self._setup.batch_size is not None:
-                order = shuffled_rows(self._setup.model.seed, epoch, self._n)
-                self._order = self._device.asarray(order.astype(np.int32))
+                self._order = self._device.asarray(self._setup.row_order(epoch).astype(np.int32))
         self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:

@@ -101,9 +101,9 @@ class Program:
                 loss, sums = self._grad_sum(params, X[rows, :], y[rows, ...], jax.tree.map(jnp.zeros_like, params))
             gradient = [part * (1 / size) for part in self.parts_of(sums)]
             losses += loss
-            if self.objective.l2:
+            if self.objective.penalizes:
                 for l, (part, is_bias) in enumerate(zip(theta, self.is_bias, strict=True)):
-                    penalty, slope = self.objective.penalty(part, is_bias)
+                    penalty, slope = self.objective.penalty(part, is_bias, size)
                     gradient[l] += slope
                     losses += penalty * size
             return *self._step(theta, gradient, state, rates), gradient, losses

@@ -51,19 +51,20 @@ class ThreadEngine(HostEngine):
         self._parts = [self.layout.split(own) for own in self._sums]
         workers = min(setup.threads, self.groups)
         self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
-        self._steps_backward = self.groups == 1 and self.optimizer.plain and not self.objective.l2
+        plain = self.optimizer.plain and not self.objective.penalizes and not self._weighted
+        self._steps_backward = self.groups == 1 and plain
         self._views_of: tuple[Any, Parameters] = (None, Parameters([], []))
         self._in_place = _in_place(self.optimizer, self.layout.size, self.model.dtype)
         columns, background = self.plan.columns, self.plan.background
         self._background = None if columns is None or background is None else background[columns]
 
     def _make_batches(self, setup: Setup) -> Batches:
-        plan, y = setup.plan, setup.targets.y
+        plan, y = setup.plan, setup.targets.on(self.device)
         if plan.columns is None:
             return super()._make_batches(setup)
         if setup.batch_size is None:
             return FullBatch(shards_by_need(setup.rows, y, plan, self.device.shard_rows))
-        return RaggedMiniBatches(setup.rows, y, plan, self.model.seed, setup.batch_size)
+        return RaggedMiniBatches(setup.rows, y, plan, setup.row_order, setup.batch_size)
 
     def _make_kernels(self, setup: Setup) -> NumpyKernels:
         self._pace = Pace(setup.threads)
@@ -83,15 +84,15 @@ class ThreadEngine(HostEngine):
         if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at
             return super()._update(shards, last)
         # the backward pass takes the step on its way: no gradient is stored, none is read again
-        rows = len(shards[0].y)
+        rows = shards[0].X.shape[0]
         return self._pass(shards[0], -self._lr / rows, self._views(self._theta)), rows
 
-    def _mean_gradient(self, shards: Sequence[Shard]) -> tuple[Any, int, _Vector]:
+    def _mean_gradient(self, shards: Sequence[Shard], count: Any) -> tuple[Any, int, _Vector]:
         if self.groups > 1 or self._background is not None:
-            return super()._mean_gradient(shards)
+            return super()._mean_gradient(shards, count)
         (shard,), gradient = shards, self._sums[0]
         gradient.fill(0)
-        return self._pass(shard, 1 / len(shard.y), self._parts[0]), len(shard.y), gradient
+        return self._pass(shard, 1 / count, self._parts[0]), shard.X.shape[0], gradient
 
     def _pass(self, shard: Shard, scale: float, into: Parameters) -> Any:
         """Return the sum of a shard's losses; `scale` times its gradient is added to `into`.

@@ -11,6 +11,7 @@ Legend: n rows, h units of a layer, k outputs of the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,6 +185,36 @@ def perceptron_criterion(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
     return xp.sum(dA * A, axis=1), dA
 
 
+def softmax_log_loss(xp: Any, A: Array, y: Array) -> tuple[Array, Array]:
+    """Return what scikit-learn reports of the softmax cross-entropy: probabilities count as eps to 1 - eps.
+
+    The slope knows nothing of that. The eps is that of the dtype.
+    """
+    losses, dA = softmax_cross_entropy(xp, A, y)
+    eps = float(xp.finfo(A.dtype).eps)
+    return xp.clip(losses, -math.log1p(-eps), -math.log(eps)), dA
+
+
+def sigmoid_log_loss(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """Return what scikit-learn reports of the sigmoid cross-entropy, with the rounding of 1 - s, and s - Y."""
+    eps, s = float(xp.finfo(A.dtype).eps), sigmoid(xp, A)
+    P = xp.clip(s, eps, 1 - eps)
+    return -xp.sum(Y * xp.log(P) + (1 - Y) * xp.log(1 - P), axis=1), s - Y
+
+
+def half_mean_squared_error(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) -> |A - Y|² / 2k (n,) and A - Y (n, k): scikit-learn's slope is that of the sum over k."""
+    losses, dA = half_squared_error(xp, A, Y)
+    return losses / A.shape[1], dA
+
+
+def poisson_deviance(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) >= 0 -> Σ Y log(Y / μ) - Y + μ (n,), half the deviance, and μ - Y (n, k), with μ = e^A."""
+    mean = xp.exp(A)
+    log_Y = xp.log(xp.where(Y > 0, Y, xp.ones_like(Y)))
+    return xp.sum(Y * (log_Y - A) - Y + mean, axis=1), mean - Y
+
+
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
@@ -201,6 +232,10 @@ LOSSES: dict[str, Loss] = {
             "Σ max(0, (1-2{0}) {1})",
             slope="±1 where {0} and {1} disagree",
         ),
+        Loss("softmax_log_loss", softmax_log_loss, "-Σ {0} log {1}", predicted="softmax({})"),
+        Loss("sigmoid_log_loss", sigmoid_log_loss, "-Σ [{0} log {1} + (1-{0}) log(1-{1})]", predicted="σ({})"),
+        Loss("half_mean_squared_error", half_mean_squared_error, "Σ ({1} - {0})² / 2k"),
+        Loss("poisson_deviance", poisson_deviance, "Σ [{0} log({0}/{1}) - {0} + {1}]", predicted="exp({})"),
     )
 }
-"""The losses by name."""
+"""The losses by name. The last four are scikit-learn's, which it reports and follows in ways of its own."""

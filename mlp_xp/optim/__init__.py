@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from .adam import Adam, AdamW
+from .adam import Adam, AdamEpsilonHat, AdamW
 from .base import Optimizer, OptimizerState
-from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
-from .sgd import SGD
+from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, Steered, StepDecay, WarmUp
+from .sgd import SGD, SGDOfSteps
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
     "Adam",
+    "AdamEpsilonHat",
     "AdamW",
     "CosineDecay",
     "ExponentialDecay",
     "Optimizer",
     "OptimizerState",
+    "SGDOfSteps",
     "Schedule",
+    "Steered",
     "StepDecay",
     "WarmUp",
 ]

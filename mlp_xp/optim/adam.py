@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from .base import Optimizer, OptimizerState
 from .numbers import fraction, not_negative, positive
 from .schedules import Schedule
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["Adam", "AdamEpsilonHat", "AdamW"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,18 @@ class AdamW(Adam):
     def __post_init__(self) -> None:
         super().__post_init__()
         not_negative(self, "weight_decay")
+
+
+@dataclass(frozen=True)
+class AdamEpsilonHat(Adam):
+    """Adam in the form that Kingma and Ba give at the end of section 2, as scikit-learn and TensorFlow have it.
+
+    Epsilon is added to the root of the mean square before that is corrected for its start at zero, so that it counts
+    for more in the first updates: in update t it is epsilon / sqrt(1 - beta2^t).
+    """
+
+    def update(
+        self, theta: Array, grad: Array, state: OptimizerState, rate: float | Array
+    ) -> tuple[Array, OptimizerState]:
+        epsilon = self.epsilon / math.sqrt(1 - self.beta2 ** (state["updates"] + 1))
+        return Adam(beta1=self.beta1, beta2=self.beta2, epsilon=epsilon).update(theta, grad, state, rate)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .numbers import positive
 
-__all__ = ["SCHEDULES", "CosineDecay", "ExponentialDecay", "Schedule", "StepDecay", "WarmUp"]
+__all__ = ["SCHEDULES", "CosineDecay", "ExponentialDecay", "Schedule", "Steered", "StepDecay", "WarmUp"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ class Schedule:
     def __call__(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
         return self.lr
+
+
+class Steered(Schedule):
+    """A learning rate that a loop changes between epochs."""
+
+    def steer(self, lr: float) -> None:
+        """Set the learning rate of the epochs to come."""
+        object.__setattr__(self, "lr", lr)
 
 
 @dataclass(frozen=True)

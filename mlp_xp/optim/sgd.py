@@ -8,7 +8,7 @@ from ..devices import Array, library_of
 from .base import Optimizer, OptimizerState
 from .numbers import fraction
 
-__all__ = ["SGD"]
+__all__ = ["SGD", "SGDOfSteps"]
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,26 @@ class SGD(Optimizer):
             state = {"velocity": velocity}
             step = grad + self.momentum * velocity if self.nesterov else velocity
         theta -= rate * step
+        return theta, state
+
+
+@dataclass(frozen=True)
+class SGDOfSteps(SGD):
+    """Gradient descent whose velocity gathers steps, as scikit-learn's: v = momentum v + lr g, theta -= v.
+
+    With `nesterov`, theta -= lr g + momentum v (Sutskever et al. 2013, eq. 1 to 4). While the learning rate stays, that
+    is what :class:`SGD` does; when it falls, the steps that were gathered before keep their length.
+    """
+
+    def update(
+        self, theta: Array, grad: Array, state: OptimizerState, rate: float | Array
+    ) -> tuple[Array, OptimizerState]:
+        step = rate * grad
+        if self.momentum:
+            velocity = state["velocity"]
+            velocity *= self.momentum
+            velocity += step
+            state = {"velocity": velocity}
+            step = step + self.momentum * velocity if self.nesterov else velocity
+        theta -= step
         return theta, state

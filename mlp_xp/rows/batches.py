@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..devices import Array, Device
 from ..kernels.staircase import Cuts, Ragged
 from .plan import Plan
 from .source import Rows
+from .weights import Weighted
 
 __all__ = [
     "Batches",
@@ -30,7 +31,7 @@ class Shard(NamedTuple):
     """A block of rows: X (m, k) with k at most n_0 columns, the missing ones all zero, and their targets y."""
 
     X: Array
-    y: Array
+    y: Array | Weighted
 
 
 def shuffled_rows(seed: int, epoch: int, n: int) -> np.ndarray[Any, Any]:
@@ -56,14 +57,14 @@ class FullBatch:
         yield self.shards
 
 
-def shards_as_stored(rows: Rows, y: Array, shard_rows: int) -> list[Shard]:
+def shards_as_stored(rows: Rows, y: Array | Weighted, shard_rows: int) -> list[Shard]:
     """Cut rows and their targets (n, ...) into shards of so many rows: views, if the library has views."""
     n = rows.shape[0]
     cuts = [(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
     return [Shard(rows.block(i, j), y[i:j, ...]) for i, j in cuts]
 
 
-def shards_by_need(rows: Rows, y: Array, plan: Plan, shard_rows: int) -> list[Shard]:
+def shards_by_need(rows: Rows, y: Array | Weighted, plan: Plan, shard_rows: int) -> list[Shard]:
     """Copy rows of the host, and their targets (n, ...), to shards of rows that need about as many columns.
 
     Each is as wide as its neediest row; the plan must have columns.
@@ -82,28 +83,31 @@ def shards_by_need(rows: Rows, y: Array, plan: Plan, shard_rows: int) -> list[Sh
 
 
 class MiniBatches:
-    """Rows in an order that depends on (seed, epoch) alone, so many for each update.
+    """Rows in an order of their own in each epoch, so many for each update.
 
     Parameters
     ----------
     rows : Rows
         Where the device computes.
-    y : array (n, ...)
+    y : array (n, ...), or Weighted
     device : Device
-    seed : int
+    order : callable
+        ``order(epoch)`` is the order of the rows (n,), an array of the host.
     batch_size : int
     """
 
-    def __init__(self, rows: Rows, y: Array, device: Device, seed: int, batch_size: int) -> None:
-        self._rows, self._y, self._device, self._seed, self._batch_size = rows, y, device, seed, batch_size
+    def __init__(
+        self, rows: Rows, y: Array | Weighted, device: Device, order: Callable[[int], Array], batch_size: int
+    ) -> None:
+        self._rows, self._y, self._device, self._order, self._batch_size = rows, y, device, order, batch_size
         self.updates = -(-rows.shape[0] // batch_size)
         self._together = batch_size * max(1, _GATHERED // (batch_size * rows.shape[1]))
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        n = self._rows.shape[0]
-        order = self._device.asarray(shuffled_rows(self._seed, epoch, n))
-        y = self._device.xp.take(self._y, order, axis=0)
+        n, xp = self._rows.shape[0], self._device.xp
+        order = self._device.asarray(self._order(epoch))
+        y = self._y.take(order, xp) if isinstance(self._y, Weighted) else xp.take(self._y, order, axis=0)
         for first in range(0, n, self._together):
             last = min(first + self._together, n)
             X = self._rows.take(order[first:last])
@@ -119,17 +123,19 @@ class RaggedMiniBatches:
 
     Parameters
     ----------
-    rows, y, seed, batch_size
+    rows, y, order, batch_size
         As for :class:`MiniBatches`, on the host.
     plan : Plan
         One that has columns.
     """
 
-    def __init__(self, rows: Rows, y: Array, plan: Plan, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, rows: Rows, y: Array | Weighted, plan: Plan, order: Callable[[int], Array], batch_size: int
+    ) -> None:
         (n, d), (columns, extents) = rows.shape, plan.order
         width = min(d, _round_up(extents.max(), 16))
         self._X = rows.block(0, n).take(columns[:width], axis=1)
-        self._y, self._seed, self._batch_size = y, seed, batch_size
+        self._y, self._order, self._batch_size = y, order, batch_size
         self.updates = -(-n // batch_size)
         self._extents = extents.astype(np.int32)
         self._buffer = np.empty((batch_size, width), rows.dtype)
@@ -137,7 +143,7 @@ class RaggedMiniBatches:
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        order = shuffled_rows(self._seed, epoch, len(self._X))
+        order = self._order(epoch)
         whole = len(order) // self._batch_size * self._batch_size
         yield from self._batches(order[:whole].reshape(-1, self._batch_size))
         if whole < len(order):

@@ -11,7 +11,7 @@ import numpy as np
 from ..checks import check_numbers
 from ..devices import Array, Device, is_foreign
 
-__all__ = ["as_features", "as_targets"]
+__all__ = ["as_features", "as_targets", "check_weights"]
 
 _ROWS_ON_HOST = 4096  # to look at together: no mask as large as the data
 
@@ -94,6 +94,23 @@ def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str
     if task == "labels" and not ((host == 0) | (host == 1)).all():
         raise ValueError(f"yes-or-no outputs need targets 0 or 1, got values from {host.min()} to {host.max()}")
     return numbers.reshape(n, units)
+
+
+def check_weights(weights: Any, n: int, dtype: str) -> np.ndarray[Any, Any]:
+    """Return the weights of n rows as an array (n,) of the host.
+
+    Raises
+    ------
+    ValueError
+        If they are not n numbers, or one is negative, NaN or infinite.
+    """
+    host = check_numbers("weights", weights)
+    if host.shape != (n,):
+        raise ValueError(f"X has {n} rows and weights have the shape {host.shape}; give one weight per row")
+    numbers = np.ascontiguousarray(host, dtype)
+    if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
+        raise ValueError(f"weights must be finite numbers of at least 0, got {host.min()} to {host.max()}")
+    return numbers
 
 
 def _hint(shape: tuple[int, ...], width: int) -> str:

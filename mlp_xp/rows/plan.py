@@ -12,6 +12,7 @@ from ..checks import check_choice
 from ..devices import Array, Device
 from ..mlp import MLP
 from .background import usual_values
+from .csr import CsrRows
 from .source import Rows
 
 __all__ = ["PLANS", "Plan", "make_plan"]
@@ -108,6 +109,8 @@ def make_plan(
         If the kind is unknown, or not available on the device.
     """
     check_choice("plan", kind, PLANS)
+    if isinstance(rows, CsrRows):
+        return _plan_of_stored(rows, kind, skips)
     d, repay = rows.shape[1], device.epochs_to_repay_plan
     if kind == "dense":
         return Plan("dense", "asked for", d)
@@ -129,6 +132,15 @@ def make_plan(
     if kind == "zero":
         return _zero_plan(rows, background)
     return _ragged_plan(rows, sample, background, device.block_rows, kind == "auto")
+
+
+def _plan_of_stored(rows: CsrRows, kind: str, skips: bool) -> Plan:
+    n, d = rows.shape
+    if skips and kind in ("auto", "sparse"):
+        return Plan("sparse", "given in compressed form", len(rows.columns) / n)
+    if kind == "auto":
+        return Plan("dense", "the compiled library, which skips what is not stored, cannot train this here", d)
+    raise ValueError(f"plan {kind!r} is not available for rows in compressed form; use 'auto', or pass X.toarray()")
 
 
 def _sparse_plan(rows: Rows, device: Device, kind: str, epochs: int | None, batch_size: int | None) -> Plan:

@@ -6,7 +6,7 @@ what kind of data they are.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Rows(Protocol):
     def take(self, index: Array, out: Array | None = None) -> Array:
         """Return the rows of this index (m, d), written to `out` if the library can; the index lives where they do."""
 
-    def to(self, device: Device) -> Self:
+    def to(self, device: Device) -> Rows:
         """Return the same rows where `device` computes, moved there if they are on the host."""
 
     def fingerprint(self, digest: Digest) -> str:

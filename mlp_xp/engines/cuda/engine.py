@@ -21,7 +21,6 @@ from ...kernels.cuda.sources import RANGE, THREADS, Kernel, grid_for
 from ...model import Network, grad_sum
 from ...optim import OptimizerState
 from ...params import GradSum
-from ...rows.batches import shuffled_rows
 from ...rows.plan import Plan
 from ..base import Done, Setup
 from ..host import HostEngine
@@ -112,8 +111,7 @@ class CudaEngine:
                 self._sums.set(np.asarray([float(done.loss_sum)], np.float64))
             self._done = done
             self._update.begin(epoch, lr)
-            n = self._setup.rows.shape[0]
-            order = None if self._setup.batch_size is None else shuffled_rows(self.model.seed, epoch, n)
+            order = None if self._setup.batch_size is None else self._setup.row_order(epoch)
             self._rows.begin(order, done.updates)
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:

@@ -28,8 +28,11 @@ OPERATIONS = (
 FUNCTIONS = {
     "": 0, "identity": 0, "sigmoid": 1, "tanh": 2, "relu": 3, "leaky_relu": 4,
     "softmax_cross_entropy": 0, "sigmoid_cross_entropy": 1, "half_squared_error": 2, "perceptron_criterion": 3,
+    "softmax_log_loss": 4, "sigmoid_log_loss": 5, "half_mean_squared_error": 6, "poisson_deviance": 7,
 }  # fmt: skip
 """The numbers of activations and of losses, as in ``replay.h``."""
+DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)
+"""The numbers of the optimizers' rules, likewise."""
 FOLDER = Path(__file__).parent / "replay"
 ROW_BYTES = 64
 """Where rows of parameters and of buffers begin: at multiples of this."""
@@ -48,12 +51,12 @@ class Setup(ctypes.Structure):
         *((name, c_int64) for name in ("layers", "buffers", "instructions")),
         *((name, c_void_p) for name in ("sizes", "widths", "program", "gemm")),
         ("long_integers", c_int64),
-        *((name, c_void_p) for name in ("X", "y")),
+        *((name, c_void_p) for name in ("X", "starts", "columns", "y", "weights")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
         ("background", c_void_p),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
-        *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2")),
+        *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
         *((name, c_int64) for name in ("batch", "shard", "groups", "threads")),
     ]
 

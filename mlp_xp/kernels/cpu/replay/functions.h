@@ -98,7 +98,13 @@ static void slope(int name, REAL *restrict d, const REAL *restrict a, int64_t n)
 }
 
 // Sums of rows' losses, and scale * dloss/dA in place of A, which has `ld` numbers in a row, of which k count.
-static double softmax_cross_entropy(REAL *A, const int32_t *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+// Of the losses, those that scikit-learn reports count probabilities as eps to 1 - eps; eps = 0 leaves them as they are.
+#define EPSILON (sizeof(REAL) == 4 ? 0x1p-23 : 0x1p-52)
+INLINE double within(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
+
+static double softmax_cross_entropy(REAL *A, const int32_t *y, int64_t m, int64_t k, int64_t ld, REAL scale,
+                                    double eps) {
+  const double least = -log1p(-eps), most = -log(eps);
   double sum_of_losses = 0;
   for (int64_t i = 0; i < m; i++) {
     REAL *a = A + i * ld, top = a[0], sum = 0;
@@ -106,12 +112,23 @@ static double softmax_cross_entropy(REAL *A, const int32_t *y, int64_t m, int64_
     const REAL right = a[y[i]] - top;
     for (int64_t j = 0; j < ld; j++) a[j] = EXP(a[j] - top);
     for (int64_t j = 0; j < k; j++) sum += a[j];
-    sum_of_losses += log((double)sum) - right;
+    sum_of_losses += within(log((double)sum) - right, least, most);
     const REAL by = scale / sum;
     for (int64_t j = 0; j < ld; j++) a[j] *= j < k ? by : 0;
     a[y[i]] -= scale;
   }
   return sum_of_losses;
+}
+static double sigmoid_log_loss(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < k; j++) {
+      REAL *a = A + i * ld + j;
+      const REAL target = y[i * k + j], s = 1 / (1 + exp(-(double)*a)), p = within(s, EPSILON, 1 - EPSILON);
+      sum -= target * log((double)p) + (1 - target) * log((double)(1 - p));
+      *a = scale * (s - target);
+    }
+  return sum;
 }
 static double sigmoid_cross_entropy(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
   double sum = 0;
@@ -145,11 +162,26 @@ static double perceptron_criterion(REAL *A, const REAL *y, int64_t m, int64_t k,
     }
   return sum;
 }
+static double poisson_deviance(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < k; j++) {
+      REAL *a = A + i * ld + j;
+      const double target = y[i * k + j], mean = exp((double)*a);
+      sum += (target > 0 ? target * log(target) : 0) - target * *a - target + mean;
+      *a = scale * (mean - target);
+    }
+  return sum;
+}
 static double loss(int name, REAL *A, const void *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
   double sum = 0;
   switch (name) {
-    case SOFTMAX_CROSS_ENTROPY: sum = softmax_cross_entropy(A, y, m, k, ld, scale); break;
+    case SOFTMAX_CROSS_ENTROPY: sum = softmax_cross_entropy(A, y, m, k, ld, scale, 0); break;
+    case SOFTMAX_LOG_LOSS: sum = softmax_cross_entropy(A, y, m, k, ld, scale, EPSILON); break;
     case SIGMOID_CROSS_ENTROPY: sum = sigmoid_cross_entropy(A, y, m, k, ld, scale); break;
+    case SIGMOID_LOG_LOSS: sum = sigmoid_log_loss(A, y, m, k, ld, scale); break;
+    case HALF_MEAN_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale) / k; break;
+    case POISSON_DEVIANCE: sum = poisson_deviance(A, y, m, k, ld, scale); break;
     case HALF_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale); break;
     case PERCEPTRON_CRITERION: sum = perceptron_criterion(A, y, m, k, ld, scale); break;
   }

@@ -40,6 +40,7 @@ typedef struct {  // what a tile of rows is worked on with
   const void **rows;
   const uint64_t **masks;
   void *y;
+  REAL *weights;
 } Frame;
 typedef struct {  // of one thread
   Frame frame;    // for shards of a full batch
@@ -60,6 +61,8 @@ struct Replay {
   Frame batch;
   Own *own;
   uint64_t *masks;   // of all rows
+  Stored *stored;    // likewise, if only what is not zero is given
+  int32_t *before;
   REAL **transposed;  // W of layers whose products with it are small, (n_l, n_{l-1}); null for others
   REAL *shifts;      // W[1] times the background, a part for each slice; null if there is none
   REAL **sums;      // gradients of groups
@@ -249,7 +252,13 @@ static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, R
       case LOSS: {
         const int64_t k = r->sizes[s->layers], size = s->labels ? (int64_t)sizeof(int32_t) : k * (int64_t)sizeof(REAL);
         if (i->to != i->from) memcpy(at, f->buffers[i->from] + from * r->widths[i->from], numbers * sizeof(REAL));
-        sum += loss(i->function, at, (const char *)f->y + from * size, to - from, k, r->widths[i->to], scale);
+        if (!s->weights)
+          sum += loss(i->function, at, (const char *)f->y + from * size, to - from, k, r->widths[i->to], scale);
+        for (int64_t p = from; s->weights && p < to; p++) {
+          REAL *row = f->buffers[i->to] + p * r->widths[i->to];
+          sum += f->weights[p] *
+                 loss(i->function, row, (const char *)f->y + p * size, 1, k, r->widths[i->to], scale * f->weights[p]);
+        }
         break;
       }
       case ACTIVATION_GRADIENT: slope(i->function, at, with, numbers); break;
@@ -314,13 +323,18 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
 
 // The optimizer's update of numbers [from, to), which are weights or biases. The gradient becomes that of the mean loss.
 typedef struct {
-  REAL mean, rate, momentum, beta1, new1, beta2, new2, epsilon, decay, l2, by_first, by_second;  // new: 1 - beta
+  REAL mean, rate, taken, gathered;  // of a velocity of steps, all is taken; of one of gradients, all is gathered
+  REAL momentum, beta1, new1, beta2, new2, epsilon, decay, l2, by_first, by_second;  // new: 1 - beta
 } Rates;
-static Rates rates(const Replay *r, int64_t rows, int64_t update, int biases) {
+static double l2_of(const Setup *s, double count) { return s->l2 + s->l2_sum / count; }
+static Rates rates(const Replay *r, double count, int64_t update, int biases) {
   const Setup *s = &r->setup;
   const double rate = biases ? r->piece->bias_rate : r->piece->rate, t = update;
-  return (Rates){1 / (REAL)rows, rate, s->momentum, s->beta1, 1 - s->beta1, s->beta2, 1 - s->beta2, s->epsilon,
-                 rate * s->decay, biases ? 0 : s->l2, rate / (1 - pow(s->beta1, t)), 1 / (1 - pow(s->beta2, t))};
+  const double by_first = rate / (1 - pow(s->beta1, t)), by_second = 1 / (1 - pow(s->beta2, t));
+  const int of_steps = s->optimizer == MOMENTUM_OF_STEPS;
+  return (Rates){1 / (REAL)count, rate, of_steps ? 1 : rate, of_steps ? rate : 1, s->momentum, s->beta1, 1 - s->beta1,
+                 s->beta2, 1 - s->beta2, s->epsilon * (s->optimizer == ADAM_EPSILON_HAT ? sqrt(by_second) : 1),
+                 rate * s->decay, biases ? 0 : l2_of(s, count), by_first, by_second};
 }
 static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
@@ -336,13 +350,15 @@ static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
       }
       break;
     case MOMENTUM:
+    case MOMENTUM_OF_STEPS:
       for (int64_t i = from; i < to; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
-        v[i] = c.momentum * v[i] + g[i];
-        w[i] -= c.rate * (s->nesterov ? g[i] + c.momentum * v[i] : v[i]);
+        v[i] = c.momentum * v[i] + c.gathered * g[i];
+        w[i] -= c.taken * (s->nesterov ? c.gathered * g[i] + c.momentum * v[i] : v[i]);
       }
       break;
     case ADAM:
+    case ADAM_EPSILON_HAT:
       for (int64_t i = from; i < to; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
         v[i] = c.beta1 * v[i] + c.new1 * g[i];
@@ -355,10 +371,10 @@ static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
   return squares;
 }
 // The update of a slice, and half the sum of squares of its weights.
-static double update_slice(const Replay *r, int64_t layer, int64_t j0, int64_t j1, int64_t rows, int64_t update) {
+static double update_slice(const Replay *r, int64_t layer, int64_t j0, int64_t j1, double count, int64_t update) {
   const int64_t ld = r->lds[layer], at = r->offsets[layer - 1];
-  if (!j0) step(r, rates(r, rows, update, 1), at, at + ld);
-  return step(r, rates(r, rows, update, 0), at + (1 + j0) * ld, at + (1 + j1) * ld) * r->setup.l2 / 2 * rows;
+  if (!j0) step(r, rates(r, count, update, 1), at, at + ld);
+  return step(r, rates(r, count, update, 0), at + (1 + j0) * ld, at + (1 + j1) * ld) / 2;
 }
 
 // ------------------------------------------------------------------------------------------------------- an update
@@ -369,9 +385,10 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
   const int64_t wide = s->labels ? sizeof(int32_t) : r->sizes[s->layers] * sizeof(REAL);
   for (int64_t i = from; i < to; i++) {
     const int64_t row = r->piece->order ? r->piece->order[first + i] : first + i;
-    f->rows[i] = (const char *)s->X + row * d * size;
+    f->rows[i] = s->starts ? (const void *)(r->stored + row) : (const char *)s->X + row * d * size;
     if (s->sparse) f->masks[i] = r->masks + row * words;
     memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
+    if (s->weights) f->weights[i] = ((const REAL *)s->weights)[row];
   }
 }
 // Parts of the rows of a batch: their number does not depend on that of the threads, as the bits of BLAS depend on it.
@@ -383,20 +400,27 @@ static int64_t parts_of(const Setup *s, int64_t m) {
 typedef struct {
   int64_t rows, parts, number;  // the optimizer's number of it
   int64_t first;                // row of the epoch
+  double count;                 // what sums are divided by: the rows, or their weights
   int descends;                 // whether the gradient is added to the parameters at once, scaled
 } Update;
+static double count_of(const Replay *r, int64_t first, int64_t m) {
+  const REAL *weights = r->setup.weights;
+  double sum = 0;
+  for (int64_t i = first; weights && i < first + m; i++) sum += weights[r->piece->order ? r->piece->order[i] : i];
+  return weights ? sum : m;
+}
 static Update update_of(const Replay *r, int64_t u) {
   const Setup *s = &r->setup;
   const Piece *piece = r->piece;
   const int64_t first = u * s->batch, m = least(s->batch, s->rows - first);
-  const int plain = s->optimizer == DESCENT && s->l2 == 0 && piece->rate == piece->bias_rate;
-  return (Update){m, parts_of(s, m), piece->done + u - piece->update + 1, first,
+  const int plain = s->optimizer == DESCENT && s->l2 == 0 && s->l2_sum == 0 && piece->rate == piece->bias_rate;
+  return (Update){m, parts_of(s, m), piece->done + u - piece->update + 1, first, count_of(r, first, m),
                   plain && !(piece->keep_gradient && u + 1 == piece->last)};
 }
 
 // The parts and slices that other threads have not taken.
 static void do_parts(Replay *r, Own *own, const Update *u) {
-  const REAL scale = u->descends ? -r->piece->rate / u->rows : 1;
+  const REAL scale = u->descends ? -r->piece->rate / u->count : 1;
   for (int64_t p; (p = atomic_fetch_add(&r->next_part, 1)) < u->parts;) {
     const int64_t from = u->rows * p / u->parts / 2 * 2, end = u->rows * (p + 1) / u->parts / 2 * 2;
     const int64_t to = p + 1 == u->parts ? u->rows : end;
@@ -431,16 +455,17 @@ static int64_t do_slices(Replay *r, Own *own, const Update *u) {
       const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices);
       if (r->setup.groups) add_sums(r, l, j0, j1);
       else add_slice(r, own, u, l, j0, j1);
-      r->penalties[slice] = u->descends ? 0 : update_slice(r, l, j0, j1, u->rows, u->number);
+      r->penalties[slice] = u->descends ? 0 : update_slice(r, l, j0, j1, u->count, u->number);
       derive(r, l, p);
       mine = atomic_fetch_add(&r->next_slice, 1);
     }
   }
   return slice;
 }
-static void add_losses(Replay *r, int64_t parts, int64_t slices) {
-  for (int64_t p = 0; p < parts; p++) r->piece->loss += r->losses[p];
-  for (int64_t q = 0; q < slices; q++) r->piece->loss += r->penalties[q];
+static void add_losses(Replay *r, const Update *u, int64_t parts, int64_t slices) {
+  const double share = u->rows / u->count, l2 = l2_of(&r->setup, u->count);
+  for (int64_t p = 0; p < parts; p++) r->piece->loss += r->losses[p] * share;
+  for (int64_t q = 0; q < slices; q++) r->piece->loss += r->penalties[q] * l2 * u->rows;
 }
 
 // Both halves of an update; thread 0 has the counters begin anew while nobody takes from them.
@@ -454,13 +479,13 @@ static void share_update(Replay *r, int64_t t, int64_t u) {
   const int64_t slices = do_slices(r, r->own + t, &update);
   if (t == 0) r->pace.alone = alone;
   meet(r);
-  if (t == 0) add_losses(r, update.parts, slices);
+  if (t == 0) add_losses(r, &update, update.parts, slices);
 }
 static void do_update(Replay *r, int64_t u) {
   const Update update = update_of(r, u);
   r->next_part = r->next_slice = 0;
   do_parts(r, r->own, &update);
-  add_losses(r, update.parts, do_slices(r, r->own, &update));
+  add_losses(r, &update, update.parts, do_slices(r, r->own, &update));
 }
 static void mini_batches(Replay *r, int64_t t) {
   for (int64_t u = r->piece->update; u < r->piece->last;) {
@@ -499,10 +524,10 @@ static void full_batch(Replay *r, int64_t t) {
   }
   if (end < shards) return;
   meet(r);
-  const Update update = {s->rows, 0, r->piece->done + 1, 0, 0};
+  const Update update = {s->rows, 0, r->piece->done + 1, 0, count_of(r, 0, s->rows), 0};
   const int64_t slices = do_slices(r, own, &update);
   meet(r);
-  if (t == 0) add_losses(r, s->groups, slices);
+  if (t == 0) add_losses(r, &update, s->groups, slices);
 }
 
 typedef struct {
@@ -528,6 +553,7 @@ static int frame_is_made(Replay *r, Frame *f) {
   const Setup *s = &r->setup;
   int made = (f->buffers = new (s->buffers * sizeof(REAL *))) && (f->rows = new (r->capacity * sizeof(void *))) &&
              (f->masks = new (r->capacity * sizeof(void *))) &&
+             (f->weights = new (r->capacity * sizeof(REAL))) &&
              (f->y = new (r->capacity * (8 + r->sizes[s->layers] * sizeof(REAL))));
   for (int64_t b = 0; made && b < s->buffers; b++)
     made = (f->buffers[b] = new (r->capacity * r->widths[b] * sizeof(REAL))) != 0;
@@ -538,6 +564,7 @@ static void free_frame(Replay *r, Frame *f) {
   free(f->buffers);
   free(f->rows);
   free(f->masks);
+  free(f->weights);
   free(f->y);
 }
 void NAME(free, SUFFIX)(Replay *r) {
@@ -551,7 +578,8 @@ void NAME(free, SUFFIX)(Replay *r) {
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
-  free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
+  free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before);
+  free(r->losses), free(r->penalties), free(r->program);
   free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
@@ -586,7 +614,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
-  if (!s->groups && s->batch * r->offsets[L] < WORTH_SHARING) s->threads = 1;
+  if ((s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
   r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
   if (!s->groups) made = frame_is_made(r, &r->batch);
   const int64_t listed = s->sparse ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
@@ -606,7 +634,12 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   if (made && s->sparse) {
     const int64_t words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
     made = (r->masks = new (s->rows * words * 8)) != 0;
-    for (int64_t i = 0; made && i < s->rows; i++) mark(s, (const char *)s->X + i * d * size, r->masks + i * words);
+    if (made && s->starts)
+      made = (r->stored = new (s->rows * sizeof(Stored))) && (r->before = new (s->rows * words * sizeof(int32_t)));
+    for (int64_t i = 0; made && i < s->rows; i++) {
+      if (s->starts) store(s, i, r->masks + i * words, r->before + i * words, r->stored + i);
+      else mark(s, (const char *)s->X + i * d * size, r->masks + i * words);
+    }
   }
   if (made) return r;
 failed:

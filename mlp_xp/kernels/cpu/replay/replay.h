@@ -10,8 +10,9 @@
 
 enum { FEATURES, AFFINE, ACTIVATE, LOSS, ACTIVATION_GRADIENT, INPUT_GRADIENT, WEIGHT_GRADIENT, BIAS_GRADIENT };
 enum { IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU };
-enum { SOFTMAX_CROSS_ENTROPY, SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR, PERCEPTRON_CRITERION };
-enum { DESCENT, MOMENTUM, ADAM };
+enum { SOFTMAX_CROSS_ENTROPY, SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR, PERCEPTRON_CRITERION,
+       SOFTMAX_LOG_LOSS, SIGMOID_LOG_LOSS, HALF_MEAN_SQUARED_ERROR, POISSON_DEVIANCE };
+enum { DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT };
 
 typedef struct {
   int32_t operation, function;  // which activation or loss
@@ -30,15 +31,19 @@ typedef struct {
   const void *gemm;  // cblas_?gemm
   int64_t long_integers;  // whether its integers have 64 bits
 
-  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers
+  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers; or the numbers that are not zero
+  const int64_t *starts;   // (rows + 1) of the rows' numbers, if only these are given, or null
+  const int32_t *columns;  // of each of them, in order
   const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
+  const void *weights;  // (rows): how much each counts, or null
   int64_t rows, bytes, labels;
   int64_t sparse;  // whether the first layer skips zeros one by one
   const void *background;  // (sizes[0]) or null: the usual value of each column, which counts as zero if it is sparse
 
   void *theta, *gradient, *first, *second;  // parameters, mean gradient, and what the optimizer keeps
   int64_t optimizer, nesterov;
-  double momentum, beta1, beta2, epsilon, decay, l2;
+  double momentum, beta1, beta2, epsilon, decay;
+  double l2, l2_sum;  // penalties l2/2 |W|^2 on the mean loss, and on the sum that it is made of
 
   int64_t batch;    // rows of an update
   int64_t shard;    // rows that a full batch is cut into

@@ -9,7 +9,25 @@
 #pragma once
 
 typedef REAL Anywhere __attribute__((aligned(1)));  // a number of X, which need not be on a boundary
+
+typedef struct {  // a row of which only the numbers that are not zero are given
+  const REAL *values;
+  const uint64_t *masks;  // a bit for each number, 64 in a word
+  const int32_t *before;  // of each word: how many numbers there are before it
+} Stored;
+
+static void store(const Setup *s, int64_t row, uint64_t *masks, int32_t *before, Stored *to) {
+  const int64_t words = (s->sizes[0] + 63) / 64, first = s->starts[row], end = s->starts[row + 1];
+  for (int64_t i = first; i < end; i++) masks[s->columns[i] / 64] |= 1ull << s->columns[i] % 64;
+  for (int64_t w = 1; w < words; w++) before[w] = before[w - 1] + __builtin_popcountll(masks[w - 1]);
+  *to = (Stored){(const REAL *)s->X + first, masks, before};
+}
+INLINE REAL stored_number(const Stored *row, int64_t j) {
+  const uint64_t word = row->masks[j / 64], bit = 1ull << j % 64;
+  return word & bit ? row->values[row->before[j / 64] + __builtin_popcountll(word & (bit - 1))] : 0;
+}
 INLINE REAL number(const Setup *s, const void *row, int64_t j) {
+  if (s->starts) return stored_number(row, j);
   if (s->bytes) return ((const uint8_t *)row)[j] * (1 / (REAL)255);
   const REAL x = ((const Anywhere *)row)[j];
   return s->background ? x - ((const REAL *)s->background)[j] : x;

@@ -1,0 +1,97 @@
+"""Classification by a multilayer perceptron."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils import column_or_1d
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..mlp import MLP
+from .mlp import Data, MultilayerPerceptron
+
+__all__ = ["MLPClassifier"]
+
+_Matrix = NDArray[Any]
+
+
+class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc]
+    """A drop-in for ``sklearn.neural_network.MLPClassifier``: the same run, in less time, on any device.
+
+    Two classes, and labels that do not exclude each other, have sigmoid outputs; more than two classes have a softmax.
+    """
+
+    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", multi_output=True, dtype=(np.float64, np.float32), reset=reset
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
+            self._know_classes(y)
+        else:
+            self._check_classes(unique_labels(y))
+        return X, self._label_binarizer.transform(y).astype(bool)
+
+    def _know_classes(self, y: Any) -> None:
+        self._label_binarizer = LabelBinarizer().fit(y)
+        self.classes_ = self._label_binarizer.classes_
+
+    def _check_classes(self, classes: _Matrix) -> None:
+        if self.warm_start:
+            if set(classes) != set(self.classes_):
+                raise ValueError(
+                    "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
+                    f"Previously got {self.classes_}, `y` has {classes}"
+                )
+        elif len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {classes}."
+            )
+
+    def _last_activation(self) -> str:
+        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
+
+    def _score(self, model: MLP, data: Data) -> float:
+        P = self._outputs(model, data.X)
+        if self.out_activation_ == "softmax":
+            right = P.argmax(axis=1) == data.y.argmax(axis=1)
+        else:
+            right = ((P > 0.5) == data.y).all(axis=1)
+        return float(np.average(right, weights=data.weights))
+
+    @available_if(lambda estimator: estimator._is_stochastic())  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
+        """Train for one epoch; the first call has to name all `classes` (k,) that `y` may hold in any."""
+        if _check_partial_fit_first_call(self, classes):
+            multilabel = type_of_target(y).startswith("multilabel")
+            self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> _Matrix:
+        """Return the class (n,) of each row, or its labels (n, k)."""
+        check_is_fitted(self)
+        P = self._predicted(X)
+        return np.asarray(self._label_binarizer.inverse_transform(P.ravel() if P.shape[1] == 1 else P))
+
+    def predict_proba(self, X: Any) -> _Matrix:
+        """Return the probability of each class, or of each label, (n, k)."""
+        check_is_fitted(self)
+        P = self._predicted(X)
+        return P if P.shape[1] > 1 else np.hstack([1 - P, P])
+
+    def predict_log_proba(self, X: Any) -> _Matrix:
+        """Return the logarithms of :meth:`predict_proba`."""
+        return np.log(self.predict_proba(X))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

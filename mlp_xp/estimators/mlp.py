@@ -1,0 +1,290 @@
+"""What the estimators of multilayer perceptrons share: scikit-learn's parameters, put in the library's words.
+
+Legend: ``n`` rows, ``d`` inputs, ``k`` outputs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import closing
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+from sklearn.base import _fit_context, is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.optimize import _check_optimize_result
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+from ..devices import NumpyDevice
+from ..kernels import GenericKernels
+from ..kernels.functions import sigmoid, softmax
+from ..lbfgs import LossAndGradient, lbfgs
+from ..loop import State
+from ..mlp import MLP
+from ..model import forward
+from ..objective import Objective
+from ..params import Parameters
+from ..rows.csr import CsrRows
+from ..rows.source import Rows
+from .descent import Descent, Order
+from .hyperparameters import ACTIVATIONS, Hyperparameters
+
+__all__ = ["MultilayerPerceptron"]
+
+_Matrix = NDArray[Any]
+
+_CALLER = 5  # of fit: that many calls above the training
+_OUTPUTS = {  # by what scikit-learn calls the last activation: the output here, and the loss that scikit-learn reports
+    "softmax": ("softmax", "softmax_log_loss"),
+    "logistic": ("sigmoid", "sigmoid_log_loss"),
+    "identity": ("identity", "half_mean_squared_error"),
+    "exp": ("identity", "poisson_deviance"),
+}
+_LINKS: dict[str, Any] = {
+    "softmax": softmax,
+    "logistic": sigmoid,
+    "identity": lambda xp, A: A,
+    "exp": lambda xp, A: xp.exp(A),
+}
+"""What makes probabilities or values of linear outputs."""
+
+
+class Data(NamedTuple):
+    """Samples (n, d), targets (n, k), and the weights of rows (n,) or None."""
+
+    X: Any
+    y: Any
+    weights: _Matrix | None
+
+
+class MultilayerPerceptron(Hyperparameters):
+    """A multilayer perceptron with scikit-learn's interface.
+
+    Trained parameters are kept as ``coefs_`` and ``intercepts_`` alone, so that an estimator can be copied, stored, and
+    changed like scikit-learn's.
+    """
+
+    loss = "log_loss"
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,)."""
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    # What the classifier and the regressor say.
+
+    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
+        """Return the samples (n, d) in float64 or float32, and the targets (n,) or (n, k)."""
+        raise NotImplementedError
+
+    def _last_activation(self) -> str:
+        """Return what scikit-learn calls the activation of the outputs."""
+        raise NotImplementedError
+
+    def _score(self, model: MLP, data: Data) -> float:
+        """Return the score on held-out rows."""
+        raise NotImplementedError
+
+    # Parameters.
+
+    def _sizes(self) -> list[int]:
+        sizes = self.hidden_layer_sizes
+        hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        if np.any(np.array(hidden) <= 0):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
+        return [self.n_features_in_, *map(int, hidden), self.n_outputs_]
+
+    def _initialize(self, dtype: Any) -> None:
+        """Draw the first parameters, uniform as Glorot and Bengio (2010, eq. 16) have it, and forget former fits."""
+        sizes = self._sizes()
+        self.n_iter_ = self.t_ = 0
+        self.n_layers_, self.out_activation_ = len(sizes), self._last_activation()
+        self.coefs_, self.intercepts_ = [], []
+        for fan_in, fan_out in pairwise(sizes):
+            bound = np.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
+            self.coefs_.append(self._random_state.uniform(-bound, bound, (fan_in, fan_out)).astype(dtype))
+            self.intercepts_.append(self._random_state.uniform(-bound, bound, fan_out).astype(dtype))
+        self._best = self.coefs_, self.intercepts_
+        if self.solver != "lbfgs":
+            self.loss_curve_: list[float] = []
+            self._no_improvement_count = 0
+            stops = self.early_stopping
+            self.best_loss_: Any = None if stops else np.inf
+            self.validation_scores_: Any = [] if stops else None
+            self.best_validation_score_: Any = -np.inf if stops else None
+
+    def _make_model(self) -> MLP:
+        """Return the network with the parameters that this estimator has now."""
+        sizes = [len(self.coefs_[0]), *map(len, self.intercepts_)]
+        dtype = self.coefs_[0].dtype.name
+        output = _OUTPUTS[self.out_activation_][0]
+        model = MLP(sizes, ACTIVATIONS[self.activation], output, "zeros", dtype, self.device, precision=self.precision)
+        W = [None, *(coef.T for coef in self.coefs_)]
+        model.theta = model.layout.join(Parameters(W, [None, *self.intercepts_]))
+        return model
+
+    def _parameters(self, model: MLP) -> tuple[list[_Matrix], list[_Matrix]]:
+        return [np.ascontiguousarray(W.T) for W in model.weights], model.biases
+
+    def _outputs(self, model: MLP, X: Any) -> _Matrix:
+        """Return probabilities or values (n, k) for samples (n, d) of the model's dtype."""
+        if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
+            params = model.layout.split(model.theta)
+            A = forward(model.network, GenericKernels(np, model.dtype), params, X)[-1]
+        else:
+            A = model.outputs(self._rows(model, X))
+        return np.asarray(_LINKS[self.out_activation_](np, A))
+
+    def _predicted(self, X: Any) -> _Matrix:
+        """Check samples (n, d), and return probabilities or values (n, k) for them."""
+        X, model = validate_data(self, X, accept_sparse="csr", reset=False), self._make_model()
+        return self._outputs(model, X.astype(model.dtype, copy=False))
+
+    # Training.
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _is_stochastic(self) -> bool:
+        if self.solver == "lbfgs":
+            raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
+        return True
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        X, y = self._read(X, y, incremental, reset=first)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        y = y.reshape(len(y), -1)
+        self.n_outputs_ = y.shape[1]
+        self._random_state = check_random_state(self.random_state)
+        if first:
+            self._initialize(X.dtype)
+        model = self._make_model()
+        data = Data(X, y, weights)
+        if self.solver == "lbfgs":
+            self._minimize(model, data)
+        else:
+            self._descend(model, data, incremental)
+        if not all(np.isfinite(p).all() for p in (*self.coefs_, *self.intercepts_)):
+            raise ValueError(
+                "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+                "preprocessed."
+            )
+        return self
+
+    def _rows(self, model: MLP, X: Any) -> Rows:
+        rows: Rows = CsrRows(X, model.dtype) if issparse(X) else model.open(X)
+        return rows
+
+    def _objective(self, model: MLP) -> Objective:
+        output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
+        return Objective(output, l2_sum=float(self.alpha))
+
+    def _minimize(self, model: MLP, data: Data) -> None:
+        """Train by "lbfgs"."""
+        function = LossAndGradient(
+            model, self._rows(model, data.X), data.y, self._objective(model), data.weights, self.plan
+        )
+        result = lbfgs(model, function, max_iter=self.max_iter, max_evaluations=self.max_fun, tol=self.tol)
+        self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
+        self.loss_, self.loss_curve_ = float(result.fun), result.losses
+        self.coefs_, self.intercepts_ = self._parameters(model)
+
+    def _descend(self, model: MLP, data: Data, incremental: bool) -> None:
+        """Train by "sgd" or "adam"."""
+        if not incremental or not hasattr(self, "_optimizer"):
+            self._optimizer = Descent(self)
+        if self.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        data, held_out = self._split(data) if self.early_stopping else (data, None)
+        n = data.X.shape[0]
+        batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
+        self.n_iter_ = 0
+        states = self._optimizer.epochs(
+            model, self._rows(model, data.X), data.y, order, objective=self._objective(model), weights=data.weights,
+            epochs=1 if incremental else self.max_iter, batch_size=None if batch_size == n else batch_size,
+            plan=self.plan,
+        )  # fmt: skip
+        try:
+            with closing(states):
+                ended = any(self._ends_with(state, held_out) for state in states)
+            if not (ended or incremental):
+                warnings.warn(
+                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
+                    "converged yet.",
+                    ConvergenceWarning,
+                    stacklevel=_CALLER,
+                )
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=_CALLER)
+        self.coefs_, self.intercepts_ = self._best if self.early_stopping else self._parameters(model)
+
+    def _split(self, data: Data) -> tuple[Data, Data]:
+        """Return the rows to train on, and those to hold out."""
+        given = [part for part in data if part is not None]
+        parts = train_test_split(
+            *given,
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=data.y if is_classifier(self) and self.n_outputs_ == 1 else None,
+        )
+        train, held_out = (Data(*part, *[None] * (3 - len(given))) for part in (parts[::2], parts[1::2]))
+        if held_out.X.shape[0] < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        return train, held_out
+
+    def _batch_size(self, n: int) -> int:
+        if isinstance(self.batch_size, str):  # "auto"
+            return min(200, n)
+        if self.batch_size > n:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                stacklevel=_CALLER + 1,
+            )
+        return min(int(self.batch_size), n)
+
+    def _ends_with(self, state: State, held_out: Data | None) -> bool:
+        """Record an epoch, and return whether it is the last one."""
+        self.n_iter_ += 1
+        self.loss_ = float(state.loss_sum) / state.rows
+        self.t_ += state.rows
+        self.loss_curve_.append(self.loss_)
+        if self.verbose:
+            print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+        if held_out is None:
+            quantity, improves = "Training loss", self._training_improves()
+        else:
+            quantity, improves = "Validation score", self._validation_improves(state.model, held_out)
+        self._no_improvement_count = 0 if improves else self._no_improvement_count + 1
+        self._optimizer.end_epoch(self.t_)
+        if self._no_improvement_count <= self.n_iter_no_change:
+            return False
+        reason = f"did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
+        ends = self._optimizer.ends_on_plateau(f"{quantity} {reason}", self.verbose)
+        if not ends:
+            self._no_improvement_count = 0
+        return ends
+
+    def _training_improves(self) -> bool:
+        improves = not self.loss_ > self.best_loss_ - self.tol
+        self.best_loss_ = min(self.best_loss_, self.loss_)  # a NaN is not smaller
+        return improves
+
+    def _validation_improves(self, model: MLP, held_out: Data) -> bool:
+        score = self._score(model, held_out)
+        self.validation_scores_.append(score)
+        if self.verbose:
+            print(f"Validation score: {score:f}")
+        improves = not score < self.best_validation_score_ + self.tol
+        if score > self.best_validation_score_:
+            self.best_validation_score_, self._best = score, self._parameters(model)
+        return improves

@@ -1,0 +1,107 @@
+"""Regression by a multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
+from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..mlp import MLP
+from .hyperparameters import Hyperparameters
+from .mlp import Data, MultilayerPerceptron
+
+__all__ = ["MLPRegressor"]
+
+_Matrix = NDArray[Any]
+
+
+class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
+    """A drop-in for ``sklearn.neural_network.MLPRegressor``: the same run, in less time, on any device."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **Hyperparameters._parameter_constraints,
+        "loss": [StrOptions({"squared_error", "poisson"})],
+    }
+
+    def __init__(
+        self,
+        loss: str = "squared_error",
+        hidden_layer_sizes: Sequence[int] | int = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        device: str = "cpu",
+        precision: str | None = None,
+        plan: str = "auto",
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes, activation, solver=solver, alpha=alpha, batch_size=batch_size,
+            learning_rate=learning_rate, learning_rate_init=learning_rate_init, power_t=power_t, max_iter=max_iter,
+            shuffle=shuffle, random_state=random_state, tol=tol, verbose=verbose, warm_start=warm_start,
+            momentum=momentum, nesterovs_momentum=nesterovs_momentum, early_stopping=early_stopping,
+            validation_fraction=validation_fraction, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change, max_fun=max_fun, device=device, precision=precision, plan=plan,
+        )  # fmt: skip
+        self.loss = loss
+
+    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            multi_output=True,
+            y_numeric=True,
+            dtype=(np.float64, np.float32),
+            reset=reset,
+        )
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+    def _last_activation(self) -> str:
+        return "exp" if self.loss == "poisson" else "identity"
+
+    def _score(self, model: MLP, data: Data) -> float:
+        predicted = self._outputs(model, data.X)
+        if not np.isfinite(predicted).all():
+            return np.nan
+        return float(r2_score(data.y, predicted, sample_weight=data.weights))
+
+    @available_if(lambda estimator: estimator._is_stochastic())  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one epoch."""
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> _Matrix:
+        """Return the values (n,), or (n, k) for more than one output."""
+        check_is_fitted(self)
+        values = self._predicted(X)
+        return values[:, 0] if values.shape[1] == 1 else values

@@ -1,0 +1,362 @@
+"""The drop-ins for scikit-learn's multilayer perceptrons: the same runs, and what scikit-learn's tools ask of them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import scipy.sparse
+import sklearn.neural_network
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, make_regression
+from sklearn.ensemble import VotingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.inspection import permutation_importance
+from sklearn.linear_model import PoissonRegressor
+from sklearn.model_selection import GridSearchCV, cross_validate, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import mlp_xp as mx
+from mlp_xp import estimators
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+KINDS = ("MLPClassifier", "MLPRegressor")
+EXACT, BY_LBFGS = 1e-9, 1e-6  # relative; what rounding may become in some tens of epochs, or iterations
+
+
+def pair(kind, **parameters):
+    """Return scikit-learn's estimator and ours."""
+    return [getattr(library, kind)(**parameters) for library in (sklearn.neural_network, estimators)]
+
+
+def assert_same_run(theirs, ours, X, rtol=EXACT):
+    """Both went the same way, and predict the same."""
+    for name in ("n_iter_", "n_layers_", "n_outputs_", "out_activation_", "t_"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert_allclose(ours.loss_, theirs.loss_, rtol)
+    for name in ("loss_curve_", "validation_scores_", "best_loss_", "best_validation_score_"):
+        if getattr(theirs, name, None) is not None:
+            assert_allclose(getattr(ours, name), getattr(theirs, name), rtol, err_msg=name)
+    for a, b in zip([*ours.coefs_, *ours.intercepts_], [*theirs.coefs_, *theirs.intercepts_], strict=True):
+        assert a.dtype == b.dtype
+        assert a.flags.c_contiguous
+        assert_allclose(a, b, rtol, rtol * np.abs(b).max())
+    predicted = theirs.predict(X)
+    assert ours.predict(X).dtype == predicted.dtype
+    if predicted.dtype.kind == "f":
+        assert_allclose(ours.predict(X), predicted, rtol, rtol * np.abs(predicted).max())
+    else:
+        assert_array_equal(ours.predict(X), predicted)
+        assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), 100 * rtol, rtol)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The same runs
+
+
+def draw_targets(rng, kind, n):
+    """Return targets of any form."""
+    if kind == "MLPRegressor":
+        return rng.poisson(3.0, [(n,), (n, 2)][rng.integers(2)]).astype(np.float64)
+    forms = [rng.integers(0, 2, n), rng.integers(0, 4, n), rng.integers(0, 2, (n, 3)), rng.choice(["b", "a", "c"], n)]
+    return forms[rng.integers(len(forms))]
+
+
+def draw(seed):
+    """Return a kind of estimator, its parameters, samples, targets, and weights or None."""
+    rng = np.random.default_rng(seed)
+    kind, n = KINDS[rng.integers(2)], int(rng.integers(30, 400))
+    solver = rng.choice(["adam", "sgd", "sgd", "lbfgs"])
+    parameters = {
+        "solver": str(solver),
+        "activation": str(rng.choice(["identity", "logistic", "tanh", "relu"])),
+        "hidden_layer_sizes": [(7,), (20, 5), 3, (12, 4, 6)][rng.integers(4)],
+        "alpha": float(rng.choice([0.0, 1e-4, 0.3])),
+        "batch_size": ["auto", 1 + int(rng.integers(n)), n][rng.integers(3)],
+        "learning_rate": str(rng.choice(["constant", "invscaling", "adaptive"])),
+        "learning_rate_init": float(rng.choice([1e-3, 0.02])),
+        "momentum": float(rng.choice([0.0, 0.5, 0.9])),
+        "nesterovs_momentum": bool(rng.integers(2)),
+        "epsilon": float(rng.choice([1e-8, 1e-3])),
+        "shuffle": bool(rng.integers(4)),
+        "early_stopping": bool(solver != "lbfgs" and rng.integers(3) == 0),
+        "n_iter_no_change": int(rng.integers(1, 8)),
+        "tol": float(rng.choice([1e-4, 1e-2])),
+        "max_iter": int(rng.integers(2, 40)) if solver != "lbfgs" else int(rng.integers(2, 12)),
+        "random_state": int(rng.integers(1000)),
+    }
+    X = rng.standard_normal((n, int(rng.integers(1, 12))))
+    X[rng.random(X.shape) < rng.choice([0, 0.8])] = 0
+    if kind == "MLPRegressor" and rng.integers(2):
+        parameters["loss"] = "poisson"
+    weights = None if rng.integers(2) else rng.uniform(0.1, 3, n)
+    return kind, parameters, X, draw_targets(rng, kind, n), weights
+
+
+@pytest.mark.filterwarnings("ignore:Got `batch_size`")
+@pytest.mark.parametrize("engine", ["compiled", "numpy"])
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_forty_settings_run_as_they_do_in_scikit_learn(first, engine, monkeypatch):
+    if engine == "numpy":
+        monkeypatch.setenv("MLP_XP_COMPILED", "0")
+    for seed in range(first, first + 10):
+        kind, parameters, X, y, weights = draw(seed)
+        theirs, ours = (one.fit(X, y, sample_weight=weights) for one in pair(kind, **parameters))
+        try:
+            assert_same_run(theirs, ours, X, BY_LBFGS if parameters["solver"] == "lbfgs" else EXACT)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {kind}({parameters}), X {X.shape}, y {y.shape}") from error
+
+
+@pytest.mark.parametrize("load", [load_iris, load_digits, load_breast_cancer])
+def test_the_defaults_on_scikit_learns_data(load):
+    """Breast cancer is not scaled: there, scikit-learn's losses are those of probabilities that it cuts off."""
+    X, y = load(return_X_y=True)
+    theirs, ours = (one.fit(X, y) for one in pair("MLPClassifier", max_iter=15, random_state=1))
+    assert_same_run(theirs, ours, X)
+
+
+@pytest.mark.slow
+def test_scikit_learns_mnist_example_prints_its_losses():
+    """examples/neural_networks/plot_mnist_filters.py, and what its page shows."""
+    train, test = mx.datasets.mnist()
+    X, y = np.concatenate([train.X, test.X]) / 255, np.concatenate([train.y, test.y]).astype(str)
+    X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0, test_size=0.7)
+    mlp = estimators.MLPClassifier(
+        hidden_layer_sizes=(40,), max_iter=8, alpha=1e-4, solver="sgd", random_state=1, learning_rate_init=0.2
+    ).fit(X_train, y_train)
+    shown = "0.44139186 0.19174891 0.13983521 0.11378556 0.09443967 0.07846529 0.06506307 0.05534985"
+    assert " ".join(f"{loss:.8f}" for loss in mlp.loss_curve_) == shown
+    assert f"{mlp.score(X_train, y_train):f} {mlp.score(X_test, y_test):f}" == "0.986429 0.953061"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_a_random_state_of_the_callers_is_left_as_scikit_learn_leaves_it(kind, solver):
+    """Also where all rows are taken at once, and nobody needs the order that is drawn."""
+    X, y = load_iris(return_X_y=True)
+    for parameters in ({}, {"batch_size": 20}, {"early_stopping": True}, {"shuffle": False}):
+        states = [np.random.RandomState(3), np.random.RandomState(3)]
+        for one, state in zip(pair(kind, solver=solver, max_iter=3, **parameters), states, strict=True):
+            one.set_params(random_state=state).fit(X, y)
+        assert states[0].random_sample() == states[1].random_sample()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"solver": "sgd", "learning_rate": "invscaling", "momentum": 0.5},
+        {"solver": "sgd", "batch_size": 13, "learning_rate_init": 0.01},
+        {"solver": "adam", "batch_size": 13},
+    ],
+)
+def test_partial_fit_and_warm_starts_go_on_as_in_scikit_learn(kind, parameters):
+    X, y = load_iris(return_X_y=True)
+    X = scale(X)
+    theirs, ours = pair(kind, random_state=2, max_iter=4, **parameters)
+    for one in (theirs, ours):
+        for part in (slice(0, 100, 3), slice(50, 150, 2), slice(None)):
+            one.partial_fit(X[part], y[part], **({"classes": [0, 1, 2]} if kind == "MLPClassifier" else {}))
+    assert_same_run(theirs, ours, X)
+    for one in (theirs, ours):
+        one.set_params(warm_start=True).fit(X, y).fit(X, y)
+        one.partial_fit(X, y)
+    assert_same_run(theirs, ours, X)
+
+
+def test_partial_fit_goes_on_after_a_copy_and_a_pickle():
+    X, y = load_iris(return_X_y=True)
+    first = estimators.MLPClassifier(random_state=0, max_iter=5).fit(X, y)
+    again = pickle.loads(pickle.dumps(first))
+    assert_array_equal(again.partial_fit(X, y).coefs_[0], first.partial_fit(X, y).coefs_[0])
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+def test_integer_weights_are_repeated_rows(solver):
+    X, y = load_iris(return_X_y=True)
+    counts = np.random.default_rng(0).integers(0, 4, len(X))
+    how = {"solver": solver, "batch_size": 10_000, "max_iter": 20, "random_state": 0, "tol": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the batch is clipped
+        weighted = estimators.MLPClassifier(**how).fit(X, y, sample_weight=counts)
+        repeated = estimators.MLPClassifier(**how).fit(np.repeat(X, counts, axis=0), np.repeat(y, counts))
+    assert_allclose(weighted.loss_curve_, repeated.loss_curve_, 1e-6)
+    assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), 1e-3, 1e-6)
+
+
+def test_poisson_is_scikit_learns_linear_model():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-1, 1, (300, 3))
+    y = rng.poisson(np.exp(X @ [1.0, -0.5, 0.2] + 1))
+    mlp = estimators.MLPRegressor("poisson", 1, "identity", alpha=0, solver="lbfgs", tol=1e-8, random_state=0)
+    assert_allclose(mlp.fit(X, y).predict(X), PoissonRegressor(alpha=0, tol=1e-9).fit(X, y).predict(X), 1e-4)
+
+
+def test_messages_are_printed_as_scikit_learn_prints_them(capsys):
+    X, y = load_iris(return_X_y=True)
+    texts = []
+    for how in (
+        {"solver": "sgd", "learning_rate": "adaptive", "tol": 0.5, "n_iter_no_change": 1, "max_iter": 50},
+        {"solver": "adam", "early_stopping": True, "n_iter_no_change": 2, "tol": 0.1},
+    ):
+        for one in pair("MLPClassifier", verbose=True, random_state=0, **how):
+            one.fit(X, y)
+            texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""
+    assert "Learning rate too small. Stopping." in texts[0]
+    assert texts[2] == texts[3]
+    assert "Validation score: " in texts[2]
+
+
+def test_an_interrupted_fit_keeps_what_it_has(monkeypatch):
+    """scikit-learn turns Ctrl-C into a warning."""
+    X, y = load_iris(return_X_y=True)
+    monkeypatch.setattr(estimators.MLPClassifier, "_training_improves", interrupted := Interrupt(3))
+    with pytest.warns(UserWarning, match="interrupted by user"):
+        mlp = estimators.MLPClassifier(random_state=0).fit(X, y)
+    assert interrupted.left == 0
+    assert len(mlp.loss_curve_) == 3
+    assert_array_equal(mlp.coefs_[0], estimators.MLPClassifier(random_state=0, max_iter=3).fit(X, y).coefs_[0])
+
+
+class Interrupt:
+    """Is Ctrl-C when it is called for the last time."""
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def __call__(self):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return True
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What scikit-learn's has not
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [{}, {"batch_size": 17}, {"solver": "lbfgs", "max_iter": 15}])
+@pytest.mark.parametrize("container", [scipy.sparse.csr_array, scipy.sparse.csc_matrix])
+def test_compressed_samples_train_like_the_same_in_full(kind, how, container):
+    """With the same bits, where zeros are skipped in both; more than 64 columns, some of them empty."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((150, 200)) * (rng.random((150, 200)) < 0.1)
+    X[5] = X[:, 64:70] = 0
+    y = rng.integers(0, 3, 150)
+    settings = {"max_iter": 10, "random_state": 0, **how}
+    full = getattr(estimators, kind)(plan="sparse", **settings).fit(X, y)
+    compressed = getattr(estimators, kind)(**settings).fit(container(X), y)
+    for a, b in zip(full.coefs_, compressed.coefs_, strict=True):
+        assert_array_equal(a, b)
+    assert_allclose(compressed.predict(container(X)), full.predict(X), 1e-12)
+    if how.get("solver") != "lbfgs":
+        for one in (full, compressed):
+            one.partial_fit(X if one is full else container(X), y)
+        assert_array_equal(full.coefs_[0], compressed.coefs_[0])
+
+
+def test_compressed_samples_with_explicit_zeros_and_duplicates():
+    rng = np.random.default_rng(2)
+    rows, columns = rng.integers(0, 40, 300), rng.integers(0, 90, 300)
+    X = scipy.sparse.coo_array((rng.integers(-2, 3, 300).astype(float), (rows, columns)), (40, 90)).tocsr()
+    y = np.arange(40) % 2
+    kept = X.data.copy()
+    compressed = estimators.MLPClassifier(random_state=0, max_iter=5).fit(X, y)
+    full = estimators.MLPClassifier(random_state=0, max_iter=5, plan="sparse").fit(X.toarray(), y)
+    assert_array_equal(compressed.coefs_[0], full.coefs_[0])
+    assert_array_equal(X.data, kept)
+
+
+def test_compressed_samples_train_without_the_compiled_library(monkeypatch):
+    monkeypatch.setenv("MLP_XP_COMPILED", "0")
+    X, y = load_digits(return_X_y=True)
+    theirs, ours = (one.fit(scipy.sparse.csr_array(X), y) for one in pair("MLPClassifier", max_iter=2, random_state=0))
+    assert_same_run(theirs, ours, X)
+
+
+@pytest.mark.parametrize(("device", "how"), [
+    ("strict", {"batch_size": 40}),
+    ("strict", {"solver": "sgd", "early_stopping": True}),
+    ("torch", {"batch_size": 40}),
+    ("torch", {"solver": "lbfgs"}),
+    pytest.param("jax", {"solver": "lbfgs"}, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_other_devices_run_the_same(device, how):
+    X, y = load_iris(return_X_y=True)
+    X, weights = scale(X), np.random.default_rng(0).uniform(0.5, 2, len(X))
+    settings = {"hidden_layer_sizes": (5, 3), "max_iter": 4, "random_state": 0, **how}
+    here = estimators.MLPClassifier(**settings).fit(X, y, weights)
+    there = estimators.MLPClassifier(device=device, **settings).fit(X, y, weights)
+    assert_allclose(there.loss_curve_, here.loss_curve_, 1e-9)
+    assert_allclose(there.predict_proba(X), here.predict_proba(X), 1e-7)
+
+
+def test_lbfgs_has_a_loss_curve():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier(solver="lbfgs", max_iter=12, random_state=0).fit(X, y)
+    assert len(mlp.loss_curve_) == mlp.n_iter_ == 12
+    assert mlp.loss_curve_[-1] == mlp.loss_
+    assert (np.diff(mlp.loss_curve_) < 0).all()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# scikit-learn's tools
+
+
+@parametrize_with_checks([estimators.MLPClassifier(max_iter=100), estimators.MLPRegressor(max_iter=100)])
+def test_estimator_checks(estimator, check):
+    check(estimator)
+
+
+def test_parameters_are_scikit_learns_in_its_order():
+    for kind in KINDS:
+        theirs, ours = pair(kind)
+        names = list(theirs.get_params())
+        own = ours.get_params()
+        assert own.keys() - set(names) == {"device", "precision", "plan"}
+        assert {name: own[name] for name in names} == theirs.get_params()
+        assert clone(ours).get_params() == own
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"solver": "hadam"}, "The 'solver' parameter of MLPClassifier must be a str among"),
+    ({"plan": "hasty"}, "The 'plan' parameter of MLPClassifier must be a str among"),
+    ({"hidden_layer_sizes": (3, -1)}, r"hidden_layer_sizes must be > 0, got \[3, -1\]."),
+    ({"device": "abacus"}, "unknown device 'abacus'"),
+])  # fmt: skip
+def test_wrong_parameters_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        estimators.MLPClassifier(**wrong).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_its_tools_take_them():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier((8,), max_iter=60, learning_rate_init=0.02, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), mlp)
+    with joblib.parallel_config("threading"):  # processes would outlive the test
+        search = GridSearchCV(pipeline, {"mlpclassifier__alpha": [1e-4, 0.1]}, cv=2, n_jobs=2).fit(X, y)
+    assert search.best_score_ > 0.85
+    assert min(cross_validate(pipeline, X, y, cv=2)["test_score"]) > 0.85
+    assert CalibratedClassifierCV(pipeline, cv=2).fit(X, y).score(X, y) > 0.85
+    assert VotingClassifier([("a", pipeline), ("b", clone(pipeline))], voting="soft").fit(X, y).score(X, y) > 0.85
+    importances = permutation_importance(search.best_estimator_, X, y, n_repeats=2, random_state=0).importances_mean
+    assert importances[2:].max() > importances[:2].max()  # petals tell more than sepals
+    X, y = make_regression(100, 4, random_state=0)
+    assert make_pipeline(StandardScaler(), estimators.MLPRegressor(solver="lbfgs")).fit(X, y).score(X, y) > 0.9
+
+
+def test_a_warning_of_no_convergence_points_to_the_caller():
+    with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached") as caught:
+        estimators.MLPClassifier(max_iter=2).fit([[0.0], [1.0]], [0, 1])
+    assert caught[0].filename == __file__
