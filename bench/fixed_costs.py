@@ -46,7 +46,7 @@ def _network() -> Problem:
 def _ours(problem: Problem, X: Array) -> Call:
     import mlp_xp as mx
 
-    model = mx.MLP(list(problem.sizes))
+    model = mx.MLP(list(problem.sizes), problem.activation)
     model.weights, model.biases = ([layer[i] for layer in problem.initial] for i in (0, 1))
     return lambda: model.predict(X)
 

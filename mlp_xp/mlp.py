@@ -18,7 +18,7 @@ from .kernels.functions import softmax
 from .metrics import accuracy, r_squared, read_outputs
 from .model import Network, check_activations, forward, grad_sum
 from .objective import OUTPUTS, Objective, Targets, check_output
-from .params import Forward, Gradient, Layout, Parameters, check_like, check_vector, initial_theta
+from .params import Forward, Gradient, Layout, Parameters, check_like, check_vector, fitting_init, initial_theta
 from .rows.source import Rows, open_rows
 
 __all__ = ["MLP", "Forward", "Gradient"]
@@ -32,14 +32,15 @@ class MLP:
     sizes : sequence of int
         Units per layer, input first, such as ``[784, 196, 10]``.
     activation : str or sequence of str
-        ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"leaky_relu"`` or ``"identity"``: one, or one per hidden layer.
+        ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"`` or ``"identity"``: one, or one per hidden layer.
     output : str
         ``"softmax"`` (softmax cross-entropy on linear outputs), ``"sigmoid"`` (binary cross-entropy, any number of
         independent outputs), ``"identity"`` (half mean squared error), ``"softmax_of_sigmoid"`` (softmax cross-entropy
         on sigmoid outputs), ``"sigmoid_mse"`` (half mean squared error on sigmoid outputs) or ``"perceptron"`` (the
         perceptron criterion: how far linear outputs are on the wrong side of zero).
-    init : str
-        Distribution of the first weights, a key of :data:`mlp_xp.params.INITIALIZERS`.
+    init : str, optional
+        Distribution of the first weights, a key of :data:`mlp_xp.params.INITIALIZERS`. None takes the one that fits the
+        activation: ``"he_normal"`` with ``"relu"`` or ``"leaky_relu"`` in a hidden layer, else ``"xavier_normal"``.
     dtype : {"float32", "float64"}
         Everything is computed and stored in it.
     device : str
@@ -72,9 +73,9 @@ class MLP:
     def __init__(
         self,
         sizes: Sequence[int],
-        activation: str | Sequence[str] = "sigmoid",
+        activation: str | Sequence[str] = "relu",
         output: str = "softmax",
-        init: str = "xavier_normal",
+        init: str | None = None,
         dtype: str = "float32",
         device: str | Device = "cpu",
         seed: int = 0,
@@ -84,7 +85,7 @@ class MLP:
         self.activation = check_activations(activation, len(self.sizes) - 2)
         self.output = output
         self.objective = Objective(check_output(output, self.sizes[-1]))
-        self.init = init
+        self.init = fitting_init(self.activation) if init is None else init
         self.dtype = check_choice("dtype", getattr(dtype, "__name__", str(dtype)), ("float32", "float64"))
         self.seed = check_seed(seed)
         self.layout = Layout(self.sizes)
@@ -93,7 +94,7 @@ class MLP:
         self.device = get_device(device, self.dtype)
         self.precision = check_precision(precision, self.dtype, self.device)
         self.kernels = kernels_for(self.device, self.dtype, self.precision)
-        self.theta = initial_theta(self.layout, init, self.seed, self.dtype)
+        self.theta = initial_theta(self.layout, self.init, self.seed, self.dtype)
 
     def __repr__(self) -> str:
         return (

@@ -20,6 +20,7 @@ __all__ = [
     "Parameters",
     "check_like",
     "check_vector",
+    "fitting_init",
     "initial_theta",
 ]
 
@@ -158,6 +159,20 @@ INITIALIZERS: dict[str, Any] = {
 1/sqrt(n_in) (LeCun et al. 1998, Efficient BackProp, sec. 4.6). ``xavier_*``: sqrt(2 / (n_in + n_out)) (Glorot and
 Bengio 2010, eq. 16). ``he_*``: sqrt(2 / n_in) (He et al. 2015, eq. 10).
 """
+
+
+def fitting_init(activation: Sequence[str]) -> str:
+    """Return the initializer for hidden layers of these activations.
+
+    He's takes into account that ReLUs let half of the variance through (He et al. 2015, sec. 2.2), and Xavier's is made
+    for units that are linear at 0 (Glorot and Bengio 2010, sec. 4.2).
+
+    Examples
+    --------
+    >>> fitting_init(["relu", "tanh"]), fitting_init(["tanh", "sigmoid"]), fitting_init([])
+    ('he_normal', 'xavier_normal', 'xavier_normal')
+    """
+    return "he_normal" if {"relu", "leaky_relu"} & set(activation) else "xavier_normal"
 
 
 def initial_theta(layout: Layout, init: str, seed: int, dtype: str) -> np.ndarray[Any, Any]:

@@ -23,9 +23,9 @@ def softmax(z):
     return e / e.sum(axis=1, keepdims=True)
 
 
-def network(sizes, seed=1, **settings):
+def network(sizes, seed=1, activation="sigmoid", **settings):
     """Return a float64 network whose biases are not zero."""
-    model = mx.MLP(sizes, dtype="float64", seed=seed, **settings)
+    model = mx.MLP(sizes, activation, dtype="float64", seed=seed, **settings)
     model.biases = [np.linspace(-0.5, 0.5, len(b)) for b in model.biases]
     return model
 
@@ -86,7 +86,7 @@ def test_S4_shapes_of_five_against_eight(mnist58):
     assert len(train.X) == 11_272
     assert len(test.X) == 1_866
     assert set(train.y.tolist()) == {0, 1}
-    model = mx.MLP([784, 196, 1], output="sigmoid")
+    model = mx.MLP([784, 196, 1], "sigmoid", output="sigmoid")
     passed = model.forward(train.X)
     assert [Z.shape for Z in passed.Z[1:]] == [(11_272, 196), (11_272, 1)]
     assert [A.shape for A in passed.A] == [(11_272, 784), (11_272, 196), (11_272, 1)]
@@ -99,7 +99,7 @@ def test_S4_shapes_of_five_against_eight(mnist58):
 @pytest.mark.slow
 def test_S4_cost_curve_and_accuracy(mnist58):
     train, test = mnist58
-    model = mx.MLP([784, 196, 1], output="sigmoid", init="lecun_normal")
+    model = mx.MLP([784, 196, 1], "sigmoid", output="sigmoid", init="lecun_normal")
     history = mx.fit(model, train.X, train.y, epochs=501, optimizer=mx.SGD(lr=0.1))
     assert_allclose(history.loss[::100], [0.7055, 0.3225, 0.1940, 0.1587, 0.1429, 0.1337], rtol=0.05)
     assert model.score(test.X, test.y) >= 0.956
@@ -148,7 +148,7 @@ def test_S7_softmax_on_top_of_sigmoid(rng):
 
 def test_S8_shape_walk_over_all_of_mnist(mnist):
     train, _ = mnist
-    model = mx.MLP([784, 196, 10], output="softmax_of_sigmoid")
+    model = mx.MLP([784, 196, 10], "sigmoid", output="softmax_of_sigmoid")
     loss, gradient = model.loss_and_gradient(train.X, train.y)
     assert loss.shape == ()
     assert [dZ.shape for dZ in gradient.deltas] == [(60_000, 196), (60_000, 10)]
@@ -157,7 +157,7 @@ def test_S8_shape_walk_over_all_of_mnist(mnist):
 
 
 def test_S9_loop_over_samples_equals_the_matrix_form(rng):
-    model = mx.MLP([3, 4, 1], output="sigmoid", dtype="float64")
+    model = mx.MLP([3, 4, 1], "sigmoid", output="sigmoid", dtype="float64")
     model.weights = [rng.integers(-8, 9, W.shape) / 8 for W in model.weights]  # sums of eighths are exact
     model.biases = [rng.integers(-8, 9, b.shape) / 8 for b in model.biases]
     X, y = rng.integers(-8, 9, (6, 3)) / 8, rng.integers(0, 2, 6)
@@ -199,7 +199,7 @@ def test_S10_activations_and_their_derivatives(kernels):
 
 def test_S11_zeros_keep_hidden_units_identical(rng):
     X, y = rng.standard_normal((20, 3)), rng.integers(0, 2, 20)
-    alike, drawn = (mx.MLP([3, 4, 1], output="sigmoid", init=init) for init in ("zeros", "normal"))
+    alike, drawn = (mx.MLP([3, 4, 1], "sigmoid", output="sigmoid", init=init) for init in ("zeros", "normal"))
     for model in (alike, drawn):
         mx.fit(model, X, y, epochs=50, optimizer=mx.SGD(lr=1.0))
     W1 = alike.weights[0]

@@ -202,6 +202,22 @@ def test_initializers(init):
         assert 1.7 * STD[init] < np.abs(W).max() <= 3**0.5 * STD[init] * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("activation", "init"),
+    [
+        ("relu", "he_normal"),
+        (["tanh", "leaky_relu"], "he_normal"),
+        (["sigmoid", "tanh"], "xavier_normal"),
+        ("identity", "xavier_normal"),
+    ],
+)
+def test_the_first_weights_fit_the_activation_unless_a_law_is_given(activation, init):
+    fitting, given, other = (mx.MLP([6, 5, 4, 2], activation, init=each) for each in (None, init, "normal"))
+    assert (fitting.init, other.init) == (init, "normal")
+    assert_array_equal(fitting.theta, given.theta)
+    assert (other.theta != given.theta).any()
+
+
 def test_save_and_load(tmp_path, rng):
     model = mx.MLP([3, 4, 2], ["tanh"], "sigmoid", dtype="float64", seed=5)
     model.biases = [rng.random(b.shape) for b in model.biases]
@@ -214,7 +230,7 @@ def test_save_and_load(tmp_path, rng):
 
 def test_repr_says_what_it_is():
     assert repr(mx.MLP([3, 4, 2])) == (
-        "MLP([3, 4, 2], activation=('sigmoid',), output='softmax', dtype='float32', device='cpu'): 26 parameters"
+        "MLP([3, 4, 2], activation=('relu',), output='softmax', dtype='float32', device='cpu'): 26 parameters"
     )
     assert repr(mx.MLP([784, 196, 10])).endswith(": 155,830 parameters")
 

@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 import mlp_xp as mx
 from mlp_xp.__main__ import main as mlp_xp_main
 from mlp_xp.cli import config as config_module
-from mlp_xp.cli.config import PRESETS, Config, parse
+from mlp_xp.cli.config import Config, parse
 from mlp_xp.cli.data import load_data, split_off
 from mlp_xp.cli.errors import exit_code, printable
+from mlp_xp.cli.presets import PRESETS
+from mlp_xp.cli.train import enough_epochs
 from mlp_xp.devices import get_device
 from mlp_xp.fit import DivergenceError
 from mlp_xp.rows.checks import as_features
@@ -176,9 +178,90 @@ def test_without_arguments_ten_digits_are_learnt_under_runs(tmp_path, monkeypatc
     assert main(["--epochs", "1", "--hidden", "16"]) == 0
     assert "epoch  training loss  test loss  test accuracy  seconds\n    1" in capsys.readouterr().out
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.endswith("-mnist-10")
-    assert mx.MLP.load(folder / "model.safetensors").sizes == (784, 16, 10)
+    assert folder.name.endswith("-mnist")
+    model = mx.MLP.load(folder / "model.safetensors")
+    assert (model.sizes, model.activation, model.init) == ((784, 16, 10), ("relu",), "he_normal")
     assert len(list((folder / "plots").iterdir())) == 5
+
+
+def test_the_defaults_get_98_percent_of_ten_digits_right(rng, tmp_path, capsys):
+    seed = int(rng.integers(10))
+    assert main(["--seed", str(seed), "--quiet", "--out", str(tmp_path / "run")]) == 0
+    table = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert float(table["test"][1]) >= 0.98, seed
+    assert columns(tmp_path / "run")["epoch"] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_the_lectures_ten_digits_are_a_preset(tmp_path, capsys):
+    """784-196-10 with sigmoids, whose loss falls for twelve epochs."""
+    assert main(["--preset", "mnist-10", "--quiet", "--out", str(tmp_path / "run")]) == 0
+    table = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert float(table["test"][1]) >= 0.975
+    model, history = mx.MLP.load(tmp_path / "run" / "model.safetensors"), columns(tmp_path / "run")
+    assert (model.sizes, model.activation, model.init) == ((784, 196, 10), ("sigmoid",), "xavier_normal")
+    assert history["loss"] == sorted(history["loss"], reverse=True)
+    assert history["lr"] == [0.003] * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "lr"),
+    [
+        ([], 0.005),
+        (["--optimizer", "adamw"], 0.005),
+        (["--optimizer", "sgd"], 0.2),
+        (["--optimizer", "sgd", "--momentum", "0.9"], 0.02),
+        (["--momentum", "0.9"], 0.005),
+        (["--optimizer", "sgd", "--lr", "0.5"], 0.5),
+        (["--preset", "mnist-5v8"], 0.1),
+        (["--preset", "xor", "--optimizer", "sgd"], 0.1),
+    ],
+)
+def test_the_learning_rate_fits_the_optimizer_unless_it_is_given(options, lr):
+    assert parse(options).lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(("momentum", "shown"), [("1", "1.0"), ("1.5", "1.5"), ("-0.5", "-0.5"), ("nan", "nan")])
+def test_a_bad_momentum_is_what_is_complained_of(momentum, shown, fails):
+    """And not the learning rate that was made from it."""
+    words = f"--momentum takes a number from 0 up to, but not including, 1; got {shown}"
+    fails(words, "--data", "xor", "--optimizer", "sgd", "--momentum", momentum)
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("xor", []),
+        ("moons", []),
+        ("spirals", []),
+        ("moons", ["--activation", "tanh"]),
+        ("spirals", ["--optimizer", "sgd", "--momentum", "0.9"]),
+    ],
+)
+def test_small_data_are_learnt_without_any_other_option(data, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mlp_xp.cli.train._draw", lambda *arguments: None)
+    assert main(["--data", data, *options, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    table = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert float(table["test"][1]) >= 0.97
+
+
+@given(n=st.integers(1, 10**7))
+def test_less_data_are_seen_for_more_epochs(n):
+    epochs = enough_epochs(n)
+    assert 5 <= epochs <= 1000
+    assert enough_epochs(n + 1) <= epochs
+    assert n * epochs >= 240_000 or epochs == 1000
+
+
+def test_what_was_chosen_for_a_run_is_written_down(tmp_path):
+    """So that it is resumed, and repeated on other data, with the same."""
+    np.savez(tmp_path / "data.npz", X=np.eye(600, 3), y=np.arange(600) % 2)
+    options = ["--data", str(tmp_path / "data.npz"), "--hidden", "", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main([*options, "--tol", "0", "--patience", "1"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["samples"], config["epochs"]) == (450, 666)
+    assert (config["init"], config["lr"]) == ("xavier_normal", 0.005)
+    assert parse(["--config", str(tmp_path / "run" / "config.json"), "--data", "xor"]).epochs == 666
 
 
 @pytest.mark.slow
@@ -640,6 +723,8 @@ def test_a_single_class_is_refused_with_its_cause(output, tmp_path, fails):
     ("options", "name"),
     [
         (["--preset", "xor"], "xor"),
+        ([], "mnist"),
+        (["--preset", "mnist-10"], "mnist-10"),
         (["--preset", "mnist-5v8"], "mnist-5v8"),
         (["--data", "mnist:5,8"], "mnist-5-8"),
         (["--data", "moons"], "moons"),
@@ -929,7 +1014,7 @@ def test_a_schedule_that_is_spread_over_the_epochs_keeps_them(tmp_path, capsys):
 def test_changed_data_are_refused(tmp_path, capsys):
     file = tmp_path / "data.csv"
     file.write_text("a,b,label\n" + "1,2,0\n3,4,1\n" * 9)
-    assert main(["--data", str(file), *TINY, "--out", str(tmp_path / "run")]) == 0
+    assert main(["--data", str(file), *TINY, "--schedule", "constant", "--out", str(tmp_path / "run")]) == 0
     file.write_text("a,b,label\n" + "1,2,0\n3,5,1\n" * 9)
     capsys.readouterr()
     assert main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 2
@@ -978,7 +1063,8 @@ def test_checkpoint_every_from_a_file(tmp_path):
 def test_a_dry_run_of_a_resume_refuses_what_the_resume_would(tmp_path, capsys):
     file, folder = tmp_path / "data.csv", tmp_path / "run"
     file.write_text("a,b,label\n" + "1,2,0\n3,4,1\n" * 9)
-    assert main(["--data", str(file), *TINY[:2], "--epochs", "3", "--quiet", "--out", str(folder)]) == 0
+    options = ["--hidden", "3", "--epochs", "3", "--schedule", "constant", "--quiet"]
+    assert main(["--data", str(file), *options, "--out", str(folder)]) == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     for content, epochs, words in (

@@ -19,13 +19,15 @@ from ..runs.checkpoint import check_every
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
 from .errors import Parser, did_you_mean, printable
+from .presets import PRESETS
 
-__all__ = ["PRESETS", "Config", "flag", "parse"]
+__all__ = ["Config", "flag", "parse"]
 
 MAX_TOML = 1 << 14  # bytes; with MAX_DOTS, for tomllib takes quadratic time and memory for a.a.a...
 MAX_DOTS = 64  # in a line
 MAX_JSON = 1 << 20  # bytes; config.json lists the names of up to 65,536 classes
 MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
+RATES = {"sgd": 0.2, "adam": 0.005, "adamw": 0.005}  # of each optimizer, for batches of 128 and a falling rate
 NOT_OPTIONS = ("labels", "samples")  # what a run's config.json says of its data
 
 
@@ -40,26 +42,30 @@ def _option(
 class Config:
     """Every option of ``python -m mlp_xp.train``; the help text of each is in its field."""
 
-    preset: str = _option("mnist-10", "a case of the lectures to start from", metavar="NAME")
+    preset: str | None = _option(None, "a case of the lectures to start from", metavar="NAME")
     data: str = _option("mnist", "mnist, mnist:5,8, fashion, xor, moons, spirals, or a path", metavar="DATA")
     hidden: tuple[int, ...] = _option((196,), "units of the hidden layers, as in 128,64; '' for none", metavar="N,N")
-    activation: tuple[str, ...] = _option(("sigmoid",), "of the hidden layers: one name, or one each", metavar="G,G")
+    activation: tuple[str, ...] = _option(("relu",), "of the hidden layers: one name, or one each", metavar="G,G")
     output: str = _option(
         "softmax", "output and loss: softmax, sigmoid, identity, softmax_of_sigmoid, sigmoid_mse, perceptron"
     )
-    init: str = _option("xavier_normal", "law of the first weights", metavar="LAW")
+    init: str | None = _option(
+        None, "law of the first weights; he_normal with relu, else xavier_normal, if not given", metavar="LAW"
+    )
     device: str = _option("cpu", "cpu, cuda, cuda:N, torch, torch:DEVICE, jax or strict", metavar="DEVICE", free=True)
     precision: str = _option("fp32", "of products; the last three on cuda only", tuple(PRECISIONS))
-    epochs: int = _option(12, "the most epochs to train for", metavar="N", free=True)
+    epochs: int | None = _option(
+        None, "the most epochs to train for; 5 for MNIST, and more for less data, if not given", metavar="N", free=True
+    )
     batch_size: int = _option(128, "samples per update; 0 takes all at once", metavar="N")
-    optimizer: str = _option("adam", "how parameters are updated", ("sgd", "adam", "adamw"))
-    lr: float = _option(0.003, "learning rate", metavar="ETA")
+    optimizer: str = _option("adam", "how parameters are updated", tuple(RATES))
+    lr: float = _option(RATES["adam"], "learning rate; of sgd 0.2 (1 - momentum) if not given", metavar="ETA")
     lr_bias: float | None = _option(None, "a learning rate of their own for the biases", metavar="ETA")
     momentum: float = _option(0.0, "of sgd", metavar="MU")
     nesterov: bool = _option(False, "Nesterov's momentum, for sgd")
     l2: float = _option(0.0, "l2 / 2 times the squared weights are added to the loss", metavar="LAMBDA")
     weight_decay: float = _option(0.01, "of adamw", metavar="LAMBDA")
-    schedule: str = _option("constant", "of the learning rate", ("constant", "step", "exponential", "cosine"))
+    schedule: str = _option("cosine", "of the learning rate", ("constant", "step", "exponential", "cosine"))
     warm_up: int = _option(0, "epochs over which the learning rate rises first", metavar="N")
     tol: float | None = _option(
         None, "stop when the validation loss has not fallen by more for --patience epochs", metavar="TOL"
@@ -91,38 +97,17 @@ class Config:
                 raise ValueError(f"{flag(part.name)} takes one of {', '.join(choices)}; got {value!r}{hint}")
             if isinstance(value, str) and not _is_unicode(value):
                 raise ValueError(f"{flag(part.name)} {printable(value)} is no UTF-8, so no file can keep it; rename it")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"--validation takes a share from 0 up to, but not including, 1; got {self.validation!r}")
+        for name, kind in (("validation", "share"), ("momentum", "number")):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{flag(name)} takes a {kind} from 0 up to, but not including, 1; got {value!r}")
         for name in ("batch_size", "warm_up", "report_every"):
             check_count(flag(name), getattr(self, name), least=0)
-        for name in ("epochs", "patience"):
-            check_count(flag(name), getattr(self, name))
-        if self.threads is not None:
-            check_count("--threads", self.threads)
+        for name in ("epochs", "patience", "threads"):
+            if getattr(self, name) is not None:
+                check_count(flag(name), getattr(self, name))
         if max(self.hidden, default=0) > MAX_UNITS:
             raise ValueError(f"--hidden takes at most {MAX_UNITS} units in a layer, got {max(self.hidden)}")
         check_every(self.checkpoint_every)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "mnist-10": {},
-    "mnist-5v8": {
-        "data": "mnist:5,8", "output": "sigmoid", "init": "lecun_normal",
-        "optimizer": "sgd", "lr": 0.1, "batch_size": 0, "epochs": 500, "report_every": 100,
-    },
-    "softmax-of-sigmoid": {
-        "output": "softmax_of_sigmoid", "optimizer": "sgd", "lr": 2.0, "batch_size": 0, "epochs": 100,
-    },
-    "regression": {
-        "data": "mnist:5,8", "output": "sigmoid_mse", "init": "lecun_normal",
-        "optimizer": "sgd", "lr": 1.0, "batch_size": 0, "epochs": 500, "report_every": 100,
-    },
-    "xor": {
-        "data": "xor", "hidden": (4,), "activation": ("tanh",), "output": "sigmoid",
-        "lr": 0.1, "batch_size": 0, "epochs": 200, "seed": 1,
-    },
-}  # fmt: skip
-"""The lectures' cases: S7's data with softmax, S4, S7, S6 and S15."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -146,16 +131,24 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     chosen = (_read(path) if path else {}) | chosen
     if "resume" in chosen:
         return _resumed(chosen["resume"], chosen)
-    preset = chosen.get("preset", "mnist-10")
-    if preset not in PRESETS:
+    preset = chosen.get("preset")
+    if preset is not None and preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS)
         raise ValueError(f"unknown preset {preset!r}{hint}; choose from {', '.join(PRESETS)}")
-    return replace(Config(), **{**PRESETS[preset], **chosen})
+    options = (PRESETS[preset] if preset else {}) | chosen
+    config = replace(Config(), **options)
+    return config if "lr" in options else replace(config, lr=_fitting_rate(config))
 
 
 def flag(name: str) -> str:
     """Return a field's name as it is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def _fitting_rate(config: Config) -> float:
+    """Return the learning rate for an optimizer; momentum makes steps 1 / (1 - momentum) times as long."""
+    rate = RATES[config.optimizer]
+    return rate * (1 - config.momentum) if config.optimizer == "sgd" else rate
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ def trace(
     Parameters
     ----------
     sizes, activation, output
-        As for :class:`mlp_xp.MLP`.
+        As for :class:`mlp_xp.MLP`. Without an activation, hidden layers are sigmoids, as in the lectures.
     samples : int
         Rows of X.
     form : {"row", "column"}
@@ -100,7 +100,10 @@ def _run_with(arguments: Sequence[str] | None) -> None:
     parser.add_argument("sizes", metavar="UNITS", nargs="+", type=_whole, help="units per layer, input first")
     parser.add_argument("--samples", metavar="N", type=_whole, default=1, help="rows of X (default: 1)")
     parser.add_argument(
-        "--activation", metavar="G,G", default="sigmoid", help="of hidden layers: one name, or one each"
+        "--activation",
+        metavar="G,G",
+        default="sigmoid",
+        help="of hidden layers: one name, or one each (default: sigmoid)",
     )
     parser.add_argument("--output", metavar="NAME", default="softmax", help=", ".join(OUTPUTS))
     parser.add_argument("--form", choices=FORMS, default="row", help="samples as rows, as in the code, or as columns")

@@ -117,7 +117,7 @@ def test_a_model_of_a_gpu_is_exported(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
 def test_a_run_goes_on_on_another_device(first: str, second: str, pictures: Path, tmp_path: Path) -> None:
-    options = ["--data", pictures, *QUICK, "--batch-size", "16", "--optimizer", "adamw"]
+    options = ["--data", pictures, *QUICK, "--batch-size", "16", "--optimizer", "adamw", "--schedule", "constant"]
     here(*options, "--epochs", "6", "--out", tmp_path / "straight")
     here(*options, "--device", first, "--out", tmp_path / "moved")
     here("--resume", tmp_path / "moved", "--device", second, "--epochs", "6")
@@ -130,7 +130,8 @@ def test_a_run_goes_on_on_another_device(first: str, second: str, pictures: Path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_on_a_gpu_is_stopped_and_goes_on(number: signal.Signals, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = ["--data", pictures, "--device", "cuda", "--hidden", "5", "--batch-size", "16", "--quiet"]
+    options = ["--data", pictures, "--device", "cuda", "--hidden", "5", "--batch-size", "16"]
+    options += ["--schedule", "constant", "--quiet"]
     process = start(*options, "--epochs", "100000", "--out", folder)
     while not (folder / "config.json").exists():
         assert process.poll() is None, process.communicate()

@@ -88,7 +88,7 @@ def middles(mnist) -> tuple[Any, Any]:
 def test_training_on_digits_equals_numpys(optimizer: Any, batch_size: int | None, few_blocks, middles) -> None:
     X, y = middles
     arguments: dict[str, Any] = {"epochs": 6, "optimizer": optimizer, "batch_size": batch_size, "plan": "dense"}
-    models = [mx.MLP([64, 36, 10], seed=1, device=device) for device in ("cpu", "cuda")]
+    models = [mx.MLP([64, 36, 10], "sigmoid", seed=1, device=device) for device in ("cpu", "cuda")]
     numpys, cupys = (mx.fit(model, X, y, **arguments) for model in models)
     np.testing.assert_allclose(cupys.loss, numpys.loss, rtol=1e-5)
     assert cupys.loss[-1] < 0.95 * cupys.loss[0]
@@ -104,7 +104,7 @@ def test_the_headline_trains_as_numpy_does(plan: str, precision: str, few_blocks
     X, y = (array[:200] for array in mnist[0])
     histories = [
         mx.fit(
-            mx.MLP([784, 196, 10], seed=1, device=device, precision=own),
+            mx.MLP([784, 196, 10], "sigmoid", seed=1, device=device, precision=own),
             X, y, epochs=3, optimizer=mx.SGD(lr=0.5), plan=plan if own else "dense",
         )
         for device, own in (("cpu", None), ("cuda", precision))
@@ -118,7 +118,7 @@ def test_twenty_epochs_have_numpys_losses(dtype: str, close: float, mnist, pytes
     X, y = (array[:rows] for array in mnist[0])
     histories = [
         mx.fit(
-            mx.MLP([784, 196, 10], dtype=dtype, seed=1, device=device),
+            mx.MLP([784, 196, 10], "sigmoid", dtype=dtype, seed=1, device=device),
             X, y, epochs=20, optimizer=mx.SGD(lr=0.5), plan="dense",
         )
         for device in ("cpu", "cuda")
