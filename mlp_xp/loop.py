@@ -147,7 +147,8 @@ def epochs(
     X, y : array
         As for :meth:`MLP.loss_and_gradient`.
     optimizer : Optimizer, optional
-        ``SGD(lr=0.1)`` if None.
+        ``SGD(lr=0.1)`` if None, the lectures' gradient descent. ``Adam(lr=0.003)`` with a `batch_size` of 128 is sooner
+        there.
     epochs : int, optional
         How many; None goes on until the caller stops.
     batch_size : int, optional

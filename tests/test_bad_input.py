@@ -161,7 +161,7 @@ def test_yes_or_no_targets():
         ({"output": ["softmax"]}, r"unknown output \['softmax'\]; choose from"),
         ({"sizes": [3, 4, 1]}, "output 'softmax' needs at least 2 output units.* got 1; use 'sigmoid' for two classes"),
         ({"init": "orthogonal"}, "unknown initializer 'orthogonal'; choose from .*xavier_normal"),
-        ({"init": None}, "unknown initializer None; choose from"),
+        ({"init": 0}, "unknown initializer 0; choose from"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; choose from 'float32', 'float64'"),
         ({"dtype": "foo"}, "unknown dtype 'foo'; choose from"),
         ({"dtype": None}, "unknown dtype 'None'; choose from"),

@@ -253,13 +253,14 @@ def test_less_data_are_seen_for_more_epochs(n):
     assert n * epochs >= 240_000 or epochs == 1000
 
 
-def test_the_epochs_that_were_chosen_are_written_down(tmp_path):
-    """So that the run is resumed, and repeated on other data, with the same number."""
+def test_what_was_chosen_for_a_run_is_written_down(tmp_path):
+    """So that it is resumed, and repeated on other data, with the same."""
     np.savez(tmp_path / "data.npz", X=np.eye(600, 3), y=np.arange(600) % 2)
     options = ["--data", str(tmp_path / "data.npz"), "--hidden", "", "--out", str(tmp_path / "run"), "--quiet"]
     assert main([*options, "--tol", "0", "--patience", "1"]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["samples"], config["epochs"]) == (450, 666)
+    assert (config["init"], config["lr"]) == ("xavier_normal", 0.005)
     assert parse(["--config", str(tmp_path / "run" / "config.json"), "--data", "xor"]).epochs == 666
 
 

@@ -63,8 +63,8 @@ def run(config: Config) -> Path | None:
     data = load_data(config)
     notes += data.notes
     epochs = config.epochs or enough_epochs(len(data.train.X))
-    config = replace(config, epochs=epochs)
     model, optimizer = make_model(config, data), make_optimizer(config, epochs)
+    config = replace(config, epochs=epochs, init=model.init)  # a run says what was chosen for it
     model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
     path = _choose_path(config)
     with at_most(config.threads), RunFolder(path) as folder:
