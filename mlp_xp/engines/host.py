@@ -133,9 +133,10 @@ class HostEngine:
 
     def _mean_gradient(self, shards: Sequence[Shard]) -> tuple[Any, int, Array]:
         """Return the sum () of the losses of some shards, their rows, and the gradient (P,) of their mean loss."""
-        loss, rows, gradient = self._grad_sum(self._theta, shards)
-        gradient *= 1 / rows
-        return loss, rows, gradient
+        total = self._grad_sum(self._theta, shards)
+        gradient = total.grad
+        gradient *= 1 / total.rows
+        return total.loss, total.rows, gradient
 
     def _descend(self, gradient: Array) -> None:
         """Update the parameters and the optimizer's state by the gradient (P,) of the mean loss."""
