@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 from mlp_xp.engines import Done, Setup, choose_plan, make_engine
@@ -62,6 +62,16 @@ def test_no_plan_costs_digits(drawn, plan):
         return np.abs(gradient(X, y, by, "float32", weights) - want).max() / np.abs(want).max()
 
     assert error(plan) <= max(10 * error("dense"), 1e-6)
+
+
+@pytest.mark.parametrize("n", [500, 1500])
+def test_a_background_takes_part_also_where_one_shard_is_all(n, rng):
+    X = rng.standard_normal((n, 8)).astype(np.float32)
+    X[rng.random((n, 8)) < np.linspace(0, 0.99, 8)] = -1.5
+    weights = [rng.standard_normal((6, 8)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32)]
+    assert make_plan(InMemory(X), CPU, "ragged").background is not None
+    by = {plan: gradient(X, np.zeros(n, int), plan, "float64", weights) for plan in ("dense", "ragged")}
+    assert_allclose(by["ragged"], by["dense"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("fill", [*FILLS, 1e30, -3e38])

@@ -100,5 +100,6 @@ def _save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a backend: importing mlp_xp.plots needs none
 
     png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)  # not savefig, which draws twice, the first time for the layout alone
+    # not savefig, which draws twice, the first time for the layout alone; level 1 is a fifth larger, a third faster
+    FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 1})
     replace_file(path, [png.getbuffer()], verify=lambda file: None)
