@@ -248,7 +248,8 @@ static long started_in(Replay *replay, const Setup *s, int epochs) {
   }
   return threads_started - before;
 }
-// If threads have to wait for cores, one works alone, and hardly any are started; later they are as before.
+// If threads have to wait for cores, one works alone, and hardly any are started; later they are as before. So they are
+// if everything has become slower for good.
 static int pace(void) {
   Case *c = make();
   while (c->setup.groups || c->setup.batch * c->count < WORTH_SHARING || c->setup.rows < 3 * c->setup.batch)
@@ -262,9 +263,12 @@ static int pace(void) {
   tick = 1000;
   started_in(replay, &c->setup, 200);
   const long again = started_in(replay, &c->setup, 100);
+  tick = 4000;
+  started_in(replay, &c->setup, 3000);
+  const long slower = started_in(replay, &c->setup, 100);
   NAME(free, SUFFIX)(replay);
   drop(c);
-  return printf("%ld threads for 100 epochs, %ld for 400, %ld for 100\n", quiet, busy, again), 0;
+  return printf("%ld %ld %ld %ld threads\n", quiet, busy, again, slower), 0;
 }
 int main(int count, char **words) {
   allocations_left = threads_left = FEW;

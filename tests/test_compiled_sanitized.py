@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -78,13 +77,11 @@ def test_threads_do_not_race(instructions, tmp_path):
 
 
 def test_one_thread_works_alone_while_others_wait_for_cores(tmp_path):
-    """By a clock that says so; what was fast once is forgotten, so that a slower machine is not taken for a busy one."""
+    """By a clock that says so: in 100 epochs, 400 of a busy machine, 100 after it, 100 of one that is just slower."""
     done = drive(build_driver(tmp_path, "-O1"), "pace")
-    found = re.fullmatch(r"(\d+) threads for 100 epochs, (\d+) for 400, (\d+) for 100\n", done.stdout)
-    quiet, busy, again = map(int, found.groups())
-    assert quiet >= 100
+    quiet, busy, again, slower = map(int, done.stdout.split()[:4])
+    assert quiet == again == slower == 100
     assert busy < 100
-    assert again >= 100
 
 
 FAULTS = {
@@ -94,7 +91,7 @@ FAULTS = {
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
     "no barrier in the end": ("meet(r);\n  if (t == 0) add_to", "if (t == 0) add_to", RACES, RACE),
-    "no barrier in the middle": ("meet(r);\n  if (t == 0) {\n    r->next_part", "if (t == 0) {\n    r->next_part", RACES, RACE),
+    "no barrier in the middle": ("meet(r);\n  if (t == 0) {\n    r", "if (t == 0) {\n    r", RACES, RACE),
     "losses read when others write them": (
         "  if (t == 0) add_to_loss(r, r->penalties",
         "  if (t == 0) add_to_loss(r, r->losses, update.parts), add_to_loss(r, r->penalties", RACES, RACE
