@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from array_api_compat import numpy as numpy_namespace
 
 from ..checks import check_numbers
 from ..devices import Array, Device, is_foreign
@@ -41,7 +40,7 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     """
     on_device = is_foreign(X)
     X = device.asarray(X) if on_device else check_numbers("X", X)
-    xp = device.xp if on_device else numpy_namespace
+    xp = device.xp if on_device else compat.array_namespace(X)
     if on_device and not xp.isdtype(X.dtype, ("bool", "integral", "real floating")):
         raise ValueError(f"X must hold real numbers, got dtype {X.dtype}")
     if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
