@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import array_api_compat as compat
 import numpy as np
 
 from ..checks import check_numbers
