@@ -92,10 +92,6 @@ FAULTS = {
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
     "no barrier in the end": ("meet(r);\n  if (t == 0) add_to", "if (t == 0) add_to", RACES, RACE),
     "no barrier in the middle": ("meet(r);\n  if (t == 0) {\n    r", "if (t == 0) {\n    r", RACES, RACE),
-    "losses read when others write them": (
-        "  if (t == 0) add_to_loss(r, r->penalties",
-        "  if (t == 0) add_to_loss(r, r->losses, update.parts), add_to_loss(r, r->penalties", RACES, RACE
-    ),
     "no barrier after groups": ("  meet(r);\n  const Update", "  const Update", RACES, RACE),
     "tables filled by each engine": (
         "pthread_once(&tables_are_filled, fill_tables)", "fill_tables()", RACES, RACE
