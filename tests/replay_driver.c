@@ -1,6 +1,6 @@
 // Trains random networks with the library alone, without Python: for sanitizers, and for what fails in turn.
 //
-// usage: driver networks COUNT | engines | memory | threads
+// usage: driver networks COUNT | engines | memory | threads | pace
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -8,14 +8,27 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-static atomic_long allocations_left, threads_left;
+static atomic_long allocations_left, threads_left, threads_started;
 static void *limited_alloc(size_t boundary, size_t bytes) {
   return allocations_left-- > 0 ? aligned_alloc(boundary, bytes) : 0;
 }
 static int limited_create(pthread_t *id, const pthread_attr_t *attributes, void *(*f)(void *), void *argument) {
+  threads_started++;
   return threads_left-- > 0 ? pthread_create(id, attributes, f, argument) : 11;
 }
+// Each look at the clock is `tick` after the one before, and one in 16 is a second: what threads had to wait for a core.
+static atomic_long tick = 1000, waits = 1;
+static int unsteady_clock(clockid_t id, struct timespec *t) {
+  static _Thread_local uint64_t state, now;
+  (void)id;
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  now += waits && state >> 60 == 0 ? 1000000000 : tick;
+  *t = (struct timespec){now / 1000000000, now % 1000000000};
+  return 0;
+}
+#define clock_gettime unsteady_clock
 #define aligned_alloc limited_alloc
 #define pthread_create limited_create
 #include "replay.c"
@@ -226,11 +239,43 @@ static int few_threads(void) {
   }
   return printf("done\n"), 0;
 }
+// Return how many threads are started for so many epochs, of a few updates each.
+static long started_in(Replay *replay, const Setup *s, int epochs) {
+  const long before = threads_started;
+  for (int i = 0; i < epochs; i++) {
+    Piece piece = {.rate = 0.01, .bias_rate = 0.01, .last = s->rows / s->batch};
+    NAME(run, SUFFIX)(replay, &piece);
+  }
+  return threads_started - before;
+}
+// If threads have to wait for cores, one works alone, and hardly any are started; later they are as before. So they are
+// if everything has become slower for good.
+static int pace(void) {
+  Case *c = make();
+  while (c->setup.groups || c->setup.batch * c->count < WORTH_SHARING || c->setup.rows < 3 * c->setup.batch)
+    drop(c), c = make();
+  c->setup.threads = 2;
+  Replay *replay = NAME(new, SUFFIX)(&c->setup);
+  waits = 0;
+  const long quiet = started_in(replay, &c->setup, 100);
+  tick = 100000;
+  const long busy = started_in(replay, &c->setup, 400);
+  tick = 1000;
+  started_in(replay, &c->setup, 200);
+  const long again = started_in(replay, &c->setup, 100);
+  tick = 4000;
+  started_in(replay, &c->setup, 3000);
+  const long slower = started_in(replay, &c->setup, 100);
+  NAME(free, SUFFIX)(replay);
+  drop(c);
+  return printf("%ld %ld %ld %ld threads\n", quiet, busy, again, slower), 0;
+}
 int main(int count, char **words) {
   allocations_left = threads_left = FEW;
   if (count == 3 && !strcmp(words[1], "networks")) return networks(atol(words[2]));
   if (count == 2 && !strcmp(words[1], "engines")) return engines();
   if (count == 2 && !strcmp(words[1], "memory")) return memory();
   if (count == 2 && !strcmp(words[1], "threads")) return few_threads();
+  if (count == 2 && !strcmp(words[1], "pace")) return pace();
   return 2;
 }

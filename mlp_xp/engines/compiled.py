@@ -43,7 +43,7 @@ from .reduce import groups_of
 __all__ = ["CompiledEngine", "why_not"]
 
 _SHARD = 512  # rows
-_PIECE = 5e-3  # seconds of updates between two questions whether to pause
+_PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 

@@ -49,8 +49,8 @@ typedef struct {  // of one thread
 } Own;
 
 typedef struct {  // how many threads share an update: all, or for a while one, after they had to wait for a core
-  int64_t alone;  // updates that the first thread does alone
-  double began, best, pause;
+  int64_t until, alone;  // before this update of the epoch the first thread works alone; so many then, in later pieces
+  double reached, best, pause;
 } Pace;
 
 struct Replay {
@@ -112,13 +112,11 @@ static double seconds(void) {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }
-// How many updates to do alone from now on, given when an update begins that all threads share.
+// How many updates to do alone from now on, given when the first thread is done with its share of one.
 static int64_t alone_after(Pace *p, double now) {
-  const double took = now - p->began;
-  const int first = p->began == 0;
-  p->began = now;
-  if (first) return 0;
-  if (p->best == 0 || took < p->best) p->best = took;
+  const double took = now - p->reached, forgotten = 1.01 * p->best;
+  p->reached = now;
+  p->best = p->best == 0 || took < forgotten ? took : forgotten;
   if (took <= 3 * p->best) {
     p->pause = p->pause * 0.97 > 4 ? p->pause * 0.97 : 4;
     return 0;
@@ -462,42 +460,53 @@ static int64_t do_slices(Replay *r, Own *own, const Update *u) {
   }
   return slice;
 }
-static void add_losses(Replay *r, const Update *u, int64_t parts, int64_t slices) {
-  const double share = u->rows / u->count, l2 = l2_of(&r->setup, u->count);
-  for (int64_t p = 0; p < parts; p++) r->piece->loss += r->losses[p] * share;
-  for (int64_t q = 0; q < slices; q++) r->piece->loss += r->penalties[q] * l2 * u->rows;
+static void add_to_loss(Replay *r, const double *sums, int64_t count, double factor) {
+  for (int64_t p = 0; p < count; p++) r->piece->loss += sums[p] * factor;
+}
+static void add_losses(Replay *r, const Update *u, int64_t parts) {
+  add_to_loss(r, r->losses, parts, u->rows / u->count);
+}
+static void add_penalties(Replay *r, const Update *u, int64_t slices) {
+  add_to_loss(r, r->penalties, slices, l2_of(&r->setup, u->count) * u->rows);
 }
 
-// Both halves of an update; thread 0 has the counters begin anew while nobody takes from them.
+// Both halves of an update; thread 0 has the counters begin anew, and reads sums, while nobody takes or writes them.
 static void share_update(Replay *r, int64_t t, int64_t u) {
   const Update update = update_of(r, u);
-  const int64_t alone = t ? 0 : alone_after(&r->pace, seconds());
   do_parts(r, r->own + t, &update);
   if (t == 0) r->next_slice = 0;
   meet(r);
-  if (t == 0) r->next_part = 0;
+  if (t == 0) {
+    r->next_part = 0;
+    add_losses(r, &update, update.parts);
+  }
   const int64_t slices = do_slices(r, r->own + t, &update);
-  if (t == 0) r->pace.alone = alone;
+  if (t == 0 && update.rows == r->setup.batch) r->pace.until = u + 1 + alone_after(&r->pace, seconds());
   meet(r);
-  if (t == 0) add_losses(r, &update, update.parts, slices);
+  if (t == 0) add_penalties(r, &update, slices);
 }
 static void do_update(Replay *r, int64_t u) {
   const Update update = update_of(r, u);
   r->next_part = r->next_slice = 0;
   do_parts(r, r->own, &update);
-  add_losses(r, &update, update.parts, do_slices(r, r->own, &update));
+  add_losses(r, &update, update.parts);
+  add_penalties(r, &update, do_slices(r, r->own, &update));
 }
+// All threads read `until` after they have met and before they meet again, and it is written in between.
 static void mini_batches(Replay *r, int64_t t) {
-  for (int64_t u = r->piece->update; u < r->piece->last;) {
-    const int64_t alone = r->crew == 1 ? r->piece->last - u : least(r->pace.alone, r->piece->last - u);
-    meet(r);  // all have read it
-    if (!alone) {
+  const int64_t last = r->piece->last;
+  for (int64_t u = r->piece->update; u < last;) {
+    const int64_t until = r->crew == 1 ? last : least(r->pace.until, last);
+    if (u >= until) {
       share_update(r, t, u++);
       continue;
     }
-    for (int64_t i = 0; t == 0 && i < alone; i++) do_update(r, u + i);
-    if (t == 0) r->pace.alone -= alone, r->pace.began = 0, r->next_part = 0;
-    u += alone;
+    for (; t == 0 && u < until; u++) do_update(r, u);
+    if (t == 0) {
+      r->next_part = 0;
+      r->pace.reached = seconds();
+    }
+    u = until;
     meet(r);
   }
 }
@@ -527,7 +536,9 @@ static void full_batch(Replay *r, int64_t t) {
   const Update update = {s->rows, 0, r->piece->done + 1, 0, count_of(r, 0, s->rows), 0};
   const int64_t slices = do_slices(r, own, &update);
   meet(r);
-  if (t == 0) add_losses(r, &update, s->groups, slices);
+  if (t) return;
+  add_losses(r, &update, s->groups);
+  add_penalties(r, &update, slices);
 }
 
 typedef struct {
@@ -648,20 +659,23 @@ failed:
 }
 
 void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
-  const int64_t threads = r->setup.threads;
+  const int64_t count = piece->last - piece->update;
+  const int64_t threads = !r->setup.groups && r->pace.alone >= count ? 1 : r->setup.threads;
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
   r->piece = piece;
   for (int64_t l = 1; l <= r->setup.layers; l++)
     for (int64_t p = 0; p < slices_of(r->sizes[l - 1]); p++) derive(r, l, p);
   r->crew = r->next_part = r->next_slice = 0;
-  r->pace.began = 0;
+  r->pace.until = piece->update + r->pace.alone;
   long crew = 1;
   for (jobs[0] = (Job){r, 0}; crew < threads; crew++) {
     jobs[crew] = (Job){r, crew};
     if (pthread_create(ids + crew, 0, work, jobs + crew)) break;
   }
+  r->pace.reached = seconds();
   r->crew = crew;
   work(jobs);
   for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
+  r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
 }
