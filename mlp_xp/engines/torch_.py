@@ -80,16 +80,16 @@ class TorchEngine(HostEngine):
 
     def _descend(self, gradient: Array) -> None:
         """Update the parameters and the optimizer's state by the gradient (P,) of the mean loss."""
-        optimizer, theta = self.optimizer, self._own
-        if not torch.is_tensor(self._rates):  # as they are if the biases have a rate of their own
-            if type(optimizer) is SGD:
-                return self._descend_by_momentum(optimizer, gradient, self._rates)
-            if type(optimizer) in (Adam, AdamW) and theta.device.type in _FUSED:
-                assert isinstance(optimizer, Adam)
-                return self._descend_by_adam(optimizer, gradient, self._rates)
-        theta, self._state = optimizer.update(theta, gradient, self._state, self._rates)
-        if theta is not self._own:
-            self._own.copy_(theta)
+        optimizer, theta, rate = self.optimizer, self._own, self._rates
+        kind = None if torch.is_tensor(rate) else type(optimizer)  # it is one if the biases have a rate of their own
+        if isinstance(optimizer, SGD) and kind is SGD:
+            self._descend_by_momentum(optimizer, gradient, rate)
+        elif isinstance(optimizer, Adam) and kind in (Adam, AdamW) and theta.device.type in _FUSED:
+            self._descend_by_adam(optimizer, gradient, rate)
+        else:
+            theta, self._state = optimizer.update(theta, gradient, self._state, rate)
+            if theta is not self._own:
+                self._own.copy_(theta)
 
     def _descend_by_momentum(self, sgd: SGD, gradient: Array, rate: float) -> None:
         step = self._state["velocity"].mul_(sgd.momentum).add_(gradient) if sgd.momentum else gradient
