@@ -19,7 +19,6 @@ from .host import HostEngine
 __all__ = ["TorchEngine"]
 
 _CPU_SHARD = 1024  # rows, whose activations stay in the cache of a core
-_FUSED = ("cpu", "cuda")  # devices for which PyTorch has Adam as one kernel
 
 
 class TorchEngine(HostEngine):
@@ -39,7 +38,7 @@ class TorchEngine(HostEngine):
         self._count = torch.zeros((), device=theta.device)  # of updates, where Adam's kernel looks for it
 
     def _make_batches(self, setup: Setup) -> Batches:
-        if setup.batch_size is not None or setup.model.theta.device.type != "cpu":
+        if setup.batch_size is not None or not setup.model.theta.is_cpu:
             return super()._make_batches(setup)
         y = self.device.asarray(setup.targets.y)
         return FullBatch(shards_as_stored(setup.rows.to(self.device), y, min(_CPU_SHARD, self.device.shard_rows)))
@@ -84,7 +83,7 @@ class TorchEngine(HostEngine):
         kind = None if torch.is_tensor(rate) else type(optimizer)  # it is one if the biases have a rate of their own
         if isinstance(optimizer, SGD) and kind is SGD:
             self._descend_by_momentum(optimizer, gradient, rate)
-        elif isinstance(optimizer, Adam) and kind in (Adam, AdamW) and theta.device.type in _FUSED:
+        elif isinstance(optimizer, Adam) and kind in (Adam, AdamW) and (theta.is_cpu or theta.is_cuda):
             self._descend_by_adam(optimizer, gradient, rate)
         else:
             theta, self._state = optimizer.update(theta, gradient, self._state, rate)
