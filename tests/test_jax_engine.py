@@ -186,7 +186,8 @@ def test_adams_first_steps_have_all_digits_of_float32(parts, rng):
     moved = []
     for dtype in ("float32", "float64"):
         model = mx.MLP([6, 4, 3], dtype=dtype, device="jax", init="zeros")
-        mx.fit(model, X, y, epochs=1, optimizer=mx.Adam(lr=0.01))
+        state = next(mx.epochs(model, X, y, optimizer=mx.Adam(lr=0.01)))
+        assert type(state.engine).__name__ == "JaxEngine"
         moved.append(np.asarray(model.theta, np.float64))
     assert_allclose(moved[0], moved[1], rtol=1e-6, atol=1e-12)
 
@@ -195,6 +196,7 @@ def test_the_loss_of_an_epoch_of_many_updates_keeps_its_digits():
     X, y = np.zeros((20_000, 1), np.uint8), np.zeros(20_000)
     model = mx.MLP([1, 1], output="sigmoid", init="zeros", device="jax")
     state = next(mx.epochs(model, X, y, batch_size=1, optimizer=mx.SGD(lr=1e-30)))
+    assert type(state.engine).__name__ == "JaxEngine"
     assert abs(float(state.loss_sum) / 20_000 / math.log(2) - 1) < 1e-7
 
 
