@@ -170,6 +170,7 @@ def operations(cls):
         ("generic", "GenericKernels", set()),
         ("cpu.numpy_", "NumpyKernels", set()),
         ("cuda.operations", "CudaKernels", {"grad_sum", "launch"}),
+        pytest.param("torch_", "TorchKernels", set(), marks=pytest.mark.needs("torch")),
     ],
 )
 def test_every_kernel_class_has_the_signatures_of_the_protocol(module, name, more):

@@ -134,6 +134,8 @@ def test_stopped_after_any_update_and_also_twice(data, tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax", "cuda"])
 def test_epochs_go_on_from_a_snapshot_on_every_device(device, data, monkeypatch):
     monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 1)  # a GPU is asked after so many updates
+    if device == "jax":
+        monkeypatch.setattr("mlp_xp.engines.jax_._PIECE", 0)
     model, settings = network(device=device), {"optimizer": mx.Adam(0.05), "batch_size": 8, "epochs": 3}
     straight = [state.snapshot() for state in mx.epochs(network(device=device), *data, **settings)]
     calls = iter([False, True])

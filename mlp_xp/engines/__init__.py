@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import singledispatch
 
-from ..devices import CupyDevice, Device, JaxDevice, NumpyDevice
+from ..devices import CupyDevice, Device, JaxDevice, NumpyDevice, TorchDevice
 from ..mlp import MLP
 from ..objective import Objective
 from ..optim import Optimizer
@@ -96,6 +96,13 @@ def _(device: JaxDevice, setup: Setup) -> Engine:
         return JaxEngine(setup)
     _log.info("JAX computes operation by operation, not compiled: %s", reason)
     return HostEngine(setup)
+
+
+@_engine_on.register
+def _(device: TorchDevice, setup: Setup) -> Engine:
+    from .torch_ import TorchEngine
+
+    return TorchEngine(setup)
 
 
 @_engine_on.register

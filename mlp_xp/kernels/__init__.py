@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any, Protocol
 
-from ..devices import Array, CupyDevice, Device, NumpyDevice
+from ..devices import Array, CupyDevice, Device, NumpyDevice, TorchDevice
 from .functions import ACTIVATIONS, LOSSES
 from .generic import GenericKernels
 
@@ -57,3 +57,10 @@ def _(device: CupyDevice, dtype: str, precision: str | None = None) -> Kernels:
     from .cuda.operations import CudaKernels
 
     return CudaKernels(device.xp, dtype, precision)
+
+
+@kernels_for.register(TorchDevice)
+def _(device: TorchDevice, dtype: str, precision: str | None = None) -> Kernels:
+    from .torch_ import TorchKernels
+
+    return TorchKernels(device.xp, dtype)

@@ -1,0 +1,108 @@
+"""The engine for PyTorch: the host starts each operation, and parameters, gradient and state stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..devices import Array
+from ..kernels.torch_ import TorchKernels
+from ..model import backward, forward
+from ..optim import SGD, Adam, AdamW
+from ..params import Parameters
+from ..rows.batches import Batches, FullBatch, Shard, shards_as_stored
+from .base import Done, Setup
+from .host import HostEngine
+
+__all__ = ["TorchEngine"]
+
+_CPU_SHARD = 1024  # rows, whose activations stay in the cache of a core
+
+
+class TorchEngine(HostEngine):
+    """Updates in place: weights and biases are cut out of the vectors of parameters and gradient once.
+
+    Parameters
+    ----------
+    setup : Setup
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        theta = self.model.theta
+        self._own, self._slopes = torch.empty_like(theta), torch.empty_like(theta)
+        self._params, self._into = (self.layout.split(vector, self.device.xp) for vector in (self._own, self._slopes))
+        self._steps_backward = setup.batch_size is not None and self.optimizer.plain and not self.objective.l2
+        self._count = torch.zeros((), device=theta.device)  # of updates, where Adam's kernel looks for it
+
+    def _make_batches(self, setup: Setup) -> Batches:
+        if setup.batch_size is not None or not setup.model.theta.is_cpu:
+            return super()._make_batches(setup)
+        y = self.device.asarray(setup.targets.y)
+        return FullBatch(shards_as_stored(setup.rows.to(self.device), y, min(_CPU_SHARD, self.device.shard_rows)))
+
+    def _make_kernels(self, setup: Setup) -> TorchKernels:
+        return TorchKernels(self.device.xp, self.model.dtype)
+
+    def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
+        super().begin(theta, epoch, lr, done)
+        self._theta = self._own.copy_(self._theta)
+
+    def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
+        rows = sum(len(shard.y) for shard in shards)
+        if self._steps_backward and not last:  # the last update of an epoch keeps its gradient, to be looked at
+            return self._pass(shards, -self._lr / rows, self._params), rows
+        self._gradient = self._slopes.zero_()
+        loss = self._pass(shards, 1 / rows, self._into)
+        if self.objective.l2:
+            penalty, slope = self.objective.penalty(self._own, self._is_bias)
+            self._gradient += slope
+            loss = loss + penalty * rows
+        self._descend(self._gradient)
+        return loss, rows
+
+    def _pass(self, shards: Sequence[Shard], scale: float, into: Parameters) -> Any:
+        """Return the sum of the losses of some shards; `scale` times their gradients is added to `into`.
+
+        The error at the output is scaled, which is much smaller than the gradient. Given the parameters themselves, the
+        backward pass over a shard takes a step on its way: no gradient is stored, none is read again.
+        """
+        k, loss = self.kernels, 0
+        for X, y in shards:
+            A = forward(self.network, k, self._params, X)
+            losses, dA = self.objective.losses(k, A[-1], y)
+            backward(self.network, k, self._params, A, dA.mul_(scale), into)
+            loss = k.sum(losses) + loss
+        return loss
+
+    def _descend(self, gradient: Array) -> None:
+        """Update the parameters and the optimizer's state by the gradient (P,) of the mean loss."""
+        optimizer, theta, rate = self.optimizer, self._own, self._rates
+        kind = None if torch.is_tensor(rate) else type(optimizer)  # it is one if the biases have a rate of their own
+        if isinstance(optimizer, SGD) and kind is SGD:
+            self._descend_by_momentum(optimizer, gradient, rate)
+        elif isinstance(optimizer, Adam) and kind in (Adam, AdamW) and (theta.is_cpu or theta.is_cuda):
+            self._descend_by_adam(optimizer, gradient, rate)
+        else:
+            theta, self._state = optimizer.update(theta, gradient, self._state, rate)
+            if theta is not self._own:
+                self._own.copy_(theta)
+
+    def _descend_by_momentum(self, sgd: SGD, gradient: Array, rate: float) -> None:
+        step = self._state["velocity"].mul_(sgd.momentum).add_(gradient) if sgd.momentum else gradient
+        if sgd.nesterov:
+            self._own.sub_(gradient, alpha=rate)
+            rate *= sgd.momentum
+        self._own.sub_(step, alpha=rate)
+
+    def _descend_by_adam(self, adam: Adam, gradient: Array, rate: float) -> None:
+        state = self._state
+        state["updates"] += 1
+        update = torch._fused_adamw_ if adam.weight_decay else torch._fused_adam_
+        update(  # by torch.optim's step it would take 90 µs more
+            [self._own], [gradient], [state["mean"]], [state["square"]], [], [self._count.fill_(state["updates"])],
+            lr=rate, beta1=adam.beta1, beta2=adam.beta2, weight_decay=adam.weight_decay, eps=adam.epsilon,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
