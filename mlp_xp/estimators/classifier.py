@@ -37,7 +37,16 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
             self._know_classes(y)
         else:
             self._check_classes(unique_labels(y))
-        return X, self._label_binarizer.transform(y).astype(bool)
+        return X, self._indicators(y)
+
+    def _indicators(self, y: _Matrix) -> _Matrix:
+        """Return whether each row is of each class, or has each label, (n, k); of two classes, the second alone."""
+        if self._label_binarizer.y_type_.startswith("multilabel"):
+            return y.astype(bool)
+        if len(self.classes_) == 1:
+            return np.zeros((len(y), 1), bool)
+        hits = y[:, None] == self.classes_
+        return np.asarray(hits if len(self.classes_) > 2 else hits[:, 1:])
 
     def _know_classes(self, y: Any) -> None:
         self._label_binarizer = LabelBinarizer().fit(y)
