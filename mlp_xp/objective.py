@@ -120,6 +120,10 @@ class Objective:
             return losses * y.weights, dA * y.weights[:, None]
         return k.loss(self.output.loss, A, y)
 
+    def l2_of(self, count: float | Array) -> Any:
+        """Return what stands for `l2` in an update whose sum is divided by `count`."""
+        return self.l2 + self.l2_sum / count
+
     @property
     def penalizes(self) -> bool:
         """Whether there is a penalty."""
@@ -135,5 +139,5 @@ class Objective:
         count : float or 0-d array
             What the sum over an update's rows is divided by: their number, or the sum of their weights.
         """
-        l2, weights = self.l2 + self.l2_sum / count, theta * (1 - is_bias)
+        l2, weights = self.l2_of(count), theta * (1 - is_bias)
         return l2 / 2 * compat.array_namespace(theta).sum(weights * weights), l2 * weights

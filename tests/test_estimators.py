@@ -290,16 +290,20 @@ def test_compressed_samples_train_without_the_compiled_library(monkeypatch):
     ("strict", {"solver": "sgd", "early_stopping": True}),
     ("torch", {"batch_size": 40}),
     ("torch", {"solver": "lbfgs"}),
+    ("cuda", {"batch_size": 40}),
+    ("cuda", {"solver": "sgd", "early_stopping": True, "learning_rate": "invscaling"}),
+    ("cuda", {"solver": "lbfgs"}),
     pytest.param("jax", {"solver": "lbfgs"}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_other_devices_run_the_same(device, how):
     X, y = load_iris(return_X_y=True)
-    X, weights = scale(X), np.random.default_rng(0).uniform(0.5, 2, len(X))
-    settings = {"hidden_layer_sizes": (5, 3), "max_iter": 4, "random_state": 0, **how}
-    here = estimators.MLPClassifier(**settings).fit(X, y, weights)
-    there = estimators.MLPClassifier(device=device, **settings).fit(X, y, weights)
-    assert_allclose(there.loss_curve_, here.loss_curve_, 1e-9)
-    assert_allclose(there.predict_proba(X), here.predict_proba(X), 1e-7)
+    X, drawn = scale(X), np.random.default_rng(0).uniform(0.5, 2, len(X))
+    settings = {"hidden_layer_sizes": (5, 3), "max_iter": 4, "random_state": 0, "alpha": 0.1, **how}
+    for weights in (None, drawn):
+        here = estimators.MLPClassifier(**settings).fit(X, y, weights)
+        there = estimators.MLPClassifier(device=device, **settings).fit(X, y, weights)
+        assert_allclose(there.loss_curve_, here.loss_curve_, 1e-9)
+        assert_allclose(there.predict_proba(X), here.predict_proba(X), 1e-7)
 
 
 def test_lbfgs_has_a_loss_curve():
