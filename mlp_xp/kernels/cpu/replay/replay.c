@@ -525,8 +525,8 @@ void NAME(free, SUFFIX)(Replay *r) {
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
-  free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before), free(r->losses), free(r->penalties), free(r->program);
-  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
+  free(r->transposed), free(r->own), free(r->sums), free(r->masks), free(r->losses), free(r->penalties), free(r->program);
+  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths), free(r->stored), free(r->before);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
   free(r);
