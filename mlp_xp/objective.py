@@ -73,8 +73,9 @@ class Targets:
         return y if self.weights is None else Weighted(y, device.asarray(self.weights))
 
     def fingerprint(self, digest: Digest) -> str:
-        """Add all targets to a digest, and return dtype and shape in words."""
-        digest.update(np.ascontiguousarray(self.y, dtype=self.y.dtype.newbyteorder("<")).data)
+        """Add all targets to a digest, and their weights, and return dtype and shape in words."""
+        for part in (self.y,) if self.weights is None else (self.y, self.weights):
+            digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
         return f"{self.y.dtype} {self.y.shape}"
 
 
