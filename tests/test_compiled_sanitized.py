@@ -82,7 +82,9 @@ FAULTS = {
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
-    "no barrier in the end": ("meet(r);\n  if (t == 0) add_losses(r, &update, u", "if (t == 0) add_losses(r, u", RACES, RACE),
+    "no barrier in the end": (
+        "meet(r);\n  if (t == 0) add_losses(r, &update, u", "if (t == 0) add_losses(r, &update, u", RACES, RACE,
+    ),
     "no barrier after groups": ("  meet(r);\n  const Update", "  const Update", RACES, RACE),
     "tables filled by each engine": (
         "pthread_once(&tables_are_filled, fill_tables)", "fill_tables()", RACES, RACE
