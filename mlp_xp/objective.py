@@ -72,8 +72,9 @@ class Targets:
         return y if self.weights is None else Weighted(y, device.asarray(self.weights))
 
     def fingerprint(self, digest: Digest) -> str:
-        """Add all targets to a digest, and return dtype and shape in words."""
-        digest.update(np.ascontiguousarray(self.y, dtype=self.y.dtype.newbyteorder("<")).data)
+        """Add all targets to a digest, and their weights, and return dtype and shape in words."""
+        for part in (self.y,) if self.weights is None else (self.y, self.weights):
+            digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
         return f"{self.y.dtype} {self.y.shape}"
 
 
@@ -119,6 +120,10 @@ class Objective:
             return losses * y.weights, dA * y.weights[:, None]
         return k.loss(self.output.loss, A, y)
 
+    def l2_of(self, count: float | Array) -> Any:
+        """Return what stands for `l2` in an update whose sum is divided by `count`."""
+        return self.l2 + self.l2_sum / count
+
     @property
     def penalizes(self) -> bool:
         """Whether there is a penalty."""
@@ -134,5 +139,5 @@ class Objective:
         count : float or 0-d array
             What the sum over an update's rows is divided by: their number, or the sum of their weights.
         """
-        l2, weights = self.l2 + self.l2_sum / count, theta * (1 - is_bias)
+        l2, weights = self.l2_of(count), theta * (1 - is_bias)
         return l2 / 2 * library_of(theta).sum(weights * weights), l2 * weights

@@ -79,7 +79,10 @@ static void record(Case *c) {
     add(c, AFFINE, 0, l, A[l - 1], 0, A[l]);
     add(c, ACTIVATE, activations[l], 0, 0, 0, A[l]);
   }
-  const int loss = c->setup.labels ? SOFTMAX_CROSS_ENTROPY : between(SIGMOID_CROSS_ENTROPY, PERCEPTRON_CRITERION);
+  const int of_labels[] = {SOFTMAX_CROSS_ENTROPY, SOFTMAX_LOG_LOSS};
+  const int of_numbers[] = {SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR,      PERCEPTRON_CRITERION,
+                            SIGMOID_LOG_LOSS,      HALF_MEAN_SQUARED_ERROR, POISSON_DEVIANCE};
+  const int loss = c->setup.labels ? of_labels[between(0, 1)] : of_numbers[between(0, 5)];
   int d = buffer(c, c->sizes[L]);
   add(c, LOSS, loss, 0, A[L], 0, d);
   for (int64_t l = L; l >= 1; l--) {
@@ -96,6 +99,21 @@ static void *exactly(int64_t bytes) {
   void *p = malloc(bytes);
   if (!p) abort();
   return memset(p, 0, bytes);
+}
+// Keep only the numbers that are not zero.
+static void compress(Case *c) {
+  Setup *s = &c->setup;
+  const int64_t n = s->rows, d = c->sizes[0];
+  const REAL *X = s->X;
+  int64_t *starts = exactly((n + 1) * sizeof(int64_t)), count = 0;
+  for (int64_t i = 0; i < n * d; i++) starts[i / d + 1] = count += X[i] != 0;
+  for (int64_t i = 1; i <= n; i++) starts[i] = starts[i] < starts[i - 1] ? starts[i - 1] : starts[i];
+  int32_t *columns = exactly(count * sizeof(int32_t));
+  REAL *values = exactly(count * sizeof(REAL));
+  for (int64_t i = 0, at = 0; i < n * d; i++)
+    if (X[i] != 0) columns[at] = i % d, values[at++] = X[i];
+  free((void *)X);
+  s->X = values, s->starts = starts, s->columns = columns;
 }
 static void make_data(Case *c) {
   Setup *s = &c->setup;
@@ -115,11 +133,16 @@ static void make_data(Case *c) {
   c->order = exactly(n * sizeof(int32_t));
   for (int64_t i = 0; i < n; i++) c->order[i] = n - 1 - i;
   s->X = X, s->y = y;
-  if (!s->bytes && between(0, 1)) {
+  if (s->sparse && !s->bytes && between(0, 1)) compress(c);
+  if (!s->bytes && !s->starts && between(0, 1)) {
     REAL *background = exactly(d * sizeof(REAL));
     for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
     s->background = background;
   }
+  if (between(0, 1)) return;
+  REAL *weights = exactly(n * sizeof(REAL));
+  for (int64_t i = 0; i < n; i++) weights[i] = uniform() + 0.1;
+  s->weights = weights;
 }
 static void make_parameters(Case *c) {
   Setup *s = &c->setup;
@@ -140,7 +163,8 @@ static Case *make(void) {
   for (int64_t l = 0; l <= s->layers; l++) c->sizes[l] = width();
   s->rows = between(1, 200);
   s->bytes = between(0, 1), s->labels = between(0, 1), s->sparse = between(0, 1);
-  s->optimizer = between(DESCENT, ADAM), s->nesterov = between(0, 1), s->l2 = between(0, 1) * 0.01;
+  s->optimizer = between(DESCENT, ADAM_EPSILON_HAT), s->nesterov = between(0, 1);
+  s->l2 = between(0, 1) * 0.01, s->l2_sum = between(0, 1) * 0.1;
   s->momentum = 0.5, s->beta1 = 0.9, s->beta2 = 0.99, s->epsilon = 1e-3, s->decay = 0.01;
   s->batch = between(1, 3) == 1 ? s->rows : between(1, s->rows);
   s->shard = between(1, 70);
@@ -155,7 +179,9 @@ static Case *make(void) {
 }
 static void drop(Case *c) {
   for (int v = 0; v < 4; v++) free(c->vectors[v]);
-  free((void *)c->setup.X), free((void *)c->setup.y), free((void *)c->setup.background), free(c->order), free(c->begin), free(c);
+  const Setup *s = &c->setup;
+  free((void *)s->X), free((void *)s->starts), free((void *)s->columns), free((void *)s->y), free((void *)s->weights);
+  free((void *)s->background), free(c->order), free(c->begin), free(c);
 }
 
 // Train from the beginning; return the sum of losses, or -1 if there is not enough memory.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, fixed_costs, memory, profile, report, time_to_accuracy
+from bench import compare, estimators, fixed_costs, memory, profile, report, time_to_accuracy
 from bench import map as whole_map
 from bench.cases import CASES, case
 from bench.charts import label_of
@@ -528,3 +528,11 @@ def test_process_that_lacks_a_module_has_not_failed() -> None:
         fixed_costs._process("-c", "import nowhere")()
     assert not fixed_costs._process("-c", "1 / 0")()
     assert fixed_costs._process("-m", "mlp_xp", "train", "--help")()
+
+
+def test_estimators_are_compared_on_the_same_results(monkeypatch, capsys) -> None:
+    assert estimators.main(["--only", "iris", "--rounds", "1"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("| iris") == 2
+    monkeypatch.setattr(estimators, "_AGREE", -1.0)
+    assert estimators.main(["--only", "iris, one epoch", "--rounds", "1"]) == 1

@@ -90,7 +90,7 @@ FAULTS = {
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
-    "no barrier in the end": ("meet(r);\n  if (t == 0) add_to", "if (t == 0) add_to", RACES, RACE),
+    "no barrier in the end": ("meet(r);\n  if (t == 0) add_", "if (t == 0) add_", RACES, RACE),
     "no barrier in the middle": ("meet(r);\n  if (t == 0) {\n    r", "if (t == 0) {\n    r", RACES, RACE),
     "no barrier after groups": ("  meet(r);\n  const Update", "  const Update", RACES, RACE),
     "tables filled by each engine": (

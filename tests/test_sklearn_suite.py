@@ -28,7 +28,7 @@ def loss_grad_lbfgs(self, packed, X, Y, sample_weight, *scratch):
     parts = [*self.coefs_, *self.intercepts_]
     cuts = np.cumsum([part.size for part in parts])[:-1]
     values = [v.reshape(part.shape) for v, part in zip(np.split(packed, cuts), parts, strict=True)]
-    model, layers = self._make_model(), len(self.coefs_)
+    model, layers = self.to_mlp(), len(self.coefs_)
     theta = model.layout.join(Parameters([None, *(W.T for W in values[:layers])], [None, *values[layers:]]))
     if not hasattr(self, "_function"):  # for the same samples each time
         self._function = LossAndGradient(model, X, Y, self._objective(model), sample_weight)

@@ -107,7 +107,7 @@ def _(device: TorchDevice, setup: Setup) -> Engine:
 
 @_engine_on.register
 def _(device: CupyDevice, setup: Setup) -> Engine:
-    if setup.targets.weights is not None or setup.objective.l2_sum:  # its kernels do not know of them
+    if setup.targets.weights is not None:  # its kernels do not know of them
         from .host import HostEngine
 
         return HostEngine(setup)

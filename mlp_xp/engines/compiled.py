@@ -10,6 +10,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
@@ -62,7 +63,7 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) 
     kind = type(optimizer)
     if not any(all(getattr(kind, name) is getattr(known, name) for name in _RULE) for known in _OPTIMIZERS):
         return f"it does not know the update of {kind.__name__}"
-    names = {instruction.name for instruction in _record(model, objective).instructions}
+    names = {instruction.name for instruction in _record(model.sizes, model.network.g, objective).instructions}
     if unknown := sorted(names - FUNCTIONS.keys()):
         return f"it does not know {' or '.join(unknown)}"
     if type(rows) is CsrRows:
@@ -72,11 +73,12 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) 
     return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
 
 
-def _record(model: MLP, objective: Objective) -> Program:
-    recorded = RecordingKernels(model.sizes)
+@lru_cache
+def _record(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) -> Program:
+    recorded = RecordingKernels(sizes)
     kernels: Any = recorded
-    layers = symbols(len(model.sizes) - 1)
-    grad_sum(Network(model.network.g, objective), kernels, layers, None, None, layers)
+    layers = symbols(len(sizes) - 1)
+    grad_sum(Network(g, objective), kernels, layers, None, None, layers)
     return recorded.program
 
 
@@ -153,7 +155,7 @@ class CompiledEngine:
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
-        program = _record(model, setup.objective)
+        program = _record(model.sizes, model.network.g, setup.objective)
         instructions = (compiled.Instruction * len(program.instructions))(
             *(
                 compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)

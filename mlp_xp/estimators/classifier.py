@@ -11,7 +11,7 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from ..mlp import MLP
 from .mlp import Data, MultilayerPerceptron
@@ -24,7 +24,36 @@ _Matrix = NDArray[Any]
 class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc]
     """A drop-in for ``sklearn.neural_network.MLPClassifier``: the same run, in less time, on any device.
 
-    Two classes, and labels that do not exclude each other, have sigmoid outputs; more than two classes have a softmax.
+    First weights, orders of rows, and held-out rows are drawn from `random_state` as scikit-learn draws them, and the
+    rules of "sgd", "adam" and "lbfgs" are its own, so that in float64 losses and parameters agree up to rounding. Two
+    classes, and labels that do not exclude each other, have sigmoid outputs; more than two classes have a softmax.
+
+    Parameters
+    ----------
+    hidden_layer_sizes, activation, solver, ... : as in scikit-learn
+        With its defaults.
+    device : str
+        Where to train and predict, see :class:`mlp_xp.MLP`. Data come from the host and predictions return there.
+    precision : str, optional
+        How products are computed, see :class:`mlp_xp.MLP`.
+    plan : {"auto", "dense", "sparse", "zero", "ragged"}
+        How the samples are stored, see :func:`mlp_xp.epochs`. Samples in SciPy's compressed form are trained on as they
+        are, and what they do not store is skipped, if the compiled library is there and the device is the CPU.
+
+    Attributes
+    ----------
+    coefs_, intercepts_, loss_curve_, classes_, ... : as in scikit-learn
+        With "lbfgs" there is a `loss_curve_` too, with the loss after each iteration.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> mlp = MLPClassifier(solver="lbfgs", hidden_layer_sizes=8, random_state=1).fit(X, y)
+    >>> mlp.predict(X[::50])
+    array([0, 1, 2])
+    >>> mlp.to_mlp()
+    MLP([4, 8, 3], activation=('relu',), output='softmax', dtype='float64', device='cpu'): 67 parameters
     """
 
     def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
@@ -37,7 +66,16 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
             self._know_classes(y)
         else:
             self._check_classes(unique_labels(y))
-        return X, self._label_binarizer.transform(y).astype(bool)
+        return X, self._indicators(y)
+
+    def _indicators(self, y: _Matrix) -> _Matrix:
+        """Return whether each row is of each class, or has each label, (n, k); of two classes, the second alone."""
+        if self._label_binarizer.y_type_.startswith("multilabel"):
+            return y.astype(bool)
+        if len(self.classes_) == 1:
+            return np.zeros((len(y), 1), bool)
+        hits = y[:, None] == self.classes_
+        return np.asarray(hits if len(self.classes_) > 2 else hits[:, 1:])
 
     def _know_classes(self, y: Any) -> None:
         self._label_binarizer = LabelBinarizer().fit(y)
@@ -77,13 +115,11 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
 
     def predict(self, X: Any) -> _Matrix:
         """Return the class (n,) of each row, or its labels (n, k)."""
-        check_is_fitted(self)
         P = self._predicted(X)
         return np.asarray(self._label_binarizer.inverse_transform(P.ravel() if P.shape[1] == 1 else P))
 
     def predict_proba(self, X: Any) -> _Matrix:
         """Return the probability of each class, or of each label, (n, k)."""
-        check_is_fitted(self)
         P = self._predicted(X)
         return P if P.shape[1] > 1 else np.hstack([1 - P, P])
 

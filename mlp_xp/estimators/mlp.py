@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..devices import NumpyDevice
 from ..kernels import GenericKernels
@@ -118,8 +118,12 @@ class MultilayerPerceptron(Hyperparameters):
             self.validation_scores_: Any = [] if stops else None
             self.best_validation_score_: Any = -np.inf if stops else None
 
-    def _make_model(self) -> MLP:
-        """Return the network with the parameters that this estimator has now."""
+    def to_mlp(self) -> MLP:
+        """Return the network with the parameters that this estimator has now: to save, export, or train further.
+
+        With the Poisson loss its outputs are the logarithms of what is predicted.
+        """
+        check_is_fitted(self)
         sizes = [len(self.coefs_[0]), *map(len, self.intercepts_)]
         dtype = self.coefs_[0].dtype.name
         output = _OUTPUTS[self.out_activation_][0]
@@ -142,7 +146,7 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _predicted(self, X: Any) -> _Matrix:
         """Check samples (n, d), and return probabilities or values (n, k) for them."""
-        X, model = validate_data(self, X, accept_sparse="csr", reset=False), self._make_model()
+        model, X = self.to_mlp(), validate_data(self, X, accept_sparse="csr", reset=False)
         return self._outputs(model, X.astype(model.dtype, copy=False))
 
     # Training.
@@ -166,7 +170,7 @@ class MultilayerPerceptron(Hyperparameters):
         self._random_state = check_random_state(self.random_state)
         if first:
             self._initialize(X.dtype)
-        model = self._make_model()
+        model = self.to_mlp()
         data = Data(X, y, weights)
         if self.solver == "lbfgs":
             self._minimize(model, data)

@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from ..mlp import MLP
 from .hyperparameters import Hyperparameters
@@ -24,7 +24,27 @@ _Matrix = NDArray[Any]
 
 
 class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
-    """A drop-in for ``sklearn.neural_network.MLPRegressor``: the same run, in less time, on any device."""
+    """A drop-in for ``sklearn.neural_network.MLPRegressor``: the same run, in less time, on any device.
+
+    Parameters
+    ----------
+    loss, hidden_layer_sizes, activation, solver, ... : as in scikit-learn
+        With its defaults. The loss is half the squared error, or half the Poisson deviance on exponentials of outputs.
+    device, precision, plan
+        As for :class:`MLPClassifier`.
+
+    Attributes
+    ----------
+    coefs_, intercepts_, loss_curve_, ... : as in scikit-learn
+        As for :class:`MLPClassifier`.
+
+    Examples
+    --------
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [1.0, 3.0, 5.0, 7.0]
+    >>> mlp = MLPRegressor(activation="identity", hidden_layer_sizes=2, solver="lbfgs", alpha=0, random_state=0)
+    >>> mlp.fit(X, y).predict([[4.0]]).round(2)
+    array([9.])
+    """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **Hyperparameters._parameter_constraints,
@@ -102,6 +122,5 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     def predict(self, X: Any) -> _Matrix:
         """Return the values (n,), or (n, k) for more than one output."""
-        check_is_fitted(self)
         values = self._predicted(X)
         return values[:, 0] if values.shape[1] == 1 else values

@@ -174,7 +174,7 @@ class CudaEngine:
         self._gradient(self._rows.shards(rows))
         ranges = self._ranges(rows)
         parameters, real = np.int32(self._theta.size), k.dtype
-        if l2 := self._setup.objective.l2:
+        if l2 := self._setup.objective.l2_of(rows):
             grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
             penalty = k.take_totals(grid)
             kernel = Kernel("optimizers", "squared_weights")

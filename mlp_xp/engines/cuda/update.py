@@ -59,7 +59,7 @@ class FusedUpdate:
     captures = True
 
     def __init__(self, kernels: CudaKernels, setup: Setup, theta: Array, step: Array) -> None:
-        self.kernels, self.optimizer, self.l2 = kernels, setup.optimizer, setup.objective.l2
+        self.kernels, self.optimizer, self.objective = kernels, setup.optimizer, setup.objective
         self.theta, self.step = theta, step
         xp = kernels.xp
         self.state: OptimizerState = self.optimizer.init(theta)
@@ -96,7 +96,7 @@ class FusedUpdate:
         self.kernels.launch(
             Kernel("optimizers", name, block=block), grid_for(size, block[0], size),
             self.theta, *state, self.gradient, ranges.table, self._rates, *step,
-            np.int32(size), real(1 / ranges.rows), real(self.l2), *own,
+            np.int32(size), real(1 / ranges.rows), real(self.objective.l2_of(ranges.rows)), *own,
         )  # fmt: skip
 
 
