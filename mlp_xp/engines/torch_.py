@@ -34,8 +34,9 @@ class TorchEngine(HostEngine):
         theta = self.model.theta
         self._own, self._slopes = torch.empty_like(theta), torch.empty_like(theta)
         self._params, self._into = (self.layout.split(vector, self.device.xp) for vector in (self._own, self._slopes))
-        self._steps_backward = setup.batch_size is not None and self.optimizer.plain and not self.objective.l2
-        self._count = torch.zeros((), device=theta.device)  # of updates, where Adam's kernel looks for it
+        plain = self.optimizer.plain and not self.objective.penalizes and not self._weighted
+        self._steps_backward = setup.batch_size is not None and plain
+        self._number = torch.zeros((), device=theta.device)  # of updates, where Adam's kernel looks for it
 
     def _make_batches(self, setup: Setup) -> Batches:
         if setup.batch_size is not None or not setup.model.theta.is_cpu:
@@ -51,17 +52,14 @@ class TorchEngine(HostEngine):
         self._theta = self._own.copy_(self._theta)
 
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
-        rows = sum(len(shard.y) for shard in shards)
-        if self._steps_backward and not last:  # the last update of an epoch keeps its gradient, to be looked at
-            return self._pass(shards, -self._lr / rows, self._params), rows
-        self._gradient = self._slopes.zero_()
-        loss = self._pass(shards, 1 / rows, self._into)
-        if self.objective.l2:
-            penalty, slope = self.objective.penalty(self._own, self._is_bias)
-            self._gradient += slope
-            loss = loss + penalty * rows
-        self._descend(self._gradient)
-        return loss, rows
+        if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at
+            return super()._update(shards, last)
+        rows = self._count(shards)
+        return self._pass(shards, -self._lr / rows, self._params), rows
+
+    def _mean_gradient(self, shards: Sequence[Shard], count: Any) -> tuple[Any, int, Array]:
+        gradient = self._slopes.zero_()
+        return self._pass(shards, 1 / count, self._into), sum(shard.X.shape[0] for shard in shards), gradient
 
     def _pass(self, shards: Sequence[Shard], scale: float, into: Parameters) -> Any:
         """Return the sum of the losses of some shards; `scale` times their gradients is added to `into`.
@@ -78,7 +76,6 @@ class TorchEngine(HostEngine):
         return loss
 
     def _descend(self, gradient: Array) -> None:
-        """Update the parameters and the optimizer's state by the gradient (P,) of the mean loss."""
         optimizer, theta, rate = self.optimizer, self._own, self._rates
         kind = None if torch.is_tensor(rate) else type(optimizer)  # it is one if the biases have a rate of their own
         if isinstance(optimizer, SGD) and kind is SGD:
@@ -102,7 +99,7 @@ class TorchEngine(HostEngine):
         state["updates"] += 1
         update = torch._fused_adamw_ if adam.weight_decay else torch._fused_adam_
         update(  # by torch.optim's step it would take 90 µs more
-            [self._own], [gradient], [state["mean"]], [state["square"]], [], [self._count.fill_(state["updates"])],
+            [self._own], [gradient], [state["mean"]], [state["square"]], [], [self._number.fill_(state["updates"])],
             lr=rate, beta1=adam.beta1, beta2=adam.beta2, weight_decay=adam.weight_decay, eps=adam.epsilon,
             amsgrad=False, maximize=False,
         )  # fmt: skip

@@ -110,7 +110,8 @@ def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | Non
     TypeError
         If it is an array, or rows, of another device.
     """
-    if type(X) is not np.ndarray and isinstance(X, Rows):  # which takes as long as to predict a row
+    # the last test, which looks for each attribute, takes as long as to predict a row
+    if type(X) is not np.ndarray and isinstance(X, InMemory | Rows):
         if X.shape[1] != width:
             raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
         if not X.pixels and not str(X.dtype).endswith(dtype):
