@@ -153,10 +153,23 @@ def test_zeros_decide_the_plan_and_not_the_engine(rng):
             assert (state.plan.kind, type(state.engine)) == (kind, CompiledEngine)
 
 
+def standardized(X):
+    return (X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)
+
+
+@pytest.mark.parametrize("epochs", [1, 8])
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_usual_values_are_skipped_as_zeros_are(epochs, batch_size, rng):
+    X = standardized(rng.random((2500, 30)) * (rng.random((2500, 30)) < np.linspace(0.5, 0, 30) ** 2))
+    model, y = mx.MLP([30, 2]), rng.integers(0, 2, 2500)
+    state = next(mx.epochs(model, X, y, epochs=epochs, batch_size=batch_size))
+    assert (state.plan.kind, type(state.engine)) == ("sparse", CompiledEngine)
+    assert state.plan.background.any()
+
+
 @pytest.mark.parametrize(("epochs", "kind"), [(7, "dense"), (8, "ragged")])
-def test_standardized_images_are_sorted_where_that_repays(epochs, kind, rng):
-    X = rng.random((2500, 30)) * (rng.random((2500, 30)) < np.linspace(0.5, 0, 30) ** 2)
-    X = (X - X.mean(axis=0)) / (X.std(axis=0) + 0.1)
+def test_rows_with_too_few_usual_values_are_sorted_where_that_repays(epochs, kind, rng):
+    X = standardized(rng.random((2500, 30)) * (np.arange(30) < rng.integers(10, 31, (2500, 1))))
     state = next(mx.epochs(mx.MLP([30, 2]), X, rng.integers(0, 2, 2500), epochs=epochs))
     assert state.plan.kind == kind
 

@@ -548,10 +548,8 @@ typedef struct {
 static void *work(void *argument) {
   const Job *job = argument;
   while (!job->replay->crew) sched_yield();
-  const Mode before = mode();
-  set_mode(before | ZERO_FOR_SUBNORMALS);
+  set_mode(mode() | ZERO_FOR_SUBNORMALS);
   (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
-  set_mode(before);
   return 0;
 }
 
@@ -663,6 +661,8 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   const int64_t threads = !r->setup.groups && r->pace.alone >= count ? 1 : r->setup.threads;
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
+  const Mode before = mode();
+  set_mode(before | ZERO_FOR_SUBNORMALS);
   r->piece = piece;
   for (int64_t l = 1; l <= r->setup.layers; l++)
     for (int64_t p = 0; p < slices_of(r->sizes[l - 1]); p++) derive(r, l, p);
@@ -678,4 +678,5 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   work(jobs);
   for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
   r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
+  set_mode(before);
 }
