@@ -244,12 +244,16 @@ def test_the_plan_that_was_chosen_is_kept(rng, tmp_path):
     [
         pytest.param(("cpu", "torch"), marks=pytest.mark.needs("torch")),
         ("strict", "cpu"),
+        pytest.param(("jax", "torch"), marks=pytest.mark.needs("jax", "torch")),
+        pytest.param(("cpu", "jax"), marks=pytest.mark.needs("jax")),
         pytest.param(("cpu", "cuda"), marks=pytest.mark.gpu),
         pytest.param(("cuda", "cpu"), marks=pytest.mark.gpu),
     ],
 )
 def test_saved_on_one_device_resumed_on_another(devices, data, tmp_path, monkeypatch):
     monkeypatch.setattr("mlp_xp.engines.cuda.engine._MOST_STEPS", 1)
+    if "jax" in devices:
+        monkeypatch.setattr("mlp_xp.engines.jax_._PIECE", 0)
     settings = {"optimizer": mx.Adam(0.05), "batch_size": 8}
     straight = network()
     mx.fit(straight, *data, epochs=4, **settings)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +123,11 @@ class JaxEngine:
         return self._program.join(self._gradient) if self._has_gradient else None
 
     def state(self) -> OptimizerState:
-        join = self._program.join
-        return {name: join(value) if isinstance(value, list) else value for name, value in self._state.items()}
+        state = self._state
+        return {
+            name: self._program.join(value) if isinstance(value, list) else _number(value)
+            for name, value in state.items()
+        }
 
     def restore(self, state: OptimizerState) -> None:
         with self._device.active():
@@ -142,9 +145,14 @@ class JaxEngine:
         """Do updates of one size; return the sum of losses up to here."""
         first = update * self._size
         carry = self._theta, self._state, self._gradient, np.float64(losses)
-        self._theta, state, self._gradient, total = self._program.run(
+        self._theta, self._state, self._gradient, total = self._program.run(
             carry, self._X, self._y, self._order, first, count, self._rates, size=min(self._size, self._n - first)
         )
-        self._state = {name: value if isinstance(value, list) else value.item() for name, value in state.items()}
         self._has_gradient = True
         return float(total)
+
+
+def _number(value: Any) -> int | float:
+    """Return a number that the program may have made an array of."""
+    number: int | float = value.item() if isinstance(value, jax.Array) else value
+    return number
