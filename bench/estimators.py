@@ -46,7 +46,7 @@ def _small(name: str) -> Data:
 
 
 CASES: dict[str, tuple[Callable[[], Data], dict[str, Any]]] = {
-    "MNIST, adam, batch 200": (lambda: _mnist(60_000), {"max_iter": 2}),
+    "MNIST, adam, batch 200": (lambda: _mnist(60_000), {"max_iter": 4}),
     "MNIST, adam, all rows": (lambda: _mnist(60_000), {"max_iter": 3, "batch_size": 60_000}),
     "MNIST, lbfgs": (lambda: _mnist(10_000), {"max_iter": 10, "solver": "lbfgs"}),
     "20,000 x 5,000 compressed, 1% not zero": (_compressed, {"max_iter": 1}),

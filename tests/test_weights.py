@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
+from mlp_xp.devices.blas_threads import other_blas_libraries
 from mlp_xp.kernels.functions import LOSSES
 from mlp_xp.lbfgs import LossAndGradient, lbfgs
 from mlp_xp.objective import Objective
@@ -230,6 +231,31 @@ def test_lbfgs_solves_least_squares():
     assert_allclose(model.evaluate(X, y)[0], least, 1e-8)
     assert result.losses == sorted(result.losses, reverse=True)
     assert len(result.losses) == result.nit
+
+
+def test_scipys_blas_has_one_thread_while_it_steps():
+    import scipy.linalg  # noqa: F401  loads it
+
+    libraries = other_blas_libraries()
+    if not libraries:
+        pytest.skip("SciPy and NumPy share one BLAS")
+    before, seen = [library.get() for library in libraries], []
+
+    class Looked(LossAndGradient):
+        def __call__(self, theta):
+            seen.extend(library.get() for library in libraries)
+            return super().__call__(theta)
+
+    model = mx.MLP([2, 3, 2], dtype="float64")
+    try:
+        for library in libraries:
+            library.set(2)
+        lbfgs(model, Looked(model, *mx.datasets.xor()), max_iter=3)
+        assert set(seen) == {1}
+        assert {library.get() for library in libraries} == {2}
+    finally:
+        for library, threads in zip(libraries, before, strict=True):
+            library.set(threads)
 
 
 def test_compressed_rows_are_the_rows(rng):

@@ -23,6 +23,7 @@ __all__ = [
     "limit_this_thread",
     "one_blas_thread",
     "one_other_blas_thread",
+    "other_blas_libraries",
 ]
 
 

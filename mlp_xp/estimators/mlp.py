@@ -30,7 +30,7 @@ from ..model import forward
 from ..objective import Objective
 from ..params import Parameters
 from ..rows.csr import CsrRows
-from ..rows.source import Rows
+from ..rows.source import InMemory, Rows
 from .descent import Descent, Order
 from .hyperparameters import ACTIVATIONS, Hyperparameters
 
@@ -184,8 +184,8 @@ class MultilayerPerceptron(Hyperparameters):
         return self
 
     def _rows(self, model: MLP, X: Any) -> Rows:
-        rows: Rows = CsrRows(X, model.dtype) if issparse(X) else model.open(X)
-        return rows
+        """Return samples that were checked: what scikit-learn has looked through is not looked through again."""
+        return model.open(CsrRows(X, model.dtype) if issparse(X) else InMemory(np.ascontiguousarray(X)))
 
     def _objective(self, model: MLP) -> Objective:
         output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])

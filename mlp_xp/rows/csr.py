@@ -31,7 +31,6 @@ class CsrRows:
     def __init__(self, X: Any, dtype: str) -> None:
         X = X.tocsr().astype(dtype)  # a copy, so that it may be put in order
         X.sum_duplicates()
-        X.eliminate_zeros()
         self.matrix = X
         self.shape: tuple[int, int] = X.shape
         self.dtype = X.dtype
