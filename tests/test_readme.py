@@ -131,7 +131,7 @@ def test_the_other_train_commands(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_ten_lines_of_python(
+def test_the_lines_of_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
