@@ -18,7 +18,10 @@ LINE = "from sklearn.neural_network import MLPClassifier, MLPRegressor\n"
 if not THEIRS.exists():
     pytest.skip("scikit-learn was installed without its tests", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("default")  # theirs do not count warnings as errors
+pytestmark = [  # theirs do not count warnings as errors
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
 
 
 @pytest.fixture
