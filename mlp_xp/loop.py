@@ -209,7 +209,7 @@ def epochs(
             raise ValueError(f"epochs must be at least {begun}, where this run is already, got {epochs}")
     before = None if start is None else start.plan
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before, objective)
-    objective = replace(objective, l2=optimizer.l2)
+    objective = replace(objective, l2=objective.l2 + optimizer.l2)
     engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order))
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
     if start is not None:

@@ -248,6 +248,7 @@ class Interrupt:
 # What scikit-learn's has not
 
 
+@pytest.mark.needs("compiled")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", [{}, {"batch_size": 17}, {"solver": "lbfgs", "max_iter": 15}])
 @pytest.mark.parametrize("container", [scipy.sparse.csr_array, scipy.sparse.csc_matrix])
@@ -269,6 +270,7 @@ def test_compressed_samples_train_like_the_same_in_full(kind, how, container):
         assert_array_equal(full.coefs_[0], compressed.coefs_[0])
 
 
+@pytest.mark.needs("compiled")
 def test_compressed_samples_with_explicit_zeros_and_duplicates():
     rng = np.random.default_rng(2)
     rows, columns = rng.integers(0, 40, 300), rng.integers(0, 90, 300)

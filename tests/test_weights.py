@@ -103,6 +103,18 @@ def test_the_penalty_of_a_sum_is_divided_by_the_rows_of_each_update():
     assert_allclose(float(state.loss_sum), 0.3 * (first + second), 1e-12)
 
 
+def test_the_optimizers_penalty_is_added_to_the_objectives():
+    X, y = np.ones((4, 2)), np.zeros((4, 1))
+    ends = []
+    for l2, own in [(0.3, 0.0), (0.1, 0.2)]:
+        model = mx.MLP([2, 1], output="identity", dtype="float64")
+        objective = replace(model.objective, l2=own)
+        for _ in mx.epochs(model, X, y, epochs=2, optimizer=mx.SGD(lr=0.1, l2=l2), objective=objective):
+            pass
+        ends.append(model.theta)
+    assert_allclose(ends[1], ends[0], 1e-13)
+
+
 @pytest.mark.parametrize("device", ["cpu", "strict"])
 def test_an_order_is_the_order_of_the_batches(device):
     X, y = np.arange(12.0)[:, None], np.zeros((12, 1))

@@ -74,15 +74,15 @@ def _library(controller: Any) -> Library:
 
 
 class _OneThread:
-    """A context that keeps some libraries at one thread as long as anybody is in it.
+    """A context that keeps NumPy's BLAS, or every other one, at one thread as long as anybody is in it.
 
     The number is the process's, so the users are counted: the first one saves and limits it, and the last one restores
     it, whatever the order in which they leave. Each user setting back what it found would leave the process at one
     thread as soon as two of them overlap (joblib/threadpoolctl#205).
     """
 
-    def __init__(self, libraries: Callable[[], tuple[Library, ...]]) -> None:
-        self._libraries, self._users = libraries, 0
+    def __init__(self, other: bool = False) -> None:
+        self._other, self._users = other, 0
         self._before: list[tuple[Library, int]] = []
         self.forget_lock()
 
@@ -106,15 +106,18 @@ class _OneThread:
                 for library, threads in self._before:
                     library.set(threads)
 
+    def _libraries(self) -> tuple[Library, ...]:
+        return other_blas_libraries() if self._other else blas_libraries()
+
     def before(self) -> list[int]:
         """Return how many threads each library has while nobody is here."""
         with self._lock:
             return [n for _, n in self._before] if self._users else [library.get() for library in self._libraries()]
 
 
-one_blas_thread = _OneThread(blas_libraries)
+one_blas_thread = _OneThread()
 """The context for NumPy's BLAS, one for the process."""
-one_other_blas_thread = _OneThread(other_blas_libraries)
+one_other_blas_thread = _OneThread(other=True)
 """The context for SciPy's, whose threads wait for each other longer than they work on vectors."""
 
 if hasattr(os, "register_at_fork"):
