@@ -119,71 +119,54 @@ static double softmax_cross_entropy(REAL *A, const int32_t *y, int64_t m, int64_
   }
   return sum_of_losses;
 }
-static double sigmoid_log_loss(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
-  double sum = 0;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < k; j++) {
-      REAL *a = A + i * ld + j;
-      const REAL target = y[i * k + j], s = 1 / (1 + exp(-(double)*a)), p = within(s, EPSILON, 1 - EPSILON);
-      sum -= target * log((double)p) + (1 - target) * log((double)(1 - p));
-      *a = scale * (s - target);
-    }
-  return sum;
+
+// Losses of one output against its target; the slope takes the place of the output.
+INLINE double sigmoid_log_loss(REAL *a, REAL target) {
+  const REAL s = 1 / (1 + exp(-(double)*a)), p = within(s, EPSILON, 1 - EPSILON);
+  *a = s - target;
+  return -(target * log((double)p) + (1 - target) * log((double)(1 - p)));
 }
-static double sigmoid_cross_entropy(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
-  double sum = 0;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < k; j++) {
-      REAL *a = A + i * ld + j;
-      const REAL target = y[i * k + j], size = fabs(*a);
-      sum += (size + *a) / 2 + log1p(exp(-(double)size)) - (double)*a * target;
-      *a = scale * (1 / (1 + EXP(-*a)) - target);
-    }
-  return sum;
+INLINE double sigmoid_cross_entropy(REAL *a, REAL target) {
+  const REAL size = fabs(*a);
+  const double loss = (size + *a) / 2 + log1p(exp(-(double)size)) - (double)*a * target;
+  *a = 1 / (1 + EXP(-*a)) - target;
+  return loss;
 }
-static double half_squared_error(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
-  double sum = 0;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < k; j++) {
-      const REAL error = A[i * ld + j] - y[i * k + j];
-      sum += (double)error * error / 2;
-      A[i * ld + j] = scale * error;
-    }
-  return sum;
+INLINE double half_squared_error(REAL *a, REAL target) {
+  *a -= target;
+  return (double)*a * *a / 2;
 }
-static double perceptron_criterion(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
-  double sum = 0;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < k; j++) {
-      REAL *a = A + i * ld + j;
-      const REAL sign = 2 * y[i * k + j] - 1, d = sign * *a <= 0 ? -sign : 0;
-      sum += (double)d * *a;
-      *a = scale * d;
-    }
-  return sum;
+INLINE double perceptron_criterion(REAL *a, REAL target) {
+  const REAL sign = 2 * target - 1, slope = sign * *a <= 0 ? -sign : 0;
+  const double loss = (double)slope * *a;
+  *a = slope;
+  return loss;
 }
-static double poisson_deviance(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
-  double sum = 0;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < k; j++) {
-      REAL *a = A + i * ld + j;
-      const double target = y[i * k + j], mean = exp((double)*a);
-      sum += (target > 0 ? target * log(target) : 0) - target * *a - target + mean;
-      *a = scale * (mean - target);
-    }
-  return sum;
+INLINE double poisson_deviance(REAL *a, REAL target) {
+  const double y = target, mean = exp((double)*a), loss = (y > 0 ? y * log(y) : 0) - y * *a - y + mean;
+  *a = mean - y;
+  return loss;
 }
+#define ADD_LOSSES(of)                    \
+  for (int64_t i = 0; i < m; i++)         \
+    for (int64_t j = 0; j < k; j++) {     \
+      REAL *a = A + i * ld + j;           \
+      sum += of(a, targets[i * k + j]);   \
+      *a *= scale;                        \
+    }
+
 static double loss(int name, REAL *A, const void *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+  const REAL *targets = y;
   double sum = 0;
   switch (name) {
     case SOFTMAX_CROSS_ENTROPY: sum = softmax_cross_entropy(A, y, m, k, ld, scale, 0); break;
     case SOFTMAX_LOG_LOSS: sum = softmax_cross_entropy(A, y, m, k, ld, scale, EPSILON); break;
-    case SIGMOID_CROSS_ENTROPY: sum = sigmoid_cross_entropy(A, y, m, k, ld, scale); break;
-    case SIGMOID_LOG_LOSS: sum = sigmoid_log_loss(A, y, m, k, ld, scale); break;
-    case HALF_MEAN_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale) / k; break;
-    case POISSON_DEVIANCE: sum = poisson_deviance(A, y, m, k, ld, scale); break;
-    case HALF_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale); break;
-    case PERCEPTRON_CRITERION: sum = perceptron_criterion(A, y, m, k, ld, scale); break;
+    case SIGMOID_CROSS_ENTROPY: ADD_LOSSES(sigmoid_cross_entropy) break;
+    case SIGMOID_LOG_LOSS: ADD_LOSSES(sigmoid_log_loss) break;
+    case HALF_SQUARED_ERROR: ADD_LOSSES(half_squared_error) break;
+    case HALF_MEAN_SQUARED_ERROR: ADD_LOSSES(half_squared_error) sum /= k; break;
+    case PERCEPTRON_CRITERION: ADD_LOSSES(perceptron_criterion) break;
+    case POISSON_DEVIANCE: ADD_LOSSES(poisson_deviance) break;
   }
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = k; j < ld; j++) A[i * ld + j] = 0;
