@@ -510,7 +510,7 @@ def train(folder, **settings):
     rng = np.random.default_rng(0)
     X, y = rng.integers(0, 256, (400, 20), dtype=np.uint8), rng.integers(0, 3, 400)
     mx.fit(
-        mx.MLP([20, 16, 3]), X, y, epochs=12, batch_size=7, optimizer=mx.Adam(0.01), threads=1,
+        mx.MLP([20, 16, 3]), X, y, epochs=60, batch_size=7, optimizer=mx.Adam(0.01), threads=1,
         validation=(X, y), tol=0.0, patience=60, checkpoint=mx.Checkpoint(folder, **settings),
     )
 
