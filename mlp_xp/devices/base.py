@@ -217,7 +217,9 @@ def library_of(x: Array) -> Any:
 
     For all others, a :class:`Device` has its namespace.
     """
-    return compat.array_namespace(x, use_compat=False)  # whose import could take longer than a training
+    if isinstance(x, np.ndarray):  # for which array-api-compat may import its own, longer than a training takes
+        return np
+    return compat.array_namespace(x, use_compat=False)
 
 
 def check_precision(precision: str | None, dtype: str, device: Device) -> str:
