@@ -41,7 +41,7 @@ class TorchEngine(HostEngine):
     def _make_batches(self, setup: Setup) -> Batches:
         if setup.batch_size is not None or not setup.model.theta.is_cpu:
             return super()._make_batches(setup)
-        y = self.device.asarray(setup.targets.y)
+        y = setup.targets.on(self.device)
         return FullBatch(shards_as_stored(setup.rows.to(self.device), y, min(_CPU_SHARD, self.device.shard_rows)))
 
     def _make_kernels(self, setup: Setup) -> TorchKernels:

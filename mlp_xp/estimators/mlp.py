@@ -62,6 +62,13 @@ class Data(NamedTuple):
     weights: _Matrix | None
 
 
+class HeldOut(NamedTuple):
+    """Rows to stop early by, and their targets as the loss takes them."""
+
+    data: Data
+    targets: _Matrix
+
+
 class MultilayerPerceptron(Hyperparameters):
     """A multilayer perceptron with scikit-learn's interface.
 
@@ -72,22 +79,64 @@ class MultilayerPerceptron(Hyperparameters):
     loss = "log_loss"
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,)."""
-        return self._fit(X, y, sample_weight, incremental=False)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,).
+
+        Parameters
+        ----------
+        X, y, sample_weight : as in scikit-learn
+        X_val, y_val, sample_weight_val : array (m, d), (m,) or (m, k), and (m,), optional
+            What early stopping looks at, in place of a part of `X` and `y`. Classes have no weights in them.
+        """
+        if X_val is None and y_val is None:
+            if sample_weight_val is not None:
+                raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
+            return self._fit(X, y, sample_weight, None, incremental=False)
+        if X_val is None or y_val is None:
+            raise ValueError("one of X_val and y_val was given without the other; give both, or none")
+        if self.solver == "lbfgs" or not self.early_stopping:
+            raise ValueError(
+                f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
+                f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
+            )
+        return self._fit(X, y, sample_weight, Data(X_val, y_val, sample_weight_val), incremental=False)
 
     # What the classifier and the regressor say.
 
-    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
-        """Return the samples (n, d) in float64 or float32, and the targets (n,) or (n, k)."""
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:
+        """Return the samples (n, d) in float64 or float32, and the targets (n,) or (n, k) as they were given."""
         raise NotImplementedError
+
+    def _learn_targets(self, y: _Matrix, incremental: bool) -> None:
+        """Learn what the targets are, or check that they are what they were before."""
+
+    def _targets(self, y: _Matrix) -> _Matrix:
+        """Return the targets as numbers, (n,) or (n, k)."""
+        return y
+
+    def _held_out_targets(self, y: _Matrix) -> _Matrix:
+        """Return the targets of held-out rows as numbers, (m,) or (m, k)."""
+        return self._targets(y)
+
+    def _weights(self, y: _Matrix, sample_weight: _Matrix | None) -> _Matrix | None:
+        """Return how much each row counts (n,), given its targets and its own weight."""
+        return sample_weight
 
     def _last_activation(self) -> str:
         """Return what scikit-learn calls the activation of the outputs."""
         raise NotImplementedError
 
-    def _score(self, model: MLP, data: Data) -> float:
-        """Return the score on held-out rows."""
+    def _score(self, P: _Matrix, y: _Matrix, weights: _Matrix | None) -> float:
+        """Return the score of probabilities or values (m, k) for targets (m, k)."""
         raise NotImplementedError
 
     # Parameters.
@@ -116,6 +165,7 @@ class MultilayerPerceptron(Hyperparameters):
             stops = self.early_stopping
             self.best_loss_: Any = None if stops else np.inf
             self.validation_scores_: Any = [] if stops else None
+            self.validation_loss_curve_: Any = [] if stops else None
             self.best_validation_score_: Any = -np.inf if stops else None
 
     def to_mlp(self) -> MLP:
@@ -135,19 +185,21 @@ class MultilayerPerceptron(Hyperparameters):
     def _parameters(self, model: MLP) -> tuple[list[_Matrix], list[_Matrix]]:
         return [np.ascontiguousarray(W.T) for W in model.weights], model.biases
 
-    def _outputs(self, model: MLP, X: Any) -> _Matrix:
-        """Return probabilities or values (n, k) for samples (n, d) of the model's dtype."""
+    def _linear_outputs(self, model: MLP, X: Any) -> _Matrix:
+        """Return linear outputs (n, k) for samples (n, d) of the model's dtype."""
         if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
             params = model.layout.split(model.theta)
-            A = forward(model.network, GenericKernels(np, model.dtype), params, X)[-1]
-        else:
-            A = model.outputs(self._rows(model, X))
+            return np.asarray(forward(model.network, GenericKernels(np, model.dtype), params, X)[-1])
+        return model.outputs(self._rows(model, X))
+
+    def _link(self, A: _Matrix) -> _Matrix:
+        """Return what linear outputs (n, k) stand for, probabilities or values."""
         return np.asarray(_LINKS[self.out_activation_](np, A))
 
     def _predicted(self, X: Any) -> _Matrix:
         """Check samples (n, d), and return probabilities or values (n, k) for them."""
         model, X = self.to_mlp(), validate_data(self, X, accept_sparse="csr", reset=False)
-        return self._outputs(model, X.astype(model.dtype, copy=False))
+        return self._link(self._linear_outputs(model, X.astype(model.dtype, copy=False)))
 
     # Training.
 
@@ -161,12 +213,15 @@ class MultilayerPerceptron(Hyperparameters):
             raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
         return True
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+    def _fit(self, X: Any, y: Any, sample_weight: Any, held_out: Data | None, incremental: bool) -> Self:
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
-        X, y = self._read(X, y, incremental, reset=first)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        y = y.reshape(len(y), -1)
+        X, y = self._read(X, y, reset=first)
+        self._learn_targets(y, incremental)
+        weights = self._weights(y, None if sample_weight is None else _check_sample_weight(sample_weight, X))
+        y = _columns(self._targets(y))
         self.n_outputs_ = y.shape[1]
+        if held_out is not None:
+            held_out = self._read_held_out(held_out, X.dtype)
         self._random_state = check_random_state(self.random_state)
         if first:
             self._initialize(X.dtype)
@@ -175,13 +230,22 @@ class MultilayerPerceptron(Hyperparameters):
         if self.solver == "lbfgs":
             self._minimize(model, data)
         else:
-            self._descend(model, data, incremental)
+            self._descend(model, data, held_out, incremental)
         if not all(np.isfinite(p).all() for p in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
             )
         return self
+
+    def _read_held_out(self, data: Data, dtype: Any) -> Data:
+        """Return the rows to hold out, checked and of the dtype of those to train on."""
+        X, y = self._read(data.X, data.y, reset=False)
+        weights = None if data.weights is None else _check_sample_weight(data.weights, X)
+        y = _columns(self._held_out_targets(y))
+        if y.shape[1] != self.n_outputs_:
+            raise ValueError(f"y_val has {y.shape[1]} columns, and y has {self.n_outputs_}; give the same ones")
+        return Data(X.astype(dtype, copy=False), y, weights)
 
     def _rows(self, model: MLP, X: Any) -> Rows:
         """Return samples that were checked: what scikit-learn has looked through is not looked through again."""
@@ -201,13 +265,15 @@ class MultilayerPerceptron(Hyperparameters):
         self.loss_, self.loss_curve_ = float(result.fun), result.losses
         self.coefs_, self.intercepts_ = self._parameters(model)
 
-    def _descend(self, model: MLP, data: Data, incremental: bool) -> None:
+    def _descend(self, model: MLP, data: Data, held_out: Data | None, incremental: bool) -> None:
         """Train by "sgd" or "adam"."""
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = Descent(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        data, held_out = self._split(data) if self.early_stopping else (data, None)
+        if self.early_stopping and held_out is None:
+            data, held_out = self._split(data)
+        held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
         n = data.X.shape[0]
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         self.n_iter_ = 0
@@ -218,7 +284,7 @@ class MultilayerPerceptron(Hyperparameters):
         )  # fmt: skip
         try:
             with closing(states):
-                ended = any(self._ends_with(state, held_out) for state in states)
+                ended = any(self._ends_with(state, held) for state in states)
             if not (ended or incremental):
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
@@ -256,7 +322,7 @@ class MultilayerPerceptron(Hyperparameters):
             )
         return min(int(self.batch_size), n)
 
-    def _ends_with(self, state: State, held_out: Data | None) -> bool:
+    def _ends_with(self, state: State, held: HeldOut | None) -> bool:
         """Record an epoch, and return whether it is the last one."""
         self.n_iter_ += 1
         self.loss_ = float(state.loss_sum) / state.rows
@@ -264,10 +330,10 @@ class MultilayerPerceptron(Hyperparameters):
         self.loss_curve_.append(self.loss_)
         if self.verbose:
             print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-        if held_out is None:
+        if held is None:
             quantity, improves = "Training loss", self._training_improves()
         else:
-            quantity, improves = "Validation score", self._validation_improves(state.model, held_out)
+            quantity, improves = "Validation score", self._validation_improves(state.model, held)
         self._no_improvement_count = 0 if improves else self._no_improvement_count + 1
         self._optimizer.end_epoch(self.t_)
         if self._no_improvement_count <= self.n_iter_no_change:
@@ -283,8 +349,11 @@ class MultilayerPerceptron(Hyperparameters):
         self.best_loss_ = min(self.best_loss_, self.loss_)  # a NaN is not smaller
         return improves
 
-    def _validation_improves(self, model: MLP, held_out: Data) -> bool:
-        score = self._score(model, held_out)
+    def _validation_improves(self, model: MLP, held: HeldOut) -> bool:
+        A = self._linear_outputs(model, held.data.X)
+        losses, _ = self._objective(model).losses(GenericKernels(np, model.dtype), A, held.targets)
+        score = self._score(self._link(A), held.data.y, held.data.weights)
+        self.validation_loss_curve_.append(float(np.average(losses.astype(np.float64), weights=held.data.weights)))
         self.validation_scores_.append(score)
         if self.verbose:
             print(f"Validation score: {score:f}")
@@ -292,3 +361,8 @@ class MultilayerPerceptron(Hyperparameters):
         if score > self.best_validation_score_:
             self.best_validation_score_, self._best = score, self._parameters(model)
         return improves
+
+
+def _columns(y: _Matrix) -> _Matrix:
+    """(n,) or (n, k) -> (n, 1) or (n, k)."""
+    return y.reshape(len(y), -1)

@@ -14,9 +14,8 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
-from ..mlp import MLP
 from .hyperparameters import Hyperparameters
-from .mlp import Data, MultilayerPerceptron
+from .mlp import MultilayerPerceptron
 
 __all__ = ["MLPRegressor"]
 
@@ -92,7 +91,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         )  # fmt: skip
         self.loss = loss
 
-    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:
         X, y = validate_data(
             self,
             X,
@@ -108,17 +107,14 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
     def _last_activation(self) -> str:
         return "exp" if self.loss == "poisson" else "identity"
 
-    def _score(self, model: MLP, data: Data) -> float:
-        predicted = self._outputs(model, data.X)
-        if not np.isfinite(predicted).all():
-            return np.nan
-        return float(r2_score(data.y, predicted, sample_weight=data.weights))
+    def _score(self, P: _Matrix, y: _Matrix, weights: _Matrix | None) -> float:
+        return float(r2_score(y, P, sample_weight=weights)) if np.isfinite(P).all() else np.nan
 
     @available_if(lambda estimator: estimator._is_stochastic())  # type: ignore[untyped-decorator]
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train for one epoch."""
-        return self._fit(X, y, sample_weight, incremental=True)
+        return self._fit(X, y, sample_weight, None, incremental=True)
 
     def predict(self, X: Any) -> _Matrix:
         """Return the values (n,), or (n, k) for more than one output."""
