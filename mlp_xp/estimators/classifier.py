@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
@@ -16,6 +17,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 from sklearn.utils.validation import validate_data
 
+from ..devices import Array
+from .arrays import float_dtypes, like, on_host
 from .hyperparameters import Hyperparameters
 from .mlp import MultilayerPerceptron
 
@@ -38,8 +41,9 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     class_weight : dict, list of dict or "balanced", optional
         How much the rows of each class count, ``{class: weight}``, times their `sample_weight`; for labels that do not
         exclude each other a dict for each. ``"balanced"`` is n divided by the number of classes and the rows of each.
-    device : str
-        Where to train and predict, see :class:`mlp_xp.MLP`. Data come from the host and predictions return there.
+    device : str, optional
+        Where to train and predict, see :class:`mlp_xp.MLP`. None is where the samples are: on the CPU, or, while
+        scikit-learn's ``array_api_dispatch`` is on, the device of their array, which is not copied to the host.
     precision : str, optional
         How products are computed, see :class:`mlp_xp.MLP`.
     plan : {"auto", "dense", "sparse", "zero", "ragged"}
@@ -50,6 +54,8 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     ----------
     coefs_, intercepts_, loss_curve_, classes_, ... : as in scikit-learn
         With "lbfgs" there is a `loss_curve_` too, with the loss after each iteration.
+    validation_loss_curve_ : list of float or None
+        With early stopping, the mean loss on the rows held out after each epoch, without the penalty.
 
     Examples
     --------
@@ -94,7 +100,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         class_weight: Mapping[Any, float] | Sequence[Mapping[Any, float]] | str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
     ) -> None:
@@ -110,7 +116,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
 
     def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:
         X, y = validate_data(
-            self, X, y, accept_sparse="csr", multi_output=True, dtype=(np.float64, np.float32), reset=reset
+            self, X, on_host(y), accept_sparse="csr", multi_output=True, dtype=float_dtypes(X), reset=reset
         )
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
@@ -183,24 +189,34 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
                 "class_weight 'balanced' is not supported by partial_fit, which does not see all rows at once; compute "
                 "the weights of all of them by sklearn.utils.class_weight.compute_class_weight, and give them as a dict"
             )
+        y, classes = on_host(y), on_host(classes)
         if _check_partial_fit_first_call(self, classes):
             multilabel = type_of_target(y).startswith("multilabel")
             self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
         return self._fit(X, y, sample_weight, None, incremental=True)
 
-    def predict(self, X: Any) -> _Matrix:
+    def predict(self, X: Any) -> Array:
         """Return the class (n,) of each row, or its labels (n, k)."""
-        P = self._predicted(X)
-        return np.asarray(self._label_binarizer.inverse_transform(P.ravel() if P.shape[1] == 1 else P))
+        P = self._predicted(X, "predict")
+        return like(X, np.asarray(self._label_binarizer.inverse_transform(P.ravel() if P.shape[1] == 1 else P)))
 
-    def predict_proba(self, X: Any) -> _Matrix:
+    def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class, or of each label, (n, k)."""
-        P = self._predicted(X)
+        return like(X, self._probabilities(X, "predict_proba"))
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return the logarithms of :meth:`predict_proba`."""
+        return like(X, np.log(self._probabilities(X, "predict_log_proba")))
+
+    def _probabilities(self, X: Any, method: str) -> _Matrix:
+        P = self._predicted(X, method)
         return P if P.shape[1] > 1 else np.hstack([1 - P, P])
 
-    def predict_log_proba(self, X: Any) -> _Matrix:
-        """Return the logarithms of :meth:`predict_proba`."""
-        return np.log(self.predict_proba(X))
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of the rows that are predicted right, with all of their labels."""
+        # on the host: scikit-learn's metric is in float32 if the arrays are PyTorch's
+        y, predicted = on_host(y), on_host(self.predict(X))
+        return float(accuracy_score(y, predicted, sample_weight=on_host(sample_weight)))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -6,7 +6,9 @@ Legend: ``n`` rows, ``d`` inputs, ``k`` outputs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import closing
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +22,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..devices import NumpyDevice
+from ..devices import Device, NumpyDevice, device_of, is_foreign
 from ..kernels import GenericKernels
 from ..kernels.functions import sigmoid, softmax
 from ..lbfgs import LossAndGradient, lbfgs
@@ -31,6 +33,7 @@ from ..objective import Objective
 from ..params import Parameters
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
+from .arrays import dispatches, home_of, like, on_host, take
 from .descent import Descent, Order
 from .hyperparameters import ACTIVATIONS, Hyperparameters
 
@@ -73,7 +76,7 @@ class MultilayerPerceptron(Hyperparameters):
     """A multilayer perceptron with scikit-learn's interface.
 
     Trained parameters are kept as ``coefs_`` and ``intercepts_`` alone, so that an estimator can be copied, stored, and
-    changed like scikit-learn's.
+    changed like scikit-learn's. They are where the samples were that it was trained on.
     """
 
     loss = "log_loss"
@@ -148,16 +151,17 @@ class MultilayerPerceptron(Hyperparameters):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
         return [self.n_features_in_, *map(int, hidden), self.n_outputs_]
 
-    def _initialize(self, dtype: Any) -> None:
+    def _initialize(self, X: Any) -> None:
         """Draw the first parameters, uniform as Glorot and Bengio (2010, eq. 16) have it, and forget former fits."""
-        sizes = self._sizes()
+        sizes, dtype = self._sizes(), str(X.dtype).rpartition(".")[2]  # "float64", whatever the library
         self.n_iter_ = self.t_ = 0
         self.n_layers_, self.out_activation_ = len(sizes), self._last_activation()
-        self.coefs_, self.intercepts_ = [], []
+        self.coefs_: list[Any] = []
+        self.intercepts_: list[Any] = []
         for fan_in, fan_out in pairwise(sizes):
             bound = np.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
-            self.coefs_.append(self._random_state.uniform(-bound, bound, (fan_in, fan_out)).astype(dtype))
-            self.intercepts_.append(self._random_state.uniform(-bound, bound, fan_out).astype(dtype))
+            for parameters, shape in ((self.coefs_, (fan_in, fan_out)), (self.intercepts_, fan_out)):
+                parameters.append(like(X, self._random_state.uniform(-bound, bound, shape).astype(dtype)))
         self._best = self.coefs_, self.intercepts_
         if self.solver != "lbfgs":
             self.loss_curve_: list[float] = []
@@ -174,21 +178,53 @@ class MultilayerPerceptron(Hyperparameters):
         With the Poisson loss its outputs are the logarithms of what is predicted.
         """
         check_is_fitted(self)
-        sizes = [len(self.coefs_[0]), *map(len, self.intercepts_)]
-        dtype = self.coefs_[0].dtype.name
-        output = _OUTPUTS[self.out_activation_][0]
-        model = MLP(sizes, ACTIVATIONS[self.activation], output, "zeros", dtype, self.device, precision=self.precision)
-        W = [None, *(coef.T for coef in self.coefs_)]
-        model.theta = model.layout.join(Parameters(W, [None, *self.intercepts_]))
+        coefs, intercepts = self._parameters_on_host()
+        sizes, output = [len(coefs[0]), *map(len, intercepts)], _OUTPUTS[self.out_activation_][0]
+        device = (self._home() or "cpu") if self.device is None else self.device
+        model = MLP(
+            sizes, ACTIVATIONS[self.activation], output, "zeros", coefs[0].dtype.name, device, precision=self.precision
+        )
+        model.theta = model.layout.join(Parameters([None, *(coef.T for coef in coefs)], [None, *intercepts]))
         return model
 
-    def _parameters(self, model: MLP) -> tuple[list[_Matrix], list[_Matrix]]:
-        return [np.ascontiguousarray(W.T) for W in model.weights], model.biases
+    def _home(self) -> Device | None:
+        """Return the device that the parameters are on; None if they are NumPy's."""
+        return device_of(self.coefs_[0]) if is_foreign(self.coefs_[0]) else None
+
+    def _parameters_on_host(self) -> tuple[list[_Matrix], list[_Matrix]]:
+        home = self._home()
+        if home is None:
+            return self.coefs_, self.intercepts_
+        return [home.to_host(W) for W in self.coefs_], [home.to_host(b) for b in self.intercepts_]
+
+    def _check_home(self, X: Any, method: str, home: Device | None) -> None:
+        """Raise a ValueError if the samples given to a method are taken as they are, and not on the device `home`."""
+        here = home_of(X)
+        if dispatches() and here != home:
+            names = ["on the host" if one is None else f"on device {one.name!r}" for one in (here, home)]
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
+                f"those passed to fit(); the former are {names[0]}, the latter {names[1]}. Move the inputs, or the "
+                "estimator by sklearn.utils._array_api.move_estimator_to"
+            )
+
+    def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
+        """Return a copy whose parameters are converted, to another library or device."""
+        moved = deepcopy(self)
+        moved.coefs_, moved.intercepts_ = list(map(converter, self.coefs_)), list(map(converter, self.intercepts_))
+        return moved
+
+    def _parameters(self, model: MLP) -> tuple[list[Any], list[Any]]:
+        """Return copies of the weights (n_{l-1}, n_l) and biases (n_l,) of a network, where the parameters are."""
+        coefs, home = [np.ascontiguousarray(W.T) for W in model.weights], self._home()
+        if home is None:
+            return coefs, model.biases
+        return [home.asarray(W) for W in coefs], [home.asarray(b) for b in model.biases]
 
     def _linear_outputs(self, model: MLP, X: Any) -> _Matrix:
         """Return linear outputs (n, k) for samples (n, d) of the model's dtype."""
         if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
-            params = model.layout.split(model.theta)
+            X, params = X.astype(model.dtype), model.layout.split(model.theta)
             return np.asarray(forward(model.network, GenericKernels(np, model.dtype), params, X)[-1])
         return model.outputs(self._rows(model, X))
 
@@ -196,16 +232,19 @@ class MultilayerPerceptron(Hyperparameters):
         """Return what linear outputs (n, k) stand for, probabilities or values."""
         return np.asarray(_LINKS[self.out_activation_](np, A))
 
-    def _predicted(self, X: Any) -> _Matrix:
-        """Check samples (n, d), and return probabilities or values (n, k) for them."""
-        model, X = self.to_mlp(), validate_data(self, X, accept_sparse="csr", reset=False)
-        return self._link(self._linear_outputs(model, X.astype(model.dtype, copy=False)))
+    def _predicted(self, X: Any, method: str) -> _Matrix:
+        """Check samples (n, d) given to a method, and return probabilities or values (n, k) for them, on the host."""
+        model = self.to_mlp()
+        self._check_home(X, method, self._home())
+        X = validate_data(self, X, accept_sparse="csr", reset=False)
+        return self._link(self._linear_outputs(model, X))
 
     # Training.
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.array_api_support = True
         return tags
 
     def _is_stochastic(self) -> bool:
@@ -215,41 +254,53 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, held_out: Data | None, incremental: bool) -> Self:
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        if not first:
+            self._check_home(X, "partial_fit" if incremental else "fit", self._home())
         X, y = self._read(X, y, reset=first)
         self._learn_targets(y, incremental)
-        weights = self._weights(y, None if sample_weight is None else _check_sample_weight(sample_weight, X))
+        weights = self._weights(y, _check_weights(sample_weight, y))
         y = _columns(self._targets(y))
         self.n_outputs_ = y.shape[1]
         if held_out is not None:
-            held_out = self._read_held_out(held_out, X.dtype)
+            if home_of(held_out.X) != home_of(X):
+                raise ValueError("X_val must use the same namespace and the same device as X; move one of them")
+            held_out = self._read_held_out(held_out)
         self._random_state = check_random_state(self.random_state)
         if first:
-            self._initialize(X.dtype)
+            self._initialize(X)
         model = self.to_mlp()
         data = Data(X, y, weights)
         if self.solver == "lbfgs":
             self._minimize(model, data)
         else:
             self._descend(model, data, held_out, incremental)
-        if not all(np.isfinite(p).all() for p in (*self.coefs_, *self.intercepts_)):
+        coefs, intercepts = self._parameters_on_host()
+        if not all(np.isfinite(p).all() for p in (*coefs, *intercepts)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
             )
         return self
 
-    def _read_held_out(self, data: Data, dtype: Any) -> Data:
-        """Return the rows to hold out, checked and of the dtype of those to train on."""
+    def _read_held_out(self, data: Data) -> Data:
+        """Return the rows to hold out, checked."""
         X, y = self._read(data.X, data.y, reset=False)
-        weights = None if data.weights is None else _check_sample_weight(data.weights, X)
+        weights = _check_weights(data.weights, y)
         y = _columns(self._held_out_targets(y))
         if y.shape[1] != self.n_outputs_:
             raise ValueError(f"y_val has {y.shape[1]} columns, and y has {self.n_outputs_}; give the same ones")
-        return Data(X.astype(dtype, copy=False), y, weights)
+        return Data(X, y, weights)
 
     def _rows(self, model: MLP, X: Any) -> Rows:
         """Return samples that were checked: what scikit-learn has looked through is not looked through again."""
-        return model.open(CsrRows(X, model.dtype) if issparse(X) else InMemory(np.ascontiguousarray(X)))
+        if issparse(X):
+            return model.open(CsrRows(X, model.dtype))
+        if is_foreign(X):
+            home = device_of(X)
+            if (home.xp, home.where) == (model.device.xp, model.device.where):
+                return model.open(InMemory(model.device.asarray(X, model.dtype), model.device))
+            X = home.to_host(X)  # `device` says so
+        return model.open(InMemory(np.ascontiguousarray(X, model.dtype)))
 
     def _objective(self, model: MLP) -> Objective:
         output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
@@ -298,14 +349,13 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _split(self, data: Data) -> tuple[Data, Data]:
         """Return the rows to train on, and those to hold out."""
-        given = [part for part in data if part is not None]
-        parts = train_test_split(
-            *given,
+        rows = train_test_split(
+            np.arange(len(data.y)),
             random_state=self._random_state,
             test_size=self.validation_fraction,
             stratify=data.y if is_classifier(self) and self.n_outputs_ == 1 else None,
         )
-        train, held_out = (Data(*part, *[None] * (3 - len(given))) for part in (parts[::2], parts[1::2]))
+        train, held_out = (Data(*(None if part is None else take(part, some) for part in data)) for some in rows)
         if held_out.X.shape[0] < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
@@ -366,3 +416,8 @@ class MultilayerPerceptron(Hyperparameters):
 def _columns(y: _Matrix) -> _Matrix:
     """(n,) or (n, k) -> (n, 1) or (n, k)."""
     return y.reshape(len(y), -1)
+
+
+def _check_weights(weights: Any, y: _Matrix) -> _Matrix | None:
+    """Return the weights of rows (n,) on the host, in float64 or float32, if there are any."""
+    return None if weights is None else np.asarray(_check_sample_weight(on_host(weights), y))

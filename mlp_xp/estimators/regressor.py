@@ -14,6 +14,8 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
+from ..devices import Array
+from .arrays import float_dtypes, like, on_host
 from .hyperparameters import Hyperparameters
 from .mlp import MultilayerPerceptron
 
@@ -34,7 +36,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     Attributes
     ----------
-    coefs_, intercepts_, loss_curve_, ... : as in scikit-learn
+    coefs_, intercepts_, loss_curve_, validation_loss_curve_, ...
         As for :class:`MLPClassifier`.
 
     Examples
@@ -77,7 +79,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
     ) -> None:
@@ -95,11 +97,11 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         X, y = validate_data(
             self,
             X,
-            y,
+            on_host(y),
             accept_sparse="csr",
             multi_output=True,
             y_numeric=True,
-            dtype=(np.float64, np.float32),
+            dtype=float_dtypes(X),
             reset=reset,
         )
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
@@ -116,7 +118,13 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         """Train for one epoch."""
         return self._fit(X, y, sample_weight, None, incremental=True)
 
-    def predict(self, X: Any) -> _Matrix:
+    def predict(self, X: Any) -> Array:
         """Return the values (n,), or (n, k) for more than one output."""
-        values = self._predicted(X)
-        return values[:, 0] if values.shape[1] == 1 else values
+        values = self._predicted(X, "predict")
+        return like(X, values[:, 0] if values.shape[1] == 1 else values)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of the predictions, on average over the outputs."""
+        # on the host: scikit-learn's metric writes into arrays, and JAX's cannot be written to
+        y, predicted = on_host(y), on_host(self.predict(X))
+        return float(r2_score(y, predicted, sample_weight=on_host(sample_weight)))
