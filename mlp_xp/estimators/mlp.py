@@ -247,6 +247,16 @@ class MultilayerPerceptron(Hyperparameters):
         tags.array_api_support = True
         return tags
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and files are made of: arrays, numbers, texts, and objects of scikit-learn and NumPy."""
+        state = dict(super().__getstate__())
+        return state | {"_optimizer": state["_optimizer"].plain()} if "_optimizer" in state else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_optimizer" in state:
+            self._optimizer = Descent(**state["_optimizer"])
+
     def _is_stochastic(self) -> bool:
         if self.solver == "lbfgs":
             raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
@@ -319,7 +329,7 @@ class MultilayerPerceptron(Hyperparameters):
     def _descend(self, model: MLP, data: Data, held_out: Data | None, incremental: bool) -> None:
         """Train by "sgd" or "adam"."""
         if not incremental or not hasattr(self, "_optimizer"):
-            self._optimizer = Descent(self)
+            self._optimizer = Descent.of(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         if self.early_stopping and held_out is None:
