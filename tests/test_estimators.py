@@ -15,6 +15,7 @@ import sklearn.neural_network
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, make_regression
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import ConvergenceWarning
@@ -23,7 +24,7 @@ from sklearn.linear_model import PoissonRegressor
 from sklearn.metrics import log_loss, mean_poisson_deviance, mean_squared_error
 from sklearn.model_selection import GridSearchCV, cross_validate, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler, scale
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -561,6 +562,43 @@ def test_its_tools_take_them():
     assert importances[2:].max() > importances[:2].max()  # petals tell more than sepals
     X, y = make_regression(100, 4, random_state=0)
     assert make_pipeline(StandardScaler(), estimators.MLPRegressor(solver="lbfgs")).fit(X, y).score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_searches_and_columns_take_what_is_new(solver, rng):
+    """class_weight in a halving search, each column transformed in its way, and weights routed to fit and score."""
+    from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+    from sklearn.model_selection import HalvingRandomSearchCV
+
+    y = (rng.random(200) < 0.2).astype(int)
+    X = np.column_stack([rng.standard_normal(200) + 3 * y, rng.integers(0, 3, 200)])
+    mlp = estimators.MLPClassifier((4,), solver=solver, max_iter=40, learning_rate_init=0.02, random_state=0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        columns = ColumnTransformer([("number", scaler, [0]), ("kind", OneHotEncoder(handle_unknown="ignore"), [1])])
+        mlp.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = HalvingRandomSearchCV(
+            make_pipeline(columns, mlp),
+            {"mlpclassifier__class_weight": [None, "balanced", {0: 1, 1: 3}], "mlpclassifier__alpha": [1e-4, 1e-2]},
+            n_candidates=4,
+            min_resources=60,
+            cv=2,
+            random_state=0,
+        ).fit(X, y, sample_weight=rng.uniform(0.5, 2, 200))
+    assert search.best_score_ > 0.7
+    assert search.best_estimator_[-1].class_weight in (None, "balanced", {0: 1, 1: 3})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_before_may_hand_over_tables(kind):
+    """By set_output, and the names of their columns are learnt."""
+    pandas = pytest.importorskip("pandas")
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    mlp = getattr(estimators, kind)(max_iter=3, random_state=0)
+    piped = make_pipeline(StandardScaler(), clone(mlp)).set_output(transform="pandas").fit(X, y)
+    assert piped[-1].feature_names_in_.tolist() == list(X.columns)
+    assert_array_equal(piped.predict(X), mlp.fit(scale(X), y).predict(scale(X)))
+    assert isinstance(piped[:-1].transform(X), pandas.DataFrame)
 
 
 def test_a_warning_of_no_convergence_points_to_the_caller():
