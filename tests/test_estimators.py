@@ -21,7 +21,7 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import PoissonRegressor
-from sklearn.metrics import log_loss, mean_poisson_deviance, mean_squared_error
+from sklearn.metrics import log_loss, mean_absolute_error, mean_poisson_deviance, mean_squared_error
 from sklearn.model_selection import GridSearchCV, cross_validate, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
@@ -359,6 +359,44 @@ def test_lbfgs_has_a_loss_curve():
     assert (np.diff(mlp.loss_curve_) < 0).all()
 
 
+@pytest.mark.parametrize("loss", ["absolute_error", "huber"])
+@pytest.mark.parametrize("how", [{}, {"batch_size": 200}, {"solver": "lbfgs"}])
+def test_robust_losses_leave_targets_that_are_far_off_alone(loss, how, rng):
+    """A line through nine in ten points, and the others at 1000."""
+    X = rng.uniform(-1, 1, (200, 1))
+    y = 2 * X[:, 0] + 1
+    y[::10] = 1000
+    settings = {
+        "activation": "identity",
+        "hidden_layer_sizes": 2,
+        "alpha": 0,
+        "max_iter": 600,
+        "random_state": 0,
+        "tol": 0,
+    }
+    near = estimators.MLPRegressor(loss, **settings, n_iter_no_change=600, learning_rate_init=0.01, **how).fit(X, y)
+    assert np.abs(near.predict([[0.0], [0.5]]) - [1, 2]).max() < 0.25
+    far = estimators.MLPRegressor(**settings, solver="lbfgs").fit(X, y)
+    assert far.predict([[0.0]]) > 50
+
+
+def test_absolute_errors_find_the_median(rng):
+    y = rng.exponential(5, 301)
+    mlp = estimators.MLPRegressor(
+        "absolute_error", 1, alpha=0, max_iter=800, learning_rate_init=0.03, tol=0, random_state=0
+    )
+    mlp.set_params(n_iter_no_change=800, batch_size=301)
+    assert_allclose(mlp.fit(np.zeros((301, 1)), y).predict([[0.0]]), np.median(y), atol=0.1)
+
+
+def test_a_loss_of_other_outputs_than_before_is_refused():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPRegressor(max_iter=2, warm_start=True).fit(X, y)
+    mlp.set_params(loss="huber").fit(X, y)
+    with pytest.raises(ValueError, match="loss 'poisson' does not go with the outputs of the fit before"):
+        mlp.set_params(loss="poisson").fit(X, y)
+
+
 def draw_unbalanced(rng, form):
     """Return samples, and targets of which the first class has most, and every part has all."""
     X = rng.standard_normal((90, 4))
@@ -460,6 +498,9 @@ def test_rows_given_to_stop_by_do_what_held_out_rows_do(kind, form, solver, weig
     ({"loss": "squared_error"}, "two", lambda y, p, **w: mean_squared_error(y, p, **w) / 2),
     ({"loss": "squared_error"}, "labels", lambda y, p, **w: mean_squared_error(y, p, **w) / 2),
     ({"loss": "poisson"}, "two", lambda y, p, **w: mean_poisson_deviance(y, p, **w) / 2),
+    ({"loss": "absolute_error"}, "three", mean_absolute_error),
+    ({"loss": "huber"}, "three", lambda y, p, sample_weight: np.average(
+        np.where(np.abs(y - p) < 1, (y - p) ** 2 / 2, np.abs(y - p) - 0.5), weights=sample_weight)),
 ])  # fmt: skip
 def test_the_validation_loss_is_scikit_learns_metric(parameters, form, metric, container, rng):
     """At the best epoch, whose parameters are kept; without the penalty."""

@@ -42,12 +42,17 @@ __all__ = ["MultilayerPerceptron"]
 _Matrix = NDArray[Any]
 
 _CALLER = 5  # of fit: that many calls above the training
-_OUTPUTS = {  # by what scikit-learn calls the last activation: the output here, and the loss that scikit-learn reports
-    "softmax": ("softmax", "softmax_log_loss"),
-    "logistic": ("sigmoid", "sigmoid_log_loss"),
-    "identity": ("identity", "half_mean_squared_error"),
-    "exp": ("identity", "poisson_deviance"),
+_OUTPUTS = {"softmax": "softmax", "logistic": "sigmoid", "identity": "identity", "exp": "identity"}
+"""The outputs here, by what scikit-learn calls the last activation."""
+_LOSSES = {
+    ("log_loss", "softmax"): "softmax_log_loss",
+    ("log_loss", "logistic"): "sigmoid_log_loss",
+    ("squared_error", "identity"): "half_mean_squared_error",
+    ("poisson", "exp"): "poisson_deviance",
+    ("absolute_error", "identity"): "absolute_error",
+    ("huber", "identity"): "huber",
 }
+"""The losses here, by scikit-learn's of an estimator and the last activation: those that scikit-learn reports."""
 _LINKS: dict[str, Any] = {
     "softmax": softmax,
     "logistic": sigmoid,
@@ -179,7 +184,7 @@ class MultilayerPerceptron(Hyperparameters):
         """
         check_is_fitted(self)
         coefs, intercepts = self._parameters_on_host()
-        sizes, output = [len(coefs[0]), *map(len, intercepts)], _OUTPUTS[self.out_activation_][0]
+        sizes, output = [len(coefs[0]), *map(len, intercepts)], _OUTPUTS[self.out_activation_]
         device = (self._home() or "cpu") if self.device is None else self.device
         model = MLP(
             sizes, ACTIVATIONS[self.activation], output, "zeros", coefs[0].dtype.name, device, precision=self.precision
@@ -313,7 +318,13 @@ class MultilayerPerceptron(Hyperparameters):
         return model.open(InMemory(np.ascontiguousarray(X, model.dtype)))
 
     def _objective(self, model: MLP) -> Objective:
-        output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
+        loss = _LOSSES.get((self.loss, self.out_activation_))
+        if loss is None:
+            raise ValueError(
+                f"loss {self.loss!r} does not go with the outputs of the fit before, {self.out_activation_!r}; set "
+                "warm_start=False, or fit once more before partial_fit"
+            )
+        output = model.objective.output._replace(loss=loss)
         return Objective(output, l2_sum=float(self.alpha))
 
     def _minimize(self, model: MLP, data: Data) -> None:

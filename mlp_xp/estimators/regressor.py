@@ -29,8 +29,11 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     Parameters
     ----------
-    loss, hidden_layer_sizes, activation, solver, ... : as in scikit-learn
-        With its defaults. The loss is half the squared error, or half the Poisson deviance on exponentials of outputs.
+    loss : {"squared_error", "absolute_error", "huber", "poisson"}
+        Half the squared error; its size, for which outputs are medians; half its square up to 1, and beyond its size
+        less 1/2; or half the Poisson deviance on exponentials of outputs.
+    hidden_layer_sizes, activation, solver, ... : as in scikit-learn
+        With its defaults.
     device, precision, plan
         As for :class:`MLPClassifier`.
 
@@ -49,7 +52,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **Hyperparameters._parameter_constraints,
-        "loss": [StrOptions({"squared_error", "poisson"})],
+        "loss": [StrOptions({"squared_error", "absolute_error", "huber", "poisson"})],
     }
 
     def __init__(

@@ -162,6 +162,28 @@ static double perceptron_criterion(REAL *A, const REAL *y, int64_t m, int64_t k,
     }
   return sum;
 }
+static double absolute_error(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < k; j++) {
+      REAL *a = A + i * ld + j;
+      const REAL error = *a - y[i * k + j];
+      sum += fabs((double)error);
+      *a = scale * (error > 0 ? 1 : error < 0 ? -1 : error);  // 0 and NaN stay
+    }
+  return sum;
+}
+static double huber(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < k; j++) {
+      REAL *a = A + i * ld + j;
+      const REAL error = *a - y[i * k + j], slope = within(error, -1, 1);
+      sum += slope * (error - (double)slope / 2);
+      *a = scale * slope;
+    }
+  return sum;
+}
 static double poisson_deviance(REAL *A, const REAL *y, int64_t m, int64_t k, int64_t ld, REAL scale) {
   double sum = 0;
   for (int64_t i = 0; i < m; i++)
@@ -182,6 +204,8 @@ static double loss(int name, REAL *A, const void *y, int64_t m, int64_t k, int64
     case SIGMOID_LOG_LOSS: sum = sigmoid_log_loss(A, y, m, k, ld, scale); break;
     case HALF_MEAN_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale) / k; break;
     case POISSON_DEVIANCE: sum = poisson_deviance(A, y, m, k, ld, scale); break;
+    case ABSOLUTE_ERROR: sum = absolute_error(A, y, m, k, ld, scale); break;
+    case HUBER: sum = huber(A, y, m, k, ld, scale); break;
     case HALF_SQUARED_ERROR: sum = half_squared_error(A, y, m, k, ld, scale); break;
     case PERCEPTRON_CRITERION: sum = perceptron_criterion(A, y, m, k, ld, scale); break;
   }
