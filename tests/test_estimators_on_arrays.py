@@ -27,8 +27,9 @@ OTHERS = ["strict", "torch", pytest.param("jax", marks=pytest.mark.slow), "cuda"
 ESTIMATORS = [
     MLPClassifier(max_iter=4),
     MLPClassifier(max_iter=4, solver="lbfgs", class_weight="balanced"),
-    MLPRegressor(max_iter=4, solver="sgd", early_stopping=True),
+    MLPRegressor(max_iter=4, loss="huber", solver="sgd", early_stopping=True),
     MLPRegressor(max_iter=4, loss="poisson", batch_size=7),
+    MLPRegressor(max_iter=4, loss="absolute_error", batch_size=7),
 ]
 checks_exist = pytest.mark.skipif(
     not hasattr(estimator_checks, "check_array_api_same_namespace"), reason="scikit-learn 1.9 has these checks"
