@@ -44,8 +44,7 @@ class MLP:
     dtype : {"float32", "float64"}
         Everything is computed and stored in it.
     device : str
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"torch"``, ``"torch:DEVICE"``, ``"jax"``, ``"strict"`` or
-        ``"strict:DEVICE"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"torch"``, ``"torch:DEVICE"``, ``"jax"`` or ``"strict"``.
     seed : int
         Decides the first weights and the order of mini-batches, alike on every backend.
     precision : str, optional

@@ -263,10 +263,8 @@ def test_an_array_says_where_it_is(device):
     assert place(found) == place(there) == place(get_device(found.name))
 
 
-def test_array_api_stricts_devices_go_by_their_names():
-    for name in ("CPU_DEVICE", "device1", "device2"):
-        x = array_api_strict.zeros(2, device=array_api_strict.Device(name))
-        assert device_of(x).name == f"strict:{name}"
-        assert pickle.loads(pickle.dumps(device_of(x))) == device_of(x)
-    with pytest.raises(ValueError, match="device 'strict:device9' cannot be used"):
-        get_device("strict:device9")
+def test_array_api_stricts_devices_are_told_apart():
+    found = [
+        device_of(array_api_strict.zeros(2, device=array_api_strict.Device(name))) for name in ("CPU_DEVICE", "device1")
+    ]
+    assert found[0] != found[1] == get_device("strict")

@@ -45,7 +45,7 @@ def get_device(name: str | Device, dtype: str = "float32") -> Device:
 
     Parameters
     ----------
-    name : {"cpu", "cuda", "cuda:N", "torch", "torch:DEVICE", "jax", "strict", "strict:DEVICE"}
+    name : {"cpu", "cuda", "cuda:N", "torch", "torch:DEVICE", "jax", "strict"}
         ``"cpu"`` is NumPy, ``"cuda"`` is CuPy, ``"strict"`` is array-api-strict on its second device, where nothing
         converts to NumPy by accident. A :class:`Device` is returned as it is.
     dtype : str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -12,24 +13,22 @@ __all__ = ["StrictDevice"]
 
 
 class StrictDevice(Device):
-    """array-api-strict, on its second device, where nothing converts to NumPy by accident, or the one named."""
+    """array-api-strict on its second device, where nothing converts to NumPy by accident."""
 
-    spellings: ClassVar[tuple[str, ...]] = ("strict", "strict:DEVICE")
+    spellings: ClassVar[tuple[str, ...]] = ("strict",)
     title: ClassVar[str] = "array-api-strict"
     namespace: ClassVar[str] = "array_api_strict"
     remedy: ClassVar[str] = "pip install array-api-strict"
     packages: ClassVar[tuple[str, ...]] = ("array-api-strict",)
 
     @classmethod
-    def _name_for(cls, x: Array) -> str:
-        return "strict:" + repr(x.device).split("'")[1]  # of Device('device1'); a device has no public name
+    def holding(cls, x: Array) -> Self:
+        """Return the device of an array, which may be another one: those have no strings to ask for them by."""
+        return replace(cls.open("strict"), where=x.device)
 
     @classmethod
     def _place(cls, index: str, xp: Any) -> Any:
-        try:
-            return xp.Device(index or "device1")
-        except ValueError as error:
-            raise ValueError(f"device 'strict:{index}' cannot be used ({error}); use 'strict'") from None
+        return xp.Device("device1")
 
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
         if type(x) is np.ndarray:

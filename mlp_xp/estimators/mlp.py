@@ -6,44 +6,33 @@ Legend: ``n`` rows, ``d`` inputs, ``k`` outputs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import closing
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight
 
-from ..devices import Device, NumpyDevice, device_of, is_foreign
 from ..kernels import GenericKernels
-from ..kernels.functions import sigmoid, softmax
 from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
-from ..model import forward
 from ..objective import Objective
-from ..params import Parameters
-from ..rows.csr import CsrRows
-from ..rows.source import InMemory, Rows
-from .arrays import dispatches, home_of, like, on_host, take
+from .arrays import home_of, like, on_host, take
 from .descent import Descent, Order
-from .hyperparameters import ACTIVATIONS, Hyperparameters
+from .network import Network
 
 __all__ = ["MultilayerPerceptron"]
 
 _Matrix = NDArray[Any]
 
 _CALLER = 5  # of fit: that many calls above the training
-_OUTPUTS = {"softmax": "softmax", "logistic": "sigmoid", "identity": "identity", "exp": "identity"}
-"""The outputs here, by what scikit-learn calls the last activation."""
 _LOSSES = {
     ("log_loss", "softmax"): "softmax_log_loss",
     ("log_loss", "logistic"): "sigmoid_log_loss",
@@ -53,13 +42,6 @@ _LOSSES = {
     ("huber", "identity"): "huber",
 }
 """The losses here, by scikit-learn's of an estimator and the last activation: those that scikit-learn reports."""
-_LINKS: dict[str, Any] = {
-    "softmax": softmax,
-    "logistic": sigmoid,
-    "identity": lambda xp, A: A,
-    "exp": lambda xp, A: xp.exp(A),
-}
-"""What makes probabilities or values of linear outputs."""
 
 
 class Data(NamedTuple):
@@ -77,7 +59,7 @@ class HeldOut(NamedTuple):
     targets: _Matrix
 
 
-class MultilayerPerceptron(Hyperparameters):
+class MultilayerPerceptron(Network):
     """A multilayer perceptron with scikit-learn's interface.
 
     Trained parameters are kept as ``coefs_`` and ``intercepts_`` alone, so that an estimator can be copied, stored, and
@@ -177,90 +159,7 @@ class MultilayerPerceptron(Hyperparameters):
             self.validation_loss_curve_: Any = [] if stops else None
             self.best_validation_score_: Any = -np.inf if stops else None
 
-    def to_mlp(self) -> MLP:
-        """Return the network with the parameters that this estimator has now: to save, export, or train further.
-
-        With the Poisson loss its outputs are the logarithms of what is predicted.
-        """
-        check_is_fitted(self)
-        coefs, intercepts = self._parameters_on_host()
-        sizes, output = [len(coefs[0]), *map(len, intercepts)], _OUTPUTS[self.out_activation_]
-        device = (self._home() or "cpu") if self.device is None else self.device
-        model = MLP(
-            sizes, ACTIVATIONS[self.activation], output, "zeros", coefs[0].dtype.name, device, precision=self.precision
-        )
-        model.theta = model.layout.join(Parameters([None, *(coef.T for coef in coefs)], [None, *intercepts]))
-        return model
-
-    def _home(self) -> Device | None:
-        """Return the device that the parameters are on; None if they are NumPy's."""
-        return device_of(self.coefs_[0]) if is_foreign(self.coefs_[0]) else None
-
-    def _parameters_on_host(self) -> tuple[list[_Matrix], list[_Matrix]]:
-        home = self._home()
-        if home is None:
-            return self.coefs_, self.intercepts_
-        return [home.to_host(W) for W in self.coefs_], [home.to_host(b) for b in self.intercepts_]
-
-    def _check_home(self, X: Any, method: str, home: Device | None) -> None:
-        """Raise a ValueError if the samples given to a method are taken as they are, and not on the device `home`."""
-        here = home_of(X)
-        if dispatches() and here != home:
-            names = ["on the host" if one is None else f"on device {one.name!r}" for one in (here, home)]
-            raise ValueError(
-                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
-                f"those passed to fit(); the former are {names[0]}, the latter {names[1]}. Move the inputs, or the "
-                "estimator by sklearn.utils._array_api.move_estimator_to"
-            )
-
-    def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
-        """Return a copy whose parameters are converted, to another library or device."""
-        moved = deepcopy(self)
-        moved.coefs_, moved.intercepts_ = list(map(converter, self.coefs_)), list(map(converter, self.intercepts_))
-        return moved
-
-    def _parameters(self, model: MLP) -> tuple[list[Any], list[Any]]:
-        """Return copies of the weights (n_{l-1}, n_l) and biases (n_l,) of a network, where the parameters are."""
-        coefs, home = [np.ascontiguousarray(W.T) for W in model.weights], self._home()
-        if home is None:
-            return coefs, model.biases
-        return [home.asarray(W) for W in coefs], [home.asarray(b) for b in model.biases]
-
-    def _linear_outputs(self, model: MLP, X: Any) -> _Matrix:
-        """Return linear outputs (n, k) for samples (n, d) of the model's dtype."""
-        if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
-            X, params = X.astype(model.dtype), model.layout.split(model.theta)
-            return np.asarray(forward(model.network, GenericKernels(np, model.dtype), params, X)[-1])
-        return model.outputs(self._rows(model, X))
-
-    def _link(self, A: _Matrix) -> _Matrix:
-        """Return what linear outputs (n, k) stand for, probabilities or values."""
-        return np.asarray(_LINKS[self.out_activation_](np, A))
-
-    def _predicted(self, X: Any, method: str) -> _Matrix:
-        """Check samples (n, d) given to a method, and return probabilities or values (n, k) for them, on the host."""
-        model = self.to_mlp()
-        self._check_home(X, method, self._home())
-        X = validate_data(self, X, accept_sparse="csr", reset=False)
-        return self._link(self._linear_outputs(model, X))
-
     # Training.
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.array_api_support = True
-        return tags
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and files are made of: arrays, numbers, texts, and objects of scikit-learn and NumPy."""
-        state = dict(super().__getstate__())
-        return state | {"_optimizer": state["_optimizer"].plain()} if "_optimizer" in state else state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "_optimizer" in state:
-            self._optimizer = Descent(**state["_optimizer"])
 
     def _is_stochastic(self) -> bool:
         if self.solver == "lbfgs":
@@ -305,17 +204,6 @@ class MultilayerPerceptron(Hyperparameters):
         if y.shape[1] != self.n_outputs_:
             raise ValueError(f"y_val has {y.shape[1]} columns, and y has {self.n_outputs_}; give the same ones")
         return Data(X, y, weights)
-
-    def _rows(self, model: MLP, X: Any) -> Rows:
-        """Return samples that were checked: what scikit-learn has looked through is not looked through again."""
-        if issparse(X):
-            return model.open(CsrRows(X, model.dtype))
-        if is_foreign(X):
-            home = device_of(X)
-            if (home.xp, home.where) == (model.device.xp, model.device.where):
-                return model.open(InMemory(model.device.asarray(X, model.dtype), model.device))
-            X = home.to_host(X)  # `device` says so
-        return model.open(InMemory(np.ascontiguousarray(X, model.dtype)))
 
     def _objective(self, model: MLP) -> Objective:
         loss = _LOSSES.get((self.loss, self.out_activation_))
