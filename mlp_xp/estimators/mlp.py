@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
-from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
 from ..objective import Objective
-from .arrays import home_of, like, on_host, take
+from .arrays import home_of, on_host, take
 from .descent import Descent, Order
 from .network import Network
 
@@ -121,43 +120,9 @@ class MultilayerPerceptron(Network):
         """Return how much each row counts (n,), given its targets and its own weight."""
         return sample_weight
 
-    def _last_activation(self) -> str:
-        """Return what scikit-learn calls the activation of the outputs."""
-        raise NotImplementedError
-
     def _score(self, P: _Matrix, y: _Matrix, weights: _Matrix | None) -> float:
         """Return the score of probabilities or values (m, k) for targets (m, k)."""
         raise NotImplementedError
-
-    # Parameters.
-
-    def _sizes(self) -> list[int]:
-        sizes = self.hidden_layer_sizes
-        hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
-        if np.any(np.array(hidden) <= 0):
-            raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        return [self.n_features_in_, *map(int, hidden), self.n_outputs_]
-
-    def _initialize(self, X: Any) -> None:
-        """Draw the first parameters, uniform as Glorot and Bengio (2010, eq. 16) have it, and forget former fits."""
-        sizes, dtype = self._sizes(), str(X.dtype).rpartition(".")[2]  # "float64", whatever the library
-        self.n_iter_ = self.t_ = 0
-        self.n_layers_, self.out_activation_ = len(sizes), self._last_activation()
-        self.coefs_: list[Any] = []
-        self.intercepts_: list[Any] = []
-        for fan_in, fan_out in pairwise(sizes):
-            bound = np.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
-            for parameters, shape in ((self.coefs_, (fan_in, fan_out)), (self.intercepts_, fan_out)):
-                parameters.append(like(X, self._random_state.uniform(-bound, bound, shape).astype(dtype)))
-        self._best = self.coefs_, self.intercepts_
-        if self.solver != "lbfgs":
-            self.loss_curve_: list[float] = []
-            self._no_improvement_count = 0
-            stops = self.early_stopping
-            self.best_loss_: Any = None if stops else np.inf
-            self.validation_scores_: Any = [] if stops else None
-            self.validation_loss_curve_: Any = [] if stops else None
-            self.best_validation_score_: Any = -np.inf if stops else None
 
     # Training.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..model import forward
 from ..params import Parameters
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
-from .arrays import dispatches, home_of
+from .arrays import dispatches, home_of, like
 from .descent import Descent
 from .hyperparameters import ACTIVATIONS, Hyperparameters
 
@@ -43,6 +44,38 @@ _LINKS: dict[str, Any] = {
 
 class Network(Hyperparameters):
     """The parameters of a multilayer perceptron: ``coefs_`` and ``intercepts_``, and how samples go through it."""
+
+    def _last_activation(self) -> str:
+        """Return what scikit-learn calls the activation of the outputs."""
+        raise NotImplementedError
+
+    def _sizes(self) -> list[int]:
+        sizes = self.hidden_layer_sizes
+        hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        if np.any(np.array(hidden) <= 0):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
+        return [self.n_features_in_, *map(int, hidden), self.n_outputs_]
+
+    def _initialize(self, X: Any) -> None:
+        """Draw the first parameters, uniform as Glorot and Bengio (2010, eq. 16) have it, and forget former fits."""
+        sizes, dtype = self._sizes(), str(X.dtype).rpartition(".")[2]  # "float64", whatever the library
+        self.n_iter_ = self.t_ = 0
+        self.n_layers_, self.out_activation_ = len(sizes), self._last_activation()
+        self.coefs_: list[Any] = []
+        self.intercepts_: list[Any] = []
+        for fan_in, fan_out in pairwise(sizes):
+            bound = np.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
+            for parameters, shape in ((self.coefs_, (fan_in, fan_out)), (self.intercepts_, fan_out)):
+                parameters.append(like(X, self._random_state.uniform(-bound, bound, shape).astype(dtype)))
+        self._best = self.coefs_, self.intercepts_
+        if self.solver != "lbfgs":
+            self.loss_curve_: list[float] = []
+            self._no_improvement_count = 0
+            stops = self.early_stopping
+            self.best_loss_: Any = None if stops else np.inf
+            self.validation_scores_: Any = [] if stops else None
+            self.validation_loss_curve_: Any = [] if stops else None
+            self.best_validation_score_: Any = -np.inf if stops else None
 
     def to_mlp(self) -> MLP:
         """Return the network with the parameters that this estimator has now: to save, export, or train further.
