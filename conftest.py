@@ -25,6 +25,7 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
     "onnx": ("onnx", "pip install -e '.[test-onnx]'"),
     "onnxruntime": ("onnxruntime", "pip install -e '.[test-onnx]'"),
     "nvrtc": ("cuda.bindings", "pip install -e '.[test-cuda]'"),
+    "skops": ("skops", "pip install -e '.[test-all]'"),
     "hatchling": ("hatchling", "pip install hatchling editables"),
     "editables": ("editables", "pip install hatchling editables"),
 }

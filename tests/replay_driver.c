@@ -81,8 +81,9 @@ static void record(Case *c) {
   }
   const int of_labels[] = {SOFTMAX_CROSS_ENTROPY, SOFTMAX_LOG_LOSS};
   const int of_numbers[] = {SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR,      PERCEPTRON_CRITERION,
-                            SIGMOID_LOG_LOSS,      HALF_MEAN_SQUARED_ERROR, POISSON_DEVIANCE};
-  const int loss = c->setup.labels ? of_labels[between(0, 1)] : of_numbers[between(0, 5)];
+                            SIGMOID_LOG_LOSS,      HALF_MEAN_SQUARED_ERROR, POISSON_DEVIANCE,
+                            ABSOLUTE_ERROR,        HUBER};
+  const int loss = c->setup.labels ? of_labels[between(0, 1)] : of_numbers[between(0, 7)];
   int d = buffer(c, c->sizes[L]);
   add(c, LOSS, loss, 0, A[L], 0, d);
   for (int64_t l = L; l >= 1; l--) {

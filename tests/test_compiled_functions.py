@@ -193,6 +193,16 @@ def test_huge_outputs_of_the_other_losses(functions):
     assert_array_equal(slope, [[1, -1, 0, 1]])
 
 
+def test_robust_losses_at_their_kinks_and_far_away(functions):
+    A, y = [[3.0, 2.0, 1.5, 4.0, -1e30]], np.array([[2.0, 2.0, 2.0, 2.0, 1e30]])
+    for name, near, want in (("absolute_error", 3.5, [1, 0, -1, 1, -1]), ("huber", 2.125, [1, 0, -0.5, 1, -1])):
+        total, slope = functions.loss(name, A, y)
+        assert total == pytest.approx(2e30, rel=1e-6)
+        assert_array_equal(slope, [want])
+        total, _ = functions.loss(name, [A[0][:4]], y[:, :4])
+        assert total == near
+
+
 def test_reported_probabilities_are_cut_off_and_slopes_are_not(functions):
     eps = np.finfo(functions.dtype).eps
     for size in (60.0, 1e4, 1e30):

@@ -112,6 +112,7 @@ def test_python_runs_as_it_stands(page, tmp_path, monkeypatch, pytestconfig):
         pytest.skip("would install the emulated CUDA for the tests after it: --emulated-cuda")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # a page sets it
     names = {}
     for code in PYTHON[page]:
         exec(compile(code, page, "exec"), names)

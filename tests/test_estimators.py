@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 
 import joblib
 import numpy as np
 import pytest
 import scipy.sparse
+import sklearn
 import sklearn.neural_network
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, make_regression
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import PoissonRegressor
+from sklearn.metrics import log_loss, mean_absolute_error, mean_poisson_deviance, mean_squared_error
 from sklearn.model_selection import GridSearchCV, cross_validate, train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, scale
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mlp_xp as mx
@@ -183,6 +188,41 @@ def test_partial_fit_goes_on_after_a_copy_and_a_pickle():
     assert_array_equal(again.partial_fit(X, y).coefs_[0], first.partial_fit(X, y).coefs_[0])
 
 
+FITS = [
+    estimators.MLPClassifier(solver="sgd", learning_rate="invscaling", class_weight={0: 1.0, 1: 2.0, 2: 1.0}),
+    estimators.MLPClassifier(early_stopping=True, random_state=np.random.RandomState(3)),
+    estimators.MLPRegressor(solver="adam", batch_size=40, random_state=0),
+    estimators.MLPRegressor(solver="lbfgs", loss="poisson"),
+]
+
+
+@pytest.mark.parametrize("estimator", FITS)
+def test_what_is_stored_are_arrays_numbers_and_objects_of_scikit_learn(estimator):
+    """So that a file format that loads nothing else can hold it: no class of ours but the estimator's own."""
+    X, y = load_iris(return_X_y=True)
+    stored = pickle.dumps(clone(estimator).set_params(max_iter=3).fit(X, y))
+    classes = set(re.findall(rb"mlp_xp[\w.]*", stored))
+    assert classes == {type(estimator).__module__.encode()}
+
+
+@pytest.mark.needs("skops")
+@pytest.mark.parametrize("estimator", FITS)
+def test_skops_holds_them_and_fits_go_on(estimator):
+    """It trusts scikit-learn's own estimators, so that of all types only the estimator's is one to trust."""
+    import skops.io
+
+    X, y = load_iris(return_X_y=True)
+    first = clone(estimator).set_params(max_iter=3).fit(X, y)
+    held = skops.io.dumps(first)
+    own = f"{type(first).__module__}.{type(first).__name__}"
+    assert skops.io.get_untrusted_types(data=held) == [own]
+    again = skops.io.loads(held, trusted=[own])
+    assert_array_equal(again.predict(X), first.predict(X))
+    assert again.get_params().keys() == first.get_params().keys()
+    if hasattr(first, "partial_fit") and not first.early_stopping:
+        assert_array_equal(again.partial_fit(X, y).coefs_[0], first.partial_fit(X, y).coefs_[0])
+
+
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
 def test_integer_weights_are_repeated_rows(solver):
     X, y = load_iris(return_X_y=True)
@@ -319,6 +359,205 @@ def test_lbfgs_has_a_loss_curve():
     assert (np.diff(mlp.loss_curve_) < 0).all()
 
 
+@pytest.mark.parametrize("loss", ["absolute_error", "huber"])
+@pytest.mark.parametrize("how", [{}, {"batch_size": 200}, {"solver": "lbfgs"}])
+def test_robust_losses_leave_targets_that_are_far_off_alone(loss, how, rng):
+    """A line through nine in ten points, and the others at 1000."""
+    X = rng.uniform(-1, 1, (200, 1))
+    y = 2 * X[:, 0] + 1
+    y[::10] = 1000
+    settings = {
+        "activation": "identity",
+        "hidden_layer_sizes": 2,
+        "alpha": 0,
+        "max_iter": 600,
+        "random_state": 0,
+        "tol": 0,
+    }
+    near = estimators.MLPRegressor(loss, **settings, n_iter_no_change=600, learning_rate_init=0.01, **how).fit(X, y)
+    assert np.abs(near.predict([[0.0], [0.5]]) - [1, 2]).max() < 0.25
+    far = estimators.MLPRegressor(**settings, solver="lbfgs").fit(X, y)
+    assert far.predict([[0.0]]) > 50
+
+
+def test_absolute_errors_find_the_median(rng):
+    y = rng.exponential(5, 301)
+    mlp = estimators.MLPRegressor(
+        "absolute_error", 1, alpha=0, max_iter=800, learning_rate_init=0.03, tol=0, random_state=0
+    )
+    mlp.set_params(n_iter_no_change=800, batch_size=301)
+    assert_allclose(mlp.fit(np.zeros((301, 1)), y).predict([[0.0]]), np.median(y), atol=0.1)
+
+
+def test_a_loss_of_other_outputs_than_before_is_refused():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPRegressor(max_iter=2, warm_start=True).fit(X, y)
+    mlp.set_params(loss="huber").fit(X, y)
+    with pytest.raises(ValueError, match="loss 'poisson' does not go with the outputs of the fit before"):
+        mlp.set_params(loss="poisson").fit(X, y)
+
+
+def draw_unbalanced(rng, form):
+    """Return samples, and targets of which the first class has most, and every part has all."""
+    X = rng.standard_normal((90, 4))
+    codes = np.resize([0, 0, 1, 0, 0, 2, 0], 90)
+    if form == "labels":
+        return X, (rng.random((90, 3)) < 0.3).astype(int)
+    return X, {"two": np.minimum(codes, 1), "three": codes - 1, "words": np.array(["b", "a", "c"])[codes]}[form]
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize(("form", "class_weight"), [
+    ("two", "balanced"), ("two", {0: 0.5, 1: 4.0}), ("two", {1: 3}), ("three", "balanced"),
+    ("three", {-1: 1, 0: 0, 1: 2}),
+    ("words", {"a": 2.5, "b": 1, "c": 7}), ("words", "balanced"), ("labels", "balanced"),
+    ("labels", [{0: 1, 1: 3}, {0: 1, 1: 1}, {0: 2, 1: 1}]),
+])  # fmt: skip
+def test_weights_of_classes_are_weights_of_their_rows(solver, form, class_weight, rng):
+    X, y = draw_unbalanced(rng, form)
+    per_row = compute_sample_weight(class_weight, y)
+    how = {"solver": solver, "max_iter": 6, "batch_size": 45, "random_state": 0}
+    for drawn in (None, rng.uniform(0.1, 2, len(X))):
+        by_class = estimators.MLPClassifier(**how, class_weight=class_weight).fit(X, y, drawn)
+        by_row = estimators.MLPClassifier(**how).fit(X, y, per_row if drawn is None else per_row * drawn)
+        assert_array_equal(by_class.coefs_[0], by_row.coefs_[0])
+    unweighted = estimators.MLPClassifier(**how).fit(X, y, drawn)
+    assert np.abs(by_class.coefs_[0] - unweighted.coefs_[0]).max() > 1e-6
+
+
+def test_balanced_classes_find_more_of_the_rare_one(rng):
+    y = (rng.random(1000) < 0.05).astype(int)
+    X = rng.standard_normal((1000, 2)) + y[:, None]
+    recall = [
+        estimators.MLPClassifier(solver="lbfgs", class_weight=w, random_state=0, max_iter=50)
+        .fit(X, y)
+        .predict(X)[y == 1]
+        for w in (None, "balanced")
+    ]
+    assert recall[1].mean() > recall[0].mean() + 0.2
+
+
+def test_partial_fit_weighs_classes_that_a_part_has_not(rng):
+    X, y = draw_unbalanced(rng, "words")
+    first, second = (estimators.MLPClassifier(random_state=0, class_weight={"a": 3}) for _ in range(2))
+    for part in (np.flatnonzero(y == "b"), np.flatnonzero(y == "a"), np.arange(90)):
+        first.partial_fit(X[part], y[part], classes=["a", "b", "c"])
+        second.set_params(class_weight=None)
+        second.partial_fit(X[part], y[part], np.where(y[part] == "a", 3.0, 1.0), classes=["a", "b", "c"])
+    assert_array_equal(first.coefs_[0], second.coefs_[0])
+    with pytest.raises(ValueError, match="'balanced' is not supported by partial_fit"):
+        first.set_params(class_weight="balanced").partial_fit(X, y)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({5: 1.0}, r"The classes, \[0, 1\], are not in class_weight"),
+    ("fair", "The 'class_weight' parameter of MLPClassifier must be"),
+    ({0: -1.0}, "weights must be finite numbers of at least 0"),
+    ({0: np.nan}, "weights must be finite numbers of at least 0"),
+])  # fmt: skip
+def test_wrong_weights_of_classes_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        estimators.MLPClassifier(class_weight=wrong).fit([[0.0], [1.0]], [0, 1])
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("kind", "form"), [
+    ("MLPClassifier", "two"), ("MLPClassifier", "three"), ("MLPClassifier", "words"), ("MLPClassifier", "labels"),
+    ("MLPRegressor", "two"), ("MLPRegressor", "labels"),
+])  # fmt: skip
+def test_rows_given_to_stop_by_do_what_held_out_rows_do(kind, form, solver, weighted, rng, monkeypatch):
+    """The rows that a fit held out, given to another: the same run, bit for bit."""
+    X, y = draw_unbalanced(rng, form)
+    weights = rng.uniform(0.2, 2, len(X)) if weighted else None
+    X[:, 0] = np.arange(len(X)) / len(X)  # by which a row is known again
+    how = {
+        "solver": solver,
+        "early_stopping": True,
+        "shuffle": False,
+        "max_iter": 8,
+        "random_state": 3,
+        "batch_size": 20,
+    }
+    make, parts = getattr(estimators, kind), []
+    split = make._split
+    monkeypatch.setattr(make, "_split", lambda self, data: parts.append(split(self, data)) or parts[-1])
+    held_out = make(**how).fit(X, y, weights)
+    train, test = (np.rint(part.X[:, 0] * len(X)).astype(int) for part in parts[0])
+    own = {"sample_weight": weights[train], "sample_weight_val": weights[test]} if weighted else {}
+    given = make(**how).fit(X[train], y[train], X_val=X[test], y_val=y[test], **own)
+    assert len(parts) == 1
+    for name in ("loss_curve_", "validation_scores_", "validation_loss_curve_"):
+        assert getattr(given, name) == getattr(held_out, name), name
+    assert_array_equal(given.coefs_[0], held_out.coefs_[0])
+
+
+@pytest.mark.parametrize("container", [np.asarray, scipy.sparse.csr_array])
+@pytest.mark.parametrize(("parameters", "form", "metric"), [
+    ({}, "two", log_loss), ({}, "words", log_loss), ({}, "three", log_loss),
+    ({"loss": "squared_error"}, "two", lambda y, p, **w: mean_squared_error(y, p, **w) / 2),
+    ({"loss": "squared_error"}, "labels", lambda y, p, **w: mean_squared_error(y, p, **w) / 2),
+    ({"loss": "poisson"}, "two", lambda y, p, **w: mean_poisson_deviance(y, p, **w) / 2),
+    ({"loss": "absolute_error"}, "three", mean_absolute_error),
+    ({"loss": "huber"}, "three", lambda y, p, sample_weight: np.average(
+        np.where(np.abs(y - p) < 1, (y - p) ** 2 / 2, np.abs(y - p) - 0.5), weights=sample_weight)),
+])  # fmt: skip
+def test_the_validation_loss_is_scikit_learns_metric(parameters, form, metric, container, rng):
+    """At the best epoch, whose parameters are kept; without the penalty."""
+    X, y = draw_unbalanced(rng, form)
+    kind = estimators.MLPRegressor if parameters else estimators.MLPClassifier
+    how = {"early_stopping": True, "alpha": 5.0, "max_iter": 9, "n_iter_no_change": 100, "random_state": 0}
+    part, rest, weights = slice(0, 30), slice(30, None), rng.uniform(0.1, 2, 30)
+    mlp = kind(**how, **parameters)
+    mlp.fit(container(X[rest]), y[rest], X_val=container(X[part]), y_val=y[part], sample_weight_val=weights)
+    predicted = mlp.predict_proba(X[part]) if kind is estimators.MLPClassifier else mlp.predict(X[part])
+    best = int(np.argmax(mlp.validation_scores_))
+    assert len(mlp.validation_loss_curve_) == len(mlp.validation_scores_) == 9
+    assert_allclose(mlp.validation_loss_curve_[best], metric(y[part], predicted, sample_weight=weights), 1e-9)
+    assert_allclose(mlp.validation_scores_[best], mlp.score(X[part], y[part], weights))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_early_stopping_there_is_no_validation(kind):
+    X, y = load_iris(return_X_y=True)
+    mlp = getattr(estimators, kind)(max_iter=2).fit(X, y)
+    assert mlp.validation_scores_ is mlp.validation_loss_curve_ is None
+
+
+@pytest.mark.parametrize(("parameters", "given", "message"), [
+    ({}, {"X_val": [[0.0]], "y_val": [1]}, "X_val and y_val are for early stopping, got .* early_stopping=False"),
+    ({"early_stopping": True, "solver": "lbfgs"}, {"X_val": [[0.0]], "y_val": [1]}, "got solver='lbfgs'"),
+    ({"early_stopping": True}, {"X_val": [[0.0]]}, "one of X_val and y_val was given without the other"),
+    ({"early_stopping": True}, {"y_val": [0]}, "one of X_val and y_val was given without the other"),
+    ({"early_stopping": True}, {"sample_weight_val": [1.0]}, "sample_weight_val was given without X_val and y_val"),
+    ({"early_stopping": True}, {"X_val": [[0.0, 1.0]], "y_val": [1]}, "X has 2 features, but MLPClassifier is"),
+    ({"early_stopping": True}, {"X_val": [[np.nan]], "y_val": [1]}, "Input X contains NaN"),
+    ({"early_stopping": True}, {"X_val": [[0.0]], "y_val": [0, 1]}, "inconsistent numbers of samples"),
+    ({"early_stopping": True}, {"X_val": [[0.0]], "y_val": [7]}, r"y_val holds the classes \[7\], and `y` holds"),
+    ({"early_stopping": True}, {"X_val": [[0.0]], "y_val": [[0, 1, 1]]}, "y_val"),
+])  # fmt: skip
+def test_wrong_rows_to_stop_by_are_refused(parameters, given, message):
+    with pytest.raises(ValueError, match=message):
+        estimators.MLPClassifier(**parameters).fit([[0.0], [1.0]], [0, 1], **given)
+
+
+def test_a_pipeline_transforms_the_rows_to_stop_by(rng):
+    """And metadata routing hands over them and the weights."""
+    X, y = draw_unbalanced(rng, "three")
+    weights = rng.uniform(0.2, 2, len(X))
+    mlp = estimators.MLPClassifier(early_stopping=True, max_iter=5, random_state=0)
+    scaler = StandardScaler().fit(100 * X[30:])
+    direct = clone(mlp).fit(
+        scaler.transform(100 * X[30:]), y[30:], weights[30:], X_val=scaler.transform(100 * X[:30]), y_val=y[:30]
+    )
+    with sklearn.config_context(enable_metadata_routing=True):
+        mlp.set_fit_request(X_val=True, y_val=True, sample_weight=True)
+        pipeline = Pipeline(
+            [("scale", StandardScaler().set_fit_request(sample_weight=False)), ("mlp", mlp)], transform_input=["X_val"]
+        ).fit(100 * X[30:], y[30:], X_val=100 * X[:30], y_val=y[:30], sample_weight=weights[30:])
+    assert pipeline[-1].validation_loss_curve_ == direct.validation_loss_curve_
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # scikit-learn's tools
 
@@ -333,7 +572,8 @@ def test_parameters_are_scikit_learns_in_its_order():
         theirs, ours = pair(kind)
         names = list(theirs.get_params())
         own = ours.get_params()
-        assert own.keys() - set(names) == {"device", "precision", "plan"}
+        new = {"class_weight"} if kind == "MLPClassifier" else set()
+        assert own.keys() - set(names) == {"device", "precision", "plan", *new}
         assert {name: own[name] for name in names} == theirs.get_params()
         assert clone(ours).get_params() == own
 
@@ -363,6 +603,43 @@ def test_its_tools_take_them():
     assert importances[2:].max() > importances[:2].max()  # petals tell more than sepals
     X, y = make_regression(100, 4, random_state=0)
     assert make_pipeline(StandardScaler(), estimators.MLPRegressor(solver="lbfgs")).fit(X, y).score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_searches_and_columns_take_what_is_new(solver, rng):
+    """class_weight in a halving search, each column transformed in its way, and weights routed to fit and score."""
+    from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+    from sklearn.model_selection import HalvingRandomSearchCV
+
+    y = (rng.random(200) < 0.2).astype(int)
+    X = np.column_stack([rng.standard_normal(200) + 3 * y, rng.integers(0, 3, 200)])
+    mlp = estimators.MLPClassifier((4,), solver=solver, max_iter=40, learning_rate_init=0.02, random_state=0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        columns = ColumnTransformer([("number", scaler, [0]), ("kind", OneHotEncoder(handle_unknown="ignore"), [1])])
+        mlp.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = HalvingRandomSearchCV(
+            make_pipeline(columns, mlp),
+            {"mlpclassifier__class_weight": [None, "balanced", {0: 1, 1: 3}], "mlpclassifier__alpha": [1e-4, 1e-2]},
+            n_candidates=4,
+            min_resources=60,
+            cv=2,
+            random_state=0,
+        ).fit(X, y, sample_weight=rng.uniform(0.5, 2, 200))
+    assert search.best_score_ > 0.7
+    assert search.best_estimator_[-1].class_weight in (None, "balanced", {0: 1, 1: 3})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_before_may_hand_over_tables(kind):
+    """By set_output, and the names of their columns are learnt."""
+    pandas = pytest.importorskip("pandas")
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    mlp = getattr(estimators, kind)(max_iter=3, random_state=0)
+    piped = make_pipeline(StandardScaler(), clone(mlp)).set_output(transform="pandas").fit(X, y)
+    assert piped[-1].feature_names_in_.tolist() == list(X.columns)
+    assert_array_equal(piped.predict(X), mlp.fit(scale(X), y).predict(scale(X)))
+    assert isinstance(piped[:-1].transform(X), pandas.DataFrame)
 
 
 def test_a_warning_of_no_convergence_points_to_the_caller():

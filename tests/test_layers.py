@@ -164,6 +164,7 @@ MANY_PARAMETERS = {
     "mlp_xp.fit.fit": "the public entry",
     "mlp_xp.loop.epochs": "the public entry",
     "mlp_xp.mlp.MLP.__init__": "the public constructor",
+    "mlp_xp.estimators.classifier.MLPClassifier.__init__": "scikit-learn's",
     "mlp_xp.estimators.hyperparameters.Hyperparameters.__init__": "scikit-learn's",
     "mlp_xp.estimators.regressor.MLPRegressor.__init__": "scikit-learn's",
 }

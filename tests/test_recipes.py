@@ -44,7 +44,7 @@ def absolute_error(xp, A, Y):
     return xp.sum(xp.abs(A - Y), axis=1), xp.sign(A - Y)
 
 
-ABSOLUTE_ERROR = Loss("absolute_error", absolute_error, "Σ |{0} - {1}|", slope="sign({0} - {1})")
+ABSOLUTE_ERROR = Loss("taxicab_error", absolute_error, "Σ |{0} - {1}|", slope="sign({0} - {1})")
 
 ENGINES = {  # arguments of `epochs`, for each way to train on the CPU
     "full batch, one thread": {"threads": 1},

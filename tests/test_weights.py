@@ -19,7 +19,7 @@ from mlp_xp.rows.csr import CsrRows
 OUTPUTS = {
     "softmax": ("softmax_cross_entropy", "softmax_log_loss"),
     "sigmoid": ("sigmoid_cross_entropy", "sigmoid_log_loss"),
-    "identity": ("half_squared_error", "half_mean_squared_error", "poisson_deviance"),
+    "identity": ("half_squared_error", "half_mean_squared_error", "poisson_deviance", "absolute_error", "huber"),
 }
 RULES = [
     mx.SGD(lr=0.05),
@@ -144,7 +144,9 @@ def test_weights_are_checked_before_any_training(weights, message):
 # scikit-learn's losses and rules
 
 
-@pytest.mark.parametrize("name", ["poisson_deviance", "sigmoid_log_loss", "softmax_log_loss"])
+@pytest.mark.parametrize(
+    "name", ["absolute_error", "huber", "poisson_deviance", "sigmoid_log_loss", "softmax_log_loss"]
+)
 def test_slopes_are_those_of_the_losses(name, rng):
     A, h = rng.standard_normal((6, 3)), 1e-6
     y = rng.integers(0, 3, 6) if name.startswith("softmax") else rng.integers(0, 2, (6, 3)).astype(float)
@@ -152,6 +154,20 @@ def test_slopes_are_those_of_the_losses(name, rng):
     for j, e in enumerate(np.eye(3)):
         above, below = (LOSSES[name].formula(np, A + sign * h * e, y)[0] for sign in (1, -1))
         assert_allclose((above - below) / (2 * h), dA[:, j], 1e-7, 1e-8)
+
+
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax", "cuda"])
+def test_robust_losses_at_their_kinks_and_far_away(device):
+    xp, asarray = mx.devices.get_device(device, "float64").xp, mx.devices.get_device(device, "float64").asarray
+    A, Y = [[3.0, 2.0, 1.5], [0.0, 2.0, -1e200]], [[2.0, 2.0, 2.0], [2.0, 0.5, 1e200]]
+    for name, want, slope in (
+        ("absolute_error", [1.5, 2e200], [[1, 0, -1], [-1, 1, -1]]),
+        ("huber", [0.625, 2e200], [[1, 0, -0.5], [-1, 1, -1]]),
+    ):
+        losses, dA = LOSSES[name].formula(xp, asarray(np.array(A)), asarray(np.array(Y)))
+        host = mx.devices.get_device(device).to_host
+        assert_allclose(host(losses), want)
+        assert_array_equal(host(dA), slope)
 
 
 def test_the_mean_squared_error_is_reported_by_output_and_followed_as_a_sum(rng):

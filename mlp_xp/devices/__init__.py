@@ -24,6 +24,7 @@ __all__ = [
     "StrictDevice",
     "TorchDevice",
     "check_precision",
+    "device_of",
     "get_device",
     "is_foreign",
     "library_of",
@@ -58,6 +59,22 @@ def get_device(name: str | Device, dtype: str = "float32") -> Device:
     device = name if isinstance(name, Device) else _open(name)
     device.prepare(dtype)
     return device
+
+
+def device_of(x: Array) -> Device:
+    """Return the :class:`Device` that an array is on.
+
+    Raises
+    ------
+    TypeError
+        If it is of a library that no device is for.
+    """
+    library = library_of(x).__name__
+    for kind in DEVICES.values():
+        if kind.namespace.removeprefix("array_api_compat.") == library:
+            return kind.holding(x)
+    titles = ", ".join(kind.title for kind in DEVICES.values())
+    raise TypeError(f"got a {type(x).__module__}.{type(x).__qualname__}; pass an array of {titles}")
 
 
 def _open(name: str) -> Device:

@@ -93,6 +93,16 @@ class Device:
         return cls(name, xp, cls._place(name.partition(":")[2], xp))
 
     @classmethod
+    def holding(cls, x: Array) -> Self:
+        """Return the device that an array of this library is on."""
+        return cls.open(cls._name_for(x))
+
+    @classmethod
+    def _name_for(cls, x: Array) -> str:
+        """Return the string to ask for an array's device by."""
+        return cls.spellings[0]
+
+    @classmethod
     def _place(cls, index: str, xp: Any) -> Any:
         """Return the library's object for the device after the colon, or None for its default."""
         return None

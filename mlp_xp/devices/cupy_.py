@@ -29,6 +29,10 @@ class CupyDevice(Device):
     epochs_to_repay_plan: ClassVar[int | None] = 600
 
     @classmethod
+    def _name_for(cls, x: Array) -> str:
+        return f"cuda:{x.device.id}"
+
+    @classmethod
     def _place(cls, index: str, xp: Any) -> Any:
         if index and not index.isdecimal():
             raise ValueError(

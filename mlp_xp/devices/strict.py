@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -19,6 +20,11 @@ class StrictDevice(Device):
     namespace: ClassVar[str] = "array_api_strict"
     remedy: ClassVar[str] = "pip install array-api-strict"
     packages: ClassVar[tuple[str, ...]] = ("array-api-strict",)
+
+    @classmethod
+    def holding(cls, x: Array) -> Self:
+        """Return the device of an array, which may be another one: those have no strings to ask for them by."""
+        return replace(cls.open("strict"), where=x.device)
 
     @classmethod
     def _place(cls, index: str, xp: Any) -> Any:

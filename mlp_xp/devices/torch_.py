@@ -21,6 +21,10 @@ class TorchDevice(Device):
     packages: ClassVar[tuple[str, ...]] = ("torch",)
 
     @classmethod
+    def _name_for(cls, x: Array) -> str:
+        return f"torch:{x.device}"
+
+    @classmethod
     def _place(cls, index: str, xp: Any) -> Any:
         import torch
 

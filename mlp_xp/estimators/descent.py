@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,22 +44,57 @@ class Descent:
 
     Parameters
     ----------
-    estimator : MultilayerPerceptron
-        Its parameters count as they are now.
+    solver : {"sgd", "adam"}
+    constants : dict of str to number
+        What its optimizer is made with, but the learning rate.
+    schedule : {"constant", "invscaling", "adaptive"}
+    first_rate, power : float
+        The first learning rate, and the power of the rows that "invscaling" divides it by.
+    rate : float
+        The learning rate of the next epoch.
+    last : dict, optional
+        The fields of the :class:`mlp_xp.snapshot.Snapshot` to go on from.
     """
 
-    def __init__(self, estimator: Any) -> None:
-        self._rate = Steered(float(estimator.learning_rate_init))
-        self._first_rate, self._power = self._rate.lr, estimator.power_t
-        self._schedule = estimator.learning_rate if estimator.solver == "sgd" else "constant"
-        self._last: Snapshot | None = None
-        self._optimizer: Optimizer
-        if estimator.solver == "sgd":
+    def __init__(
+        self,
+        solver: str,
+        constants: dict[str, Any],
+        schedule: str,
+        first_rate: float,
+        power: float,
+        rate: float,
+        last: dict[str, Any] | None = None,
+    ) -> None:
+        self._solver, self._constants = solver, constants
+        self._schedule, self._first_rate, self._power = schedule, first_rate, power
+        self._rate, self._last = Steered(rate), last
+        kind = SGDOfSteps if solver == "sgd" else AdamEpsilonHat
+        self._optimizer: Optimizer = kind(self._rate, **constants)
+
+    @classmethod
+    def of(cls, estimator: Any) -> Self:
+        """Return the beginning of a fit by the estimator's parameters as they are now."""
+        sgd, rate = estimator.solver == "sgd", float(estimator.learning_rate_init)
+        if sgd:
             nesterov = bool(estimator.nesterovs_momentum and estimator.momentum > 0)
-            self._optimizer = SGDOfSteps(self._rate, momentum=estimator.momentum, nesterov=nesterov)
+            constants = {"momentum": estimator.momentum, "nesterov": nesterov}
         else:
             constants = {"beta1": estimator.beta_1, "beta2": estimator.beta_2, "epsilon": estimator.epsilon}
-            self._optimizer = AdamEpsilonHat(self._rate, **constants)
+        schedule = estimator.learning_rate if sgd else "constant"
+        return cls(estimator.solver, constants, schedule, rate, estimator.power_t, rate)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the arguments that make this again: arrays, numbers and texts, which any file format can hold."""
+        return {
+            "solver": self._solver,
+            "constants": self._constants,
+            "schedule": self._schedule,
+            "first_rate": self._first_rate,
+            "power": self._power,
+            "rate": self._rate.lr,
+            "last": self._last,
+        }
 
     @property
     def learning_rate(self) -> float:
@@ -71,18 +105,16 @@ class Descent:
         """Go on with the optimizer's state, by :func:`mlp_xp.loop.epochs`, and keep it as it is when that ends."""
         start = None
         if self._last is not None:
-            start = replace(self._last, epoch=0, theta=model.device.to_host(model.theta))
+            start = Snapshot(**self._last | {"epoch": 0, "theta": model.device.to_host(model.theta)})
         state = None
         try:
             for state in epochs(model, X, y, order=order, optimizer=self._optimizer, start=start, **how):
-                if (
-                    how["batch_size"] is None
-                ):  # all rows at once: nobody asked for an order, and one is drawn all the same
+                if how["batch_size"] is None:  # nobody asked for an order, and one is drawn all the same
                     order(state.epoch)
                 yield state
         finally:
             if state is not None:
-                self._last = state.snapshot()
+                self._last = vars(state.snapshot())
 
     def end_epoch(self, rows: int) -> None:
         """Set the learning rate after so many rows, those of all fits of this estimator."""

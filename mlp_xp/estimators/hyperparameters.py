@@ -45,7 +45,7 @@ class Hyperparameters(BaseEstimator):  # type: ignore[misc]
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
-        "device": [str],
+        "device": [str, None],
         "precision": [str, None],
         "plan": [StrOptions(set(PLANS))],
     }
@@ -76,7 +76,7 @@ class Hyperparameters(BaseEstimator):  # type: ignore[misc]
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
     ) -> None:

@@ -7,51 +7,40 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
-from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight
 
-from ..devices import NumpyDevice
 from ..kernels import GenericKernels
-from ..kernels.functions import sigmoid, softmax
 from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
-from ..model import forward
 from ..objective import Objective
-from ..params import Parameters
-from ..rows.csr import CsrRows
-from ..rows.source import InMemory, Rows
+from .arrays import home_of, on_host, take
 from .descent import Descent, Order
-from .hyperparameters import ACTIVATIONS, Hyperparameters
+from .network import Network
 
 __all__ = ["MultilayerPerceptron"]
 
 _Matrix = NDArray[Any]
 
 _CALLER = 5  # of fit: that many calls above the training
-_OUTPUTS = {  # by what scikit-learn calls the last activation: the output here, and the loss that scikit-learn reports
-    "softmax": ("softmax", "softmax_log_loss"),
-    "logistic": ("sigmoid", "sigmoid_log_loss"),
-    "identity": ("identity", "half_mean_squared_error"),
-    "exp": ("identity", "poisson_deviance"),
+_LOSSES = {
+    ("log_loss", "softmax"): "softmax_log_loss",
+    ("log_loss", "logistic"): "sigmoid_log_loss",
+    ("squared_error", "identity"): "half_mean_squared_error",
+    ("poisson", "exp"): "poisson_deviance",
+    ("absolute_error", "identity"): "absolute_error",
+    ("huber", "identity"): "huber",
 }
-_LINKS: dict[str, Any] = {
-    "softmax": softmax,
-    "logistic": sigmoid,
-    "identity": lambda xp, A: A,
-    "exp": lambda xp, A: xp.exp(A),
-}
-"""What makes probabilities or values of linear outputs."""
+"""The losses here, by scikit-learn's of an estimator and the last activation: those that scikit-learn reports."""
 
 
 class Data(NamedTuple):
@@ -62,133 +51,133 @@ class Data(NamedTuple):
     weights: _Matrix | None
 
 
-class MultilayerPerceptron(Hyperparameters):
+class HeldOut(NamedTuple):
+    """Rows to stop early by, and their targets as the loss takes them."""
+
+    data: Data
+    targets: _Matrix
+
+
+class MultilayerPerceptron(Network):
     """A multilayer perceptron with scikit-learn's interface.
 
     Trained parameters are kept as ``coefs_`` and ``intercepts_`` alone, so that an estimator can be copied, stored, and
-    changed like scikit-learn's.
+    changed like scikit-learn's. They are where the samples were that it was trained on.
     """
 
     loss = "log_loss"
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,)."""
-        return self._fit(X, y, sample_weight, incremental=False)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,).
+
+        Parameters
+        ----------
+        X, y, sample_weight : as in scikit-learn
+        X_val, y_val, sample_weight_val : array (m, d), (m,) or (m, k), and (m,), optional
+            What early stopping looks at, in place of a part of `X` and `y`. Classes have no weights in them.
+        """
+        if X_val is None and y_val is None:
+            if sample_weight_val is not None:
+                raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
+            return self._fit(X, y, sample_weight, None, incremental=False)
+        if X_val is None or y_val is None:
+            raise ValueError("one of X_val and y_val was given without the other; give both, or none")
+        if self.solver == "lbfgs" or not self.early_stopping:
+            raise ValueError(
+                f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
+                f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
+            )
+        return self._fit(X, y, sample_weight, Data(X_val, y_val, sample_weight_val), incremental=False)
 
     # What the classifier and the regressor say.
 
-    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
-        """Return the samples (n, d) in float64 or float32, and the targets (n,) or (n, k)."""
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:
+        """Return the samples (n, d) in float64 or float32, and the targets (n,) or (n, k) as they were given."""
         raise NotImplementedError
 
-    def _last_activation(self) -> str:
-        """Return what scikit-learn calls the activation of the outputs."""
+    def _learn_targets(self, y: _Matrix, incremental: bool) -> None:
+        """Learn what the targets are, or check that they are what they were before."""
+
+    def _targets(self, y: _Matrix) -> _Matrix:
+        """Return the targets as numbers, (n,) or (n, k)."""
+        return y
+
+    def _held_out_targets(self, y: _Matrix) -> _Matrix:
+        """Return the targets of held-out rows as numbers, (m,) or (m, k)."""
+        return self._targets(y)
+
+    def _weights(self, y: _Matrix, sample_weight: _Matrix | None) -> _Matrix | None:
+        """Return how much each row counts (n,), given its targets and its own weight."""
+        return sample_weight
+
+    def _score(self, P: _Matrix, y: _Matrix, weights: _Matrix | None) -> float:
+        """Return the score of probabilities or values (m, k) for targets (m, k)."""
         raise NotImplementedError
-
-    def _score(self, model: MLP, data: Data) -> float:
-        """Return the score on held-out rows."""
-        raise NotImplementedError
-
-    # Parameters.
-
-    def _sizes(self) -> list[int]:
-        sizes = self.hidden_layer_sizes
-        hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
-        if np.any(np.array(hidden) <= 0):
-            raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        return [self.n_features_in_, *map(int, hidden), self.n_outputs_]
-
-    def _initialize(self, dtype: Any) -> None:
-        """Draw the first parameters, uniform as Glorot and Bengio (2010, eq. 16) have it, and forget former fits."""
-        sizes = self._sizes()
-        self.n_iter_ = self.t_ = 0
-        self.n_layers_, self.out_activation_ = len(sizes), self._last_activation()
-        self.coefs_, self.intercepts_ = [], []
-        for fan_in, fan_out in pairwise(sizes):
-            bound = np.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
-            self.coefs_.append(self._random_state.uniform(-bound, bound, (fan_in, fan_out)).astype(dtype))
-            self.intercepts_.append(self._random_state.uniform(-bound, bound, fan_out).astype(dtype))
-        self._best = self.coefs_, self.intercepts_
-        if self.solver != "lbfgs":
-            self.loss_curve_: list[float] = []
-            self._no_improvement_count = 0
-            stops = self.early_stopping
-            self.best_loss_: Any = None if stops else np.inf
-            self.validation_scores_: Any = [] if stops else None
-            self.best_validation_score_: Any = -np.inf if stops else None
-
-    def to_mlp(self) -> MLP:
-        """Return the network with the parameters that this estimator has now: to save, export, or train further.
-
-        With the Poisson loss its outputs are the logarithms of what is predicted.
-        """
-        check_is_fitted(self)
-        sizes = [len(self.coefs_[0]), *map(len, self.intercepts_)]
-        dtype = self.coefs_[0].dtype.name
-        output = _OUTPUTS[self.out_activation_][0]
-        model = MLP(sizes, ACTIVATIONS[self.activation], output, "zeros", dtype, self.device, precision=self.precision)
-        W = [None, *(coef.T for coef in self.coefs_)]
-        model.theta = model.layout.join(Parameters(W, [None, *self.intercepts_]))
-        return model
-
-    def _parameters(self, model: MLP) -> tuple[list[_Matrix], list[_Matrix]]:
-        return [np.ascontiguousarray(W.T) for W in model.weights], model.biases
-
-    def _outputs(self, model: MLP, X: Any) -> _Matrix:
-        """Return probabilities or values (n, k) for samples (n, d) of the model's dtype."""
-        if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
-            params = model.layout.split(model.theta)
-            A = forward(model.network, GenericKernels(np, model.dtype), params, X)[-1]
-        else:
-            A = model.outputs(self._rows(model, X))
-        return np.asarray(_LINKS[self.out_activation_](np, A))
-
-    def _predicted(self, X: Any) -> _Matrix:
-        """Check samples (n, d), and return probabilities or values (n, k) for them."""
-        model, X = self.to_mlp(), validate_data(self, X, accept_sparse="csr", reset=False)
-        return self._outputs(model, X.astype(model.dtype, copy=False))
 
     # Training.
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
     def _is_stochastic(self) -> bool:
         if self.solver == "lbfgs":
             raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
         return True
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+    def _fit(self, X: Any, y: Any, sample_weight: Any, held_out: Data | None, incremental: bool) -> Self:
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
-        X, y = self._read(X, y, incremental, reset=first)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        y = y.reshape(len(y), -1)
+        if not first:
+            self._check_home(X, "partial_fit" if incremental else "fit", self._home())
+        X, y = self._read(X, y, reset=first)
+        self._learn_targets(y, incremental)
+        weights = self._weights(y, _check_weights(sample_weight, y))
+        y = _columns(self._targets(y))
         self.n_outputs_ = y.shape[1]
+        if held_out is not None:
+            if home_of(held_out.X) != home_of(X):
+                raise ValueError("X_val must use the same namespace and the same device as X; move one of them")
+            held_out = self._read_held_out(held_out)
         self._random_state = check_random_state(self.random_state)
         if first:
-            self._initialize(X.dtype)
+            self._initialize(X)
         model = self.to_mlp()
         data = Data(X, y, weights)
         if self.solver == "lbfgs":
             self._minimize(model, data)
         else:
-            self._descend(model, data, incremental)
-        if not all(np.isfinite(p).all() for p in (*self.coefs_, *self.intercepts_)):
+            self._descend(model, data, held_out, incremental)
+        coefs, intercepts = self._parameters_on_host()
+        if not all(np.isfinite(p).all() for p in (*coefs, *intercepts)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
             )
         return self
 
-    def _rows(self, model: MLP, X: Any) -> Rows:
-        """Return samples that were checked: what scikit-learn has looked through is not looked through again."""
-        return model.open(CsrRows(X, model.dtype) if issparse(X) else InMemory(np.ascontiguousarray(X)))
+    def _read_held_out(self, data: Data) -> Data:
+        """Return the rows to hold out, checked."""
+        X, y = self._read(data.X, data.y, reset=False)
+        weights = _check_weights(data.weights, y)
+        y = _columns(self._held_out_targets(y))
+        if y.shape[1] != self.n_outputs_:
+            raise ValueError(f"y_val has {y.shape[1]} columns, and y has {self.n_outputs_}; give the same ones")
+        return Data(X, y, weights)
 
     def _objective(self, model: MLP) -> Objective:
-        output = model.objective.output._replace(loss=_OUTPUTS[self.out_activation_][1])
+        loss = _LOSSES.get((self.loss, self.out_activation_))
+        if loss is None:
+            raise ValueError(
+                f"loss {self.loss!r} does not go with the outputs of the fit before, {self.out_activation_!r}; set "
+                "warm_start=False, or fit once more before partial_fit"
+            )
+        output = model.objective.output._replace(loss=loss)
         return Objective(output, l2_sum=float(self.alpha))
 
     def _minimize(self, model: MLP, data: Data) -> None:
@@ -201,13 +190,15 @@ class MultilayerPerceptron(Hyperparameters):
         self.loss_, self.loss_curve_ = float(result.fun), result.losses
         self.coefs_, self.intercepts_ = self._parameters(model)
 
-    def _descend(self, model: MLP, data: Data, incremental: bool) -> None:
+    def _descend(self, model: MLP, data: Data, held_out: Data | None, incremental: bool) -> None:
         """Train by "sgd" or "adam"."""
         if not incremental or not hasattr(self, "_optimizer"):
-            self._optimizer = Descent(self)
+            self._optimizer = Descent.of(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        data, held_out = self._split(data) if self.early_stopping else (data, None)
+        if self.early_stopping and held_out is None:
+            data, held_out = self._split(data)
+        held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
         n = data.X.shape[0]
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         self.n_iter_ = 0
@@ -218,7 +209,7 @@ class MultilayerPerceptron(Hyperparameters):
         )  # fmt: skip
         try:
             with closing(states):
-                ended = any(self._ends_with(state, held_out) for state in states)
+                ended = any(self._ends_with(state, held) for state in states)
             if not (ended or incremental):
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
@@ -232,14 +223,13 @@ class MultilayerPerceptron(Hyperparameters):
 
     def _split(self, data: Data) -> tuple[Data, Data]:
         """Return the rows to train on, and those to hold out."""
-        given = [part for part in data if part is not None]
-        parts = train_test_split(
-            *given,
+        rows = train_test_split(
+            np.arange(len(data.y)),
             random_state=self._random_state,
             test_size=self.validation_fraction,
             stratify=data.y if is_classifier(self) and self.n_outputs_ == 1 else None,
         )
-        train, held_out = (Data(*part, *[None] * (3 - len(given))) for part in (parts[::2], parts[1::2]))
+        train, held_out = (Data(*(None if part is None else take(part, some) for part in data)) for some in rows)
         if held_out.X.shape[0] < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
@@ -256,7 +246,7 @@ class MultilayerPerceptron(Hyperparameters):
             )
         return min(int(self.batch_size), n)
 
-    def _ends_with(self, state: State, held_out: Data | None) -> bool:
+    def _ends_with(self, state: State, held: HeldOut | None) -> bool:
         """Record an epoch, and return whether it is the last one."""
         self.n_iter_ += 1
         self.loss_ = float(state.loss_sum) / state.rows
@@ -264,10 +254,10 @@ class MultilayerPerceptron(Hyperparameters):
         self.loss_curve_.append(self.loss_)
         if self.verbose:
             print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-        if held_out is None:
+        if held is None:
             quantity, improves = "Training loss", self._training_improves()
         else:
-            quantity, improves = "Validation score", self._validation_improves(state.model, held_out)
+            quantity, improves = "Validation score", self._validation_improves(state.model, held)
         self._no_improvement_count = 0 if improves else self._no_improvement_count + 1
         self._optimizer.end_epoch(self.t_)
         if self._no_improvement_count <= self.n_iter_no_change:
@@ -283,8 +273,11 @@ class MultilayerPerceptron(Hyperparameters):
         self.best_loss_ = min(self.best_loss_, self.loss_)  # a NaN is not smaller
         return improves
 
-    def _validation_improves(self, model: MLP, held_out: Data) -> bool:
-        score = self._score(model, held_out)
+    def _validation_improves(self, model: MLP, held: HeldOut) -> bool:
+        A = self._linear_outputs(model, held.data.X)
+        losses, _ = self._objective(model).losses(GenericKernels(np, model.dtype), A, held.targets)
+        score = self._score(self._link(A), held.data.y, held.data.weights)
+        self.validation_loss_curve_.append(float(np.average(losses.astype(np.float64), weights=held.data.weights)))
         self.validation_scores_.append(score)
         if self.verbose:
             print(f"Validation score: {score:f}")
@@ -292,3 +285,13 @@ class MultilayerPerceptron(Hyperparameters):
         if score > self.best_validation_score_:
             self.best_validation_score_, self._best = score, self._parameters(model)
         return improves
+
+
+def _columns(y: _Matrix) -> _Matrix:
+    """(n,) or (n, k) -> (n, 1) or (n, k)."""
+    return y.reshape(len(y), -1)
+
+
+def _check_weights(weights: Any, y: _Matrix) -> _Matrix | None:
+    """Return the weights of rows (n,) on the host, in float64 or float32, if there are any."""
+    return None if weights is None else np.asarray(_check_sample_weight(on_host(weights), y))

@@ -14,9 +14,10 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
-from ..mlp import MLP
+from ..devices import Array
+from .arrays import float_dtypes, like, on_host
 from .hyperparameters import Hyperparameters
-from .mlp import Data, MultilayerPerceptron
+from .mlp import MultilayerPerceptron
 
 __all__ = ["MLPRegressor"]
 
@@ -28,14 +29,17 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     Parameters
     ----------
-    loss, hidden_layer_sizes, activation, solver, ... : as in scikit-learn
-        With its defaults. The loss is half the squared error, or half the Poisson deviance on exponentials of outputs.
+    loss : {"squared_error", "absolute_error", "huber", "poisson"}
+        Half the squared error; its size, for which outputs are medians; half its square up to 1, and beyond its size
+        less 1/2; or half the Poisson deviance on exponentials of outputs.
+    hidden_layer_sizes, activation, solver, ... : as in scikit-learn
+        With its defaults.
     device, precision, plan
         As for :class:`MLPClassifier`.
 
     Attributes
     ----------
-    coefs_, intercepts_, loss_curve_, ... : as in scikit-learn
+    coefs_, intercepts_, loss_curve_, validation_loss_curve_, ...
         As for :class:`MLPClassifier`.
 
     Examples
@@ -48,7 +52,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **Hyperparameters._parameter_constraints,
-        "loss": [StrOptions({"squared_error", "poisson"})],
+        "loss": [StrOptions({"squared_error", "absolute_error", "huber", "poisson"})],
     }
 
     def __init__(
@@ -78,7 +82,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
     ) -> None:
@@ -92,15 +96,15 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         )  # fmt: skip
         self.loss = loss
 
-    def _read(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[_Matrix, _Matrix]:
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:
         X, y = validate_data(
             self,
             X,
-            y,
+            on_host(y),
             accept_sparse="csr",
             multi_output=True,
             y_numeric=True,
-            dtype=(np.float64, np.float32),
+            dtype=float_dtypes(X),
             reset=reset,
         )
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
@@ -108,19 +112,22 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
     def _last_activation(self) -> str:
         return "exp" if self.loss == "poisson" else "identity"
 
-    def _score(self, model: MLP, data: Data) -> float:
-        predicted = self._outputs(model, data.X)
-        if not np.isfinite(predicted).all():
-            return np.nan
-        return float(r2_score(data.y, predicted, sample_weight=data.weights))
+    def _score(self, P: _Matrix, y: _Matrix, weights: _Matrix | None) -> float:
+        return float(r2_score(y, P, sample_weight=weights)) if np.isfinite(P).all() else np.nan
 
     @available_if(lambda estimator: estimator._is_stochastic())  # type: ignore[untyped-decorator]
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train for one epoch."""
-        return self._fit(X, y, sample_weight, incremental=True)
+        return self._fit(X, y, sample_weight, None, incremental=True)
 
-    def predict(self, X: Any) -> _Matrix:
+    def predict(self, X: Any) -> Array:
         """Return the values (n,), or (n, k) for more than one output."""
-        values = self._predicted(X)
-        return values[:, 0] if values.shape[1] == 1 else values
+        values = self._predicted(X, "predict")
+        return like(X, values[:, 0] if values.shape[1] == 1 else values)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of the predictions, on average over the outputs."""
+        # on the host: scikit-learn's metric writes into arrays, and JAX's cannot be written to
+        y, predicted = on_host(y), on_host(self.predict(X))
+        return float(r2_score(y, predicted, sample_weight=on_host(sample_weight)))

@@ -185,6 +185,23 @@ def perceptron_criterion(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
     return xp.sum(dA * A, axis=1), dA
 
 
+def absolute_error(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) -> Σ |A - Y| (n,), and its sign, 0 at the targets themselves, (n, k)."""
+    error = A - Y
+    return xp.sum(xp.abs(error), axis=1), xp.sign(error)
+
+
+def huber(xp: Any, A: Array, Y: Array) -> tuple[Array, Array]:
+    """(n, k), targets (n, k) -> Σ e² / 2, or |e| - 1/2 beyond 1, (n,) and e within ±1 (n, k), with e = A - Y.
+
+    It is half a square near the targets and a size far from them (Huber 1964, with k = 1), so that single targets that
+    are far off do not decide. What is near is for the scale of the targets to say.
+    """
+    error = A - Y
+    dA = xp.clip(error, -1.0, 1.0)
+    return xp.sum(dA * (error - dA / 2), axis=1), dA
+
+
 def softmax_log_loss(xp: Any, A: Array, y: Array) -> tuple[Array, Array]:
     """Return what scikit-learn reports of the softmax cross-entropy: probabilities count as eps to 1 - eps.
 
@@ -232,6 +249,8 @@ LOSSES: dict[str, Loss] = {
             "Σ max(0, (1-2{0}) {1})",
             slope="±1 where {0} and {1} disagree",
         ),
+        Loss("absolute_error", absolute_error, "Σ |{1} - {0}|", slope="sign({0} - {1})"),
+        Loss("huber", huber, "Σ huber({1} - {0})", slope="{0} - {1} within ±1"),
         Loss("softmax_log_loss", softmax_log_loss, "-Σ {0} log {1}", predicted="softmax({})"),
         Loss("sigmoid_log_loss", sigmoid_log_loss, "-Σ [{0} log {1} + (1-{0}) log(1-{1})]", predicted="σ({})"),
         Loss("half_mean_squared_error", half_mean_squared_error, "Σ ({1} - {0})² / 2k"),

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "": 0, "identity": 0, "sigmoid": 1, "tanh": 2, "relu": 3, "leaky_relu": 4,
     "softmax_cross_entropy": 0, "sigmoid_cross_entropy": 1, "half_squared_error": 2, "perceptron_criterion": 3,
     "softmax_log_loss": 4, "sigmoid_log_loss": 5, "half_mean_squared_error": 6, "poisson_deviance": 7,
+    "absolute_error": 8, "huber": 9,
 }  # fmt: skip
 """The numbers of activations and of losses, as in ``replay.h``."""
 DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)

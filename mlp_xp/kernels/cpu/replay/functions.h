@@ -142,6 +142,16 @@ INLINE double perceptron_criterion(REAL *a, REAL target) {
   *a = slope;
   return loss;
 }
+INLINE double absolute_error(REAL *a, REAL target) {
+  const REAL error = *a - target;
+  *a = error > 0 ? 1 : error < 0 ? -1 : error;  // 0 and NaN stay
+  return fabs((double)error);
+}
+INLINE double huber(REAL *a, REAL target) {
+  const REAL error = *a - target, slope = within(error, -1, 1);
+  *a = slope;
+  return slope * (error - (double)slope / 2);
+}
 INLINE double poisson_deviance(REAL *a, REAL target) {
   const double y = target, mean = exp((double)*a), loss = (y > 0 ? y * log(y) : 0) - y * *a - y + mean;
   *a = mean - y;
@@ -165,6 +175,8 @@ static double loss(int name, REAL *A, const void *y, int64_t m, int64_t k, int64
     case SIGMOID_LOG_LOSS: ADD_LOSSES(sigmoid_log_loss) break;
     case HALF_SQUARED_ERROR: ADD_LOSSES(half_squared_error) break;
     case HALF_MEAN_SQUARED_ERROR: ADD_LOSSES(half_squared_error) sum /= k; break;
+    case ABSOLUTE_ERROR: ADD_LOSSES(absolute_error) break;
+    case HUBER: ADD_LOSSES(huber) break;
     case PERCEPTRON_CRITERION: ADD_LOSSES(perceptron_criterion) break;
     case POISSON_DEVIANCE: ADD_LOSSES(poisson_deviance) break;
   }
