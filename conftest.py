@@ -30,7 +30,13 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
 }
 
 
-collect_ignore = ["tests/cuda/emulated"]  # to import its site/sitecustomize.py is to install it
+collect_ignore = [
+    "tests/cuda/emulated",  # to import its site/sitecustomize.py is to install it
+    "mlp_xp/engines/jax_.py",  # these import a library that may be missing, and takes seconds
+    "mlp_xp/engines/jax_program.py",
+    "mlp_xp/engines/torch_.py",
+    "mlp_xp/kernels/torch_.py",
+]
 
 
 def pytest_addoption(parser):

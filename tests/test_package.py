@@ -17,6 +17,12 @@ LIGHT = sorted(
     for module in pkgutil.walk_packages([str(FOLDER)], "mlp_xp.")
     if module.name.split(".")[1] not in ("plots", "estimators", "__main__")  # need more than the package does
 )
+NEEDS = {
+    "mlp_xp.engines.jax_": "jax",
+    "mlp_xp.engines.jax_program": "jax",
+    "mlp_xp.engines.torch_": "torch",
+    "mlp_xp.kernels.torch_": "torch",
+}
 
 
 def test_all_is_what_is_defined():
@@ -27,7 +33,9 @@ def test_all_is_what_is_defined():
     assert mx.datasets.__name__ == "mlp_xp.datasets"
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.needs(NEEDS[name])] if name in NEEDS else []) for name in LIGHT]
+)
 def test_modules_list_what_they_have(name):
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", ()):
