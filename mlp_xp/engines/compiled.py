@@ -27,7 +27,6 @@ from ..kernels.cpu.compiled import (
     MOMENTUM,
     MOMENTUM_OF_STEPS,
     OPERATIONS,
-    ROW_BYTES,
 )
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
@@ -40,6 +39,7 @@ from ..rows.source import InMemory, Rows
 from ..rows.stored import StoredRows, ahead
 from .base import Done, Setup
 from .host import HostEngine
+from .padded import Padded
 from .reduce import groups_of
 
 __all__ = ["CompiledEngine", "why_not"]
@@ -84,41 +84,6 @@ def _record(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) ->
     return recorded.program
 
 
-class _Padded:
-    """Where the parameters are if each row of a layer's block begins at a multiple of 64 bytes.
-
-    Parameters
-    ----------
-    model : MLP
-    """
-
-    def __init__(self, model: MLP) -> None:
-        self.dtype, self.own = np.dtype(model.dtype), model.layout.blocks
-        row = ROW_BYTES // self.dtype.itemsize
-        shapes = [(1 + d, -(-h // row) * row) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
-        ends = np.cumsum([rows * columns for rows, columns in shapes])
-        starts = [0, *ends[:-1]]
-        self.blocks = list(zip(map(slice, starts, ends), shapes, model.sizes[1:], strict=True))
-        self.size = int(ends[-1])
-
-    def zeros(self) -> _Vector:
-        """Return a vector in this form, on a boundary."""
-        memory = np.zeros(self.size + 2 * ROW_BYTES // self.dtype.itemsize, self.dtype)
-        first = -memory.ctypes.data % ROW_BYTES // self.dtype.itemsize
-        return memory[first : first + self.size]
-
-    def put(self, vector: _Vector, into: _Vector) -> None:
-        """Copy a vector (P,) into one of this form."""
-        for own, (block, (rows, columns), units) in zip(self.own, self.blocks, strict=True):
-            into[block].reshape(rows, columns)[:, :units] = vector[own].reshape(rows, units)
-
-    def take(self, vector: _Vector) -> _Vector:
-        """Return a vector of this form as a new one (P,)."""
-        return np.concatenate(
-            [vector[block].reshape(shape)[:, :units].reshape(-1) for block, shape, units in self.blocks]
-        )
-
-
 class CompiledEngine:
     """Updates by the compiled library, on threads of its own.
 
@@ -134,7 +99,7 @@ class CompiledEngine:
         self._setup, self.plan, model = setup, setup.plan, setup.model
         self._n = setup.rows.shape[0]
         self.updates = 1 if setup.batch_size is None else -(-self._n // setup.batch_size)
-        self._padded, dtype = _Padded(model), np.dtype(model.dtype)
+        self._padded, dtype = Padded(model), np.dtype(model.dtype)
         self._theta, self._gradient = self._padded.zeros(), self._padded.zeros()
         self._state = setup.optimizer.init(model.theta)
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
