@@ -25,6 +25,8 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
     "onnx": ("onnx", "pip install -e '.[test-onnx]'"),
     "onnxruntime": ("onnxruntime", "pip install -e '.[test-onnx]'"),
     "nvrtc": ("cuda.bindings", "pip install -e '.[test-cuda]'"),
+    "h5py": ("h5py", "pip install h5py"),
+    "zarr": ("zarr", "pip install zarr"),
     "hatchling": ("hatchling", "pip install hatchling editables"),
     "editables": ("editables", "pip install hatchling editables"),
 }
