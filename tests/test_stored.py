@@ -140,7 +140,7 @@ def test_rows_are_marked_as_they_are_taken_with_the_same_bits(monkeypatch, kind)
     X, y = draw(kind)
     for batch_size in (None, 64):
         kept = trained(X, y, batch_size=batch_size, plan="sparse")
-        monkeypatch.setattr("mlp_xp.engines.compiled._MARKED", 0)
+        monkeypatch.setattr("mlp_xp.engines.compiled.MARKED", 0)
         assert_array_equal(trained(X, y, batch_size=batch_size, plan="sparse"), kept)
         monkeypatch.undo()
 

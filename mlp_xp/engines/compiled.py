@@ -27,6 +27,7 @@ from ..kernels.cpu.compiled import (
     MOMENTUM,
     MOMENTUM_OF_STEPS,
     OPERATIONS,
+    ROW_BYTES,
 )
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
@@ -42,13 +43,13 @@ from .host import HostEngine
 from .padded import Padded
 from .reduce import groups_of
 
-__all__ = ["CompiledEngine", "why_not"]
+__all__ = ["CompiledEngine", "buffer_widths", "why_not"]
 
-_SHARD = 512  # rows
+SHARD = 512  # rows
 _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
-_MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
+MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
 
 _OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
@@ -84,6 +85,13 @@ def _record(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) ->
     return recorded.program
 
 
+def buffer_widths(model: MLP, sparse: bool) -> list[int]:
+    """Return the columns of the buffers for a block of rows; a sparse product reads the rows themselves."""
+    row = ROW_BYTES // np.dtype(model.dtype).itemsize
+    widths = [-(-width // row) * row for width in _record(model.sizes, model.network.g, model.objective).columns]
+    return [0, *widths[1:]] if sparse else widths
+
+
 class CompiledEngine:
     """Updates by the compiled library, on threads of its own.
 
@@ -111,7 +119,7 @@ class CompiledEngine:
         new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
         replay = new(ctypes.byref(self._kept[0]))
         if not replay:
-            raise MemoryError(f"there is no memory for updates of {setup.batch_size or _SHARD} rows")
+            raise MemoryError(f"there is no memory for updates of {setup.batch_size or SHARD} rows")
         self._replay = ctypes.c_void_p(replay)
         weakref.finalize(self, free, self._replay)
         self._rows_of_step = setup.batch_size or self._kept[0].shard * self._kept[0].groups
@@ -143,12 +151,12 @@ class CompiledEngine:
             gemm=address[0], long_integers=address[1], X=_address(X), starts=_address(starts),
             columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
             bytes=setup.rows.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
-            marked=starts is not None or (X is not None and self._n * -(-model.sizes[0] // 8) <= _MARKED),
+            marked=starts is not None or (X is not None and self._n * -(-model.sizes[0] // 8) <= MARKED),
             background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=_address(first), second=_address(second),
-            l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=_SHARD,
-            groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)),
+            l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=SHARD,
+            groups=0 if setup.batch_size else groups_of(-(-self._n // SHARD)),
             threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
         )  # fmt: skip
         return given, [X, starts, columns, y, weights, sizes, widths, instructions]
