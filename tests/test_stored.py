@@ -153,7 +153,7 @@ def test_a_model_predicts_and_scores_rows_in_a_file(tmp_path):
         assert model.evaluate(data, y) == model.evaluate(X, y)
 
 
-@pytest.mark.parametrize("device", ["strict", "torch", "jax"])
+@pytest.mark.parametrize("device", ["strict", "torch", "jax", "cuda"])
 def test_other_devices_take_the_rows_into_their_memory(tmp_path, device):
     X, y = draw(n=500)
     for data in (mapped(tmp_path / "X.npy", X), Source(X)):
