@@ -28,13 +28,14 @@ N, D = 2 * WINDOW + 1500, 12
 class Source:
     """What a user may have: rows by slices, and nothing else."""
 
-    def __init__(self, X, dtype=None):
-        self.X, self.shape, self.dtype, self.longest = X, X.shape, dtype or X.dtype, 0
+    def __init__(self, X):
+        self.X, self.shape, self.dtype, self.longest, self.read = X, X.shape, X.dtype, 0, 0
 
     def __getitem__(self, rows):
         assert type(rows) is slice
         assert rows.step is None
         self.longest = max(self.longest, rows.stop - rows.start)
+        self.read += rows.stop - rows.start
         return self.X[rows].copy()
 
 
@@ -212,9 +213,12 @@ def test_the_order_is_a_permutation_whose_windows_are_whole_blocks(n, seed, epoc
 def test_rows_come_in_whole_batches_in_order(batch_size, first, data):
     n = data.draw(st.integers(1, N))
     X = np.arange(n, dtype=np.float32)[:, None]
-    rows, order = StoredRows(Source(X), 1, "float32"), shuffled_chunks(0, 1, n)
+    source = Source(X)
+    rows, order = StoredRows(source, 1, "float32"), shuffled_chunks(0, 1, n)
     first = min(first, (n - 1) // batch_size) * batch_size
+    source.read = 0
     pieces = list(rows.in_order(order, first, batch_size))
+    assert source.read <= n - first // WINDOW * WINDOW  # each block once
     assert_array_equal(np.concatenate(pieces)[:, 0], order[first:])
     assert all(len(piece) % batch_size == 0 for piece in pieces[:-1])
     assert all(len(piece) < WINDOW + batch_size for piece in pieces)
