@@ -94,6 +94,13 @@ def test_what_would_be_converted_is_read(tmp_path, dtype):
 
 
 @pytest.mark.usefixtures("mapped")
+def test_what_is_stored_by_columns_is_read(tmp_path):
+    X, y = draw()
+    train_set, _ = mx.datasets.load(write(tmp_path, x_train=np.asfortranarray(X), y_train=y, x_test=X, y_test=y))
+    assert_array_equal(train_set.X, X)
+
+
+@pytest.mark.usefixtures("mapped")
 def test_idx_files_stay_where_they_are_unless_they_are_packed(tmp_path):
     X, y = draw()
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(X.reshape(-1, 2, 4)))

@@ -172,8 +172,8 @@ def _outlook(config: Config, data: Data, model: MLP, optimizer: Optimizer, path:
     return [
         fill(f"{model}", WIDTH),
         fill(f"plan {plan.kind}: {plan.reason}", WIDTH),
-        f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         *memory,
+        f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
     ]
 
