@@ -26,6 +26,8 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
     "onnxruntime": ("onnxruntime", "pip install -e '.[test-onnx]'"),
     "nvrtc": ("cuda.bindings", "pip install -e '.[test-cuda]'"),
     "skops": ("skops", "pip install -e '.[test-all]'"),
+    "h5py": ("h5py", "pip install h5py"),
+    "zarr": ("zarr", "pip install zarr"),
     "hatchling": ("hatchling", "pip install hatchling editables"),
     "editables": ("editables", "pip install hatchling editables"),
 }

@@ -10,6 +10,7 @@ True
 
 from . import datasets
 from .callbacks import EarlyStopping, History, Progress
+from .engines.memory import estimate_memory
 from .files.tensors import CheckpointError
 from .fit import DivergenceError, fit
 from .kernels import ACTIVATIONS
@@ -50,5 +51,6 @@ __all__ = [
     "WarmUp",
     "datasets",
     "epochs",
+    "estimate_memory",
     "fit",
 ]

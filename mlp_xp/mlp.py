@@ -19,7 +19,8 @@ from .metrics import accuracy, r_squared, read_outputs
 from .model import Network, check_activations, forward, grad_sum
 from .objective import OUTPUTS, Objective, Targets, check_output
 from .params import Forward, Gradient, Layout, Parameters, check_like, check_vector, fitting_init, initial_theta
-from .rows.source import Rows, open_rows
+from .rows.opening import open_rows
+from .rows.source import Rows
 
 __all__ = ["MLP", "Forward", "Gradient"]
 
@@ -153,7 +154,7 @@ class MLP:
         Raises
         ------
         ValueError, TypeError
-            If they do not fit the model, see :func:`mlp_xp.rows.source.open_rows`.
+            If they do not fit the model, see :func:`mlp_xp.rows.opening.open_rows`.
         """
         with self.device.active():
             rows = open_rows(X, self.sizes[0], self.device, self.dtype, self.pixels)

@@ -57,6 +57,7 @@ typedef struct {  // a network and its data, each array of exactly the size that
   Instruction program[6 * MOST_LAYERS + 3];
   int64_t count;  // of parameters
   int32_t *order;
+  char *in_order;  // rows, or null
   REAL *begin, *vectors[4];
 } Case;
 
@@ -116,6 +117,16 @@ static void compress(Case *c) {
   free((void *)X);
   s->X = values, s->starts = starts, s->columns = columns;
 }
+// Let the rows come with each piece, in the order of the epoch.
+static void put_in_order(Case *c) {
+  Setup *s = &c->setup;
+  const int64_t size = c->sizes[0] * (s->bytes ? 1 : sizeof(REAL));
+  c->in_order = exactly(s->rows * size);
+  for (int64_t i = 0; i < s->rows; i++)
+    memcpy(c->in_order + i * size, (const char *)s->X + (s->groups ? i : c->order[i]) * size, size);
+  free((void *)s->X);
+  s->X = 0;
+}
 static void make_data(Case *c) {
   Setup *s = &c->setup;
   const int64_t n = s->rows, d = c->sizes[0], k = c->sizes[s->layers];
@@ -140,6 +151,8 @@ static void make_data(Case *c) {
     for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
     s->background = background;
   }
+  s->marked = s->starts || between(0, 1);
+  if (!s->marked && between(0, 1)) put_in_order(c);
   if (between(0, 1)) return;
   REAL *weights = exactly(n * sizeof(REAL));
   for (int64_t i = 0; i < n; i++) weights[i] = uniform() + 0.1;
@@ -182,7 +195,7 @@ static void drop(Case *c) {
   for (int v = 0; v < 4; v++) free(c->vectors[v]);
   const Setup *s = &c->setup;
   free((void *)s->X), free((void *)s->starts), free((void *)s->columns), free((void *)s->y), free((void *)s->weights);
-  free((void *)s->background), free(c->order), free(c->begin), free(c);
+  free((void *)s->background), free(c->order), free(c->in_order), free(c->begin), free(c);
 }
 
 // Train from the beginning; return the sum of losses, or -1 if there is not enough memory.
@@ -196,8 +209,13 @@ static double train(Case *c, int64_t threads) {
   const int64_t rows = s->groups ? s->groups * s->shard : s->batch;  // of an update, or of a round
   const int64_t steps = (s->rows + rows - 1) / rows, half = steps / 2;
   Piece piece = {.order = s->groups ? 0 : c->order, .rate = 0.01, .bias_rate = 0.01, .last = half};
+  piece.X = c->in_order;
   if (half) NAME(run, SUFFIX)(replay, &piece);
   piece.update = half, piece.done = s->groups ? 0 : half, piece.last = steps, piece.keep_gradient = 1;
+  if (c->in_order) {
+    piece.first = half * rows < s->rows ? half * rows : s->rows;
+    piece.X = c->in_order + piece.first * c->sizes[0] * (s->bytes ? 1 : sizeof(REAL));
+  }
   NAME(run, SUFFIX)(replay, &piece);
   NAME(free, SUFFIX)(replay);
   return piece.loss;

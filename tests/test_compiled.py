@@ -31,7 +31,7 @@ PLANS = ("dense", "sparse")
 @pytest.fixture
 def shards(monkeypatch):
     """Cut full batches into shards of so many rows: f(rows)."""
-    return lambda rows: monkeypatch.setattr("mlp_xp.engines.compiled._SHARD", rows)
+    return lambda rows: monkeypatch.setattr("mlp_xp.engines.compiled.SHARD", rows)
 
 
 @pytest.fixture

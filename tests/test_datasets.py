@@ -416,7 +416,7 @@ def test_load_nothing(tmp_path: Path, name: str) -> None:
 
 def test_load_refuses_another_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "data.pkl").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a folder of IDX files or as \.npz, \.csv"):
+    with pytest.raises(ValueError, match=r"a folder of IDX or \.npy files or as \.npz, \.csv"):
         datasets.load(tmp_path / "data.pkl")
 
 

@@ -164,9 +164,10 @@ def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    *model, plan, samples, folder = printed.splitlines()
+    *model, plan, memory, samples, folder = printed.splitlines()
     assert re.fullmatch(r"MLP\(\[.*\): [\d,]+ parameters", " ".join(model))
     assert re.fullmatch(r"plan \w+: .*", plan)
+    assert re.fullmatch(r"about \d+ MB of memory, beside the data and what the import takes", memory)
     assert re.fullmatch(r"[\d,]+ training and [\d,]+ test samples", samples)
     assert re.fullmatch(rf"would write runs/\d+-\d+-{preset}", folder)
     assert not list(tmp_path.iterdir())
@@ -748,7 +749,7 @@ def test_training_data_stay_on_the_host_until_they_are_trained_with(monkeypatch,
     moved, opened = [], []
     strict = type(get_device("strict"))
     monkeypatch.setattr(strict, "asarray", watch(strict.asarray, moved))
-    monkeypatch.setattr("mlp_xp.rows.source.as_features", watch(as_features, opened))
+    monkeypatch.setattr("mlp_xp.rows.opening.as_features", watch(as_features, opened))
     options = ["--data", "moons", "--device", "strict", "--hidden", "3", "--quiet"]
     monkeypatch.setattr("mlp_xp.cli.train.fit", raising(DivergenceError("before anything was moved")))
     assert main([*options, "--out", str(tmp_path / "run")]) == 1

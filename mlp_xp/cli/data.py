@@ -111,12 +111,17 @@ def _digits(text: str) -> list[int]:
 
 
 def split_off(train: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Return the training data without a share of at least one sample, and that share, chosen by the seed."""
+    """Return the training data without a share of at least one sample, and that share, chosen by the seed.
+
+    Of samples that stay in a file it is the last ones.
+    """
     if not share:
         return train, None
     kept = max(1, round(share * len(train.X)))
     if kept >= len(train.X):
         raise ValueError(f"--validation {share} takes all {len(train.X)} training samples; keep some to train with")
+    if isinstance(train.X, np.memmap):
+        return Dataset(train.X[:-kept], train.y[:-kept]), Dataset(train.X[-kept:], train.y[-kept:])
     order = np.random.default_rng(seed).permutation(len(train.X))
     rest, part = np.sort(order[kept:]), np.sort(order[:kept])
     return Dataset(train.X[rest], train.y[rest]), Dataset(train.X[part], train.y[part])

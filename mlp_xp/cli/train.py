@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..callbacks import Evaluation, History, Progress
-from ..devices import PRECISIONS
+from ..devices import PRECISIONS, NumpyDevice
 from ..devices.blas_threads import at_most
 from ..engines import choose_plan
+from ..engines.memory import estimate_memory
 from ..files import probe_writable
 from ..fit import DivergenceError, fit
 from ..loop import State
@@ -161,10 +162,17 @@ def _outlook(config: Config, data: Data, model: MLP, optimizer: Optimizer, path:
     """Return what a run would do."""
     rows, batch_size = model.open(data.train.X), config.batch_size or None
     plan = choose_plan(rows, model, optimizer, config.plan, config.epochs, batch_size)
+    memory = []
+    if isinstance(model.device, NumpyDevice):
+        size = estimate_memory(
+            model, rows, batch_size=batch_size, optimizer=optimizer, plan=plan.kind, threads=config.threads
+        )
+        memory = [f"about {size / 1e6:,.0f} MB of memory, beside the data and what the import takes"]
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
         fill(f"{model}", WIDTH),
         fill(f"plan {plan.kind}: {plan.reason}", WIDTH),
+        *memory,
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
     ]

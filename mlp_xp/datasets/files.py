@@ -1,4 +1,4 @@
-"""Load the user's own data: a folder of IDX files, an .npz or a .csv."""
+"""Load the user's own data: a folder of IDX or .npy files, an .npz or a .csv."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .idx import KINDS, find_idx, read_idx_pair
 from .limits import Limits
+from .npy import has_npy, read_npy_folder
 from .npz import read_npz
 from .records import Dataset, Part, check_part, make_datasets, split
 from .tables import read_csv
@@ -24,10 +25,12 @@ READERS: dict[str, Callable[[Path, Limits], list[Part]]] = {
 def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Dataset]:
     r"""Load training and test data from `path`: each has ``X`` of shape (n, d) and labels ``y`` of shape (n,).
 
-    Three kinds of sources are understood:
+    Four kinds of sources are understood:
 
     - a folder with the IDX files ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
       ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, each plain or with ``.gz``;
+    - a folder with ``x_train.npy``, ``y_train.npy``, ``x_test.npy`` and ``y_test.npy``, or ``X.npy`` and ``y.npy``
+      (capitals do not matter);
     - an ``.npz`` with the members ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or ``X`` and ``y``
       (capitals do not matter). Only plain numeric arrays are read, never a pickle;
     - a ``.csv`` of numbers, with or without a header line. The label is in the column that the header calls label,
@@ -41,7 +44,9 @@ def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Datas
     if they lie between 0 and 255 and some exceed 127, and the logger ``mlp_xp.datasets`` says so. Otherwise they become
     ``float32``.
 
-    A source may take 4 GiB, and half of the available memory.
+    A source may take 4 GiB, and half of the available memory. Samples of more than 256 MiB in an IDX file that is not
+    packed, or of uint8, float32 or float64 in an ``.npy``, take none: they stay in the file, as a memory map. Without
+    a test part, their last sixth becomes the test data as it is stored, because shuffled rows would be a copy.
 
     Raises
     ------
@@ -75,11 +80,14 @@ def load(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Dataset, Datas
 
 def _read(path: Path, limits: Limits) -> list[Part]:
     if path.is_dir():
+        if has_npy(path):
+            return read_npy_folder(path, limits)
         has_test = any(find_idx(path, "t10k", kind) for kind in KINDS)
         return [read_idx_pair(path, part, limits) for part in ("train", "t10k")[: 1 + has_test]]
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: data come as a folder of IDX files or as {', '.join(READERS)}; this is none of them")
+        kinds = f"a folder of IDX or .npy files or as {', '.join(READERS)}"
+        raise ValueError(f"{path}: data come as {kinds}; this is none of them")
     return reader(path, limits)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..files import open_regular
 from .limits import CHUNK, MAX_FILE, Limits
+from .maps import map_rest, stays_in_file
 from .packed import GzipStream
 from .records import Part
 
@@ -76,12 +77,18 @@ def read_idx(path: str | os.PathLike[str], *, sha256: str | None = None) -> NDAr
 
 
 def read_array(path: str | os.PathLike[str], limits: Limits, samples: bool, sha256: str | None = None) -> NDArray[Any]:
-    """Read an IDX file as :func:`read_idx` does, within the limits of a source that has other files, too."""
+    """Read an IDX file as :func:`read_idx` does, within the limits of a source that has other files, too.
+
+    Samples of more than 256 MiB that are not packed stay in the file: the array is a map.
+    """
     try:
         with open_regular(path, MAX_FILE) as file:
             packed = os.fstat(file.fileno()).st_size if file.peek(2)[:2] == b"\x1f\x8b" else None
             stream: Stream = file if packed is None else GzipStream(file)
             header, dtype, shape = _read_header(stream)
+            if packed is None and samples and sha256 is None and stays_in_file(shape, dtype):
+                limits.check_width(shape)
+                return map_rest(file, shape, dtype)
             data = read_exactly(stream, limits.admit(shape, dtype, samples, packed))
     except (EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip data ({error}); fetch the file again") from error

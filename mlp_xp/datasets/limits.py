@@ -51,9 +51,9 @@ class Limits:
         ValueError
             If samples have another width, the budget is exceeded, or so few packed bytes announce a great many.
         """
-        width, size = math.prod(shape[1:]), math.prod(shape) * dtype.itemsize
-        if samples and self.width not in (None, width):
-            raise ValueError(f"samples of {width} numbers (shape {shape}), but the model takes {self.width}")
+        size = math.prod(shape) * dtype.itemsize
+        if samples:
+            self.check_width(shape)
         if packed is not None and size > max(FREE_RATIO, MAX_RATIO * packed):
             raise ValueError(
                 f"{packed} packed bytes announce {size}; more than {MAX_RATIO} times as many are not unpacked: "
@@ -62,6 +62,12 @@ class Limits:
         converted = math.prod(shape) * 4 if dtype.kind != "f" and dtype != np.uint8 else 0  # whole numbers to float32
         self.charge(max(size, converted))
         return size
+
+    def check_width(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError if samples of this shape are not as wide as they must be."""
+        width = math.prod(shape[1:])
+        if self.width not in (None, width):
+            raise ValueError(f"samples of {width} numbers (shape {shape}), but the model takes {self.width}")
 
     def charge(self, size: int) -> None:
         """Take `size` bytes from the budget, or raise a ValueError."""

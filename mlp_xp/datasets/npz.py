@@ -11,14 +11,15 @@ import math
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..files import open_regular
-from .idx import as_array, read_exactly
+from .idx import Stream, as_array, read_exactly
 from .limits import MAX_FILE, Limits
 from .records import Part
 
@@ -50,8 +51,8 @@ def read_npz(path: Path, limits: Limits) -> list[Part]:
     with open_regular(path, MAX_FILE) as file:
         try:
             with _open_zip(file) as archive:
-                members = _find(archive)
-                pairs = _choose(set(members))
+                members = find(archive.namelist())
+                pairs = choose(set(members))
                 arrays = [
                     [_read_array(archive, members[name], limits, samples=name == pair[0]) for name in pair]
                     for pair in pairs
@@ -85,10 +86,10 @@ def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
     return archive
 
 
-def _find(archive: zipfile.ZipFile) -> dict[str, str]:
-    """Return the names of the members by what they name: "x_train" for "X_train.npy"."""
+def find(members: Iterable[str]) -> dict[str, str]:
+    """Return the names of members, or of files, by what they name: "x_train" for "X_train.npy"."""
     found: dict[str, str] = {}
-    for member in archive.namelist():
+    for member in members:
         name = member.lower().removesuffix(".npy")
         if name in found and name in {*TRAIN, *TEST, *UNSPLIT}:
             raise ValueError(f"{found[name]!r} and {member!r} both name {name}; keep one of them")
@@ -96,7 +97,8 @@ def _find(archive: zipfile.ZipFile) -> dict[str, str]:
     return found
 
 
-def _choose(members: set[str]) -> tuple[tuple[str, str], ...]:
+def choose(members: set[str]) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of samples and labels that there are, the training pair first."""
     present = members & {*TRAIN, *TEST, *UNSPLIT}
     for pairs in LAYOUTS:
         if present == {name for pair in pairs for name in pair}:
@@ -112,20 +114,29 @@ def _read_array(archive: zipfile.ZipFile, name: str, limits: Limits, samples: bo
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is packed by method {info.compress_type}; NumPy stores or deflates")
     with archive.open(info) as stream:
-        magic, length = stream.read(len(MAGIC)), stream.read(2)
-        header = stream.read(int.from_bytes(length, "little"))
-        match = HEADER.fullmatch(header)
-        if magic != MAGIC or match is None:
-            raise ValueError(
-                f"{name} is not a plain array of integers or floats: it starts with {(magic + length + header)[:80]!r}"
-            )
-        dtype = np.dtype(match["dtype"].decode())
-        shape = tuple(int(size) for size in match["shape"].split(b", "))
-        held = info.file_size - len(MAGIC) - 2 - len(header)
+        try:
+            shape, dtype, order, length = read_header(stream)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+        held = info.file_size - length
         size = math.prod(shape) * dtype.itemsize
         if size != held:
             raise ValueError(
                 f"{name} announces {size} bytes of data (shape {shape}, {dtype}), but the zip holds {held}"
             )
         data = read_exactly(stream, limits.admit(shape, dtype, samples, info.compress_size))
-    return as_array(data, dtype).reshape(shape, order="F" if match["fortran"] == b"True" else "C")
+    return as_array(data, dtype).reshape(shape, order=order)
+
+
+def read_header(stream: Stream) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"], int]:
+    """Read the header of an .npy; return the shape, the dtype and the order of its array, and the header's length."""
+    magic, length = stream.read(len(MAGIC)), stream.read(2)
+    header = stream.read(int.from_bytes(length, "little"))
+    match = HEADER.fullmatch(header)
+    if magic != MAGIC or match is None:
+        raise ValueError(
+            f"is not a plain array of integers or floats: it starts with {(magic + length + header)[:80]!r}"
+        )
+    shape = tuple(int(size) for size in match["shape"].split(b", "))
+    order: Literal["C", "F"] = "F" if match["fortran"] == b"True" else "C"
+    return shape, np.dtype(match["dtype"].decode()), order, len(MAGIC) + 2 + len(header)

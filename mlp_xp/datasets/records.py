@@ -106,13 +106,19 @@ def scale(parts: Sequence[Part], pixels: bool | None = None) -> list[NDArray[Any
 
 
 def split(part: Part, seed: int) -> list[Part]:
-    """Shuffle the n rows by `seed` and split them: the last sixth, and at least one row, is for testing."""
+    """Shuffle the n rows by `seed` and split them: the last sixth, and at least one row, is for testing.
+
+    Rows that stay in a file are not shuffled, because that would be a copy.
+    """
     X, y, source = part
     n = len(X)
     if n < 2:
         raise ValueError(f"{source}: {n} row cannot be split into training and test data; at least 2 are needed")
-    order = np.random.default_rng(check_seed(seed)).permutation(n)
     cut = n - max(1, n // 6)
+    if isinstance(X, np.memmap):
+        _log.info("%s: the last %d rows are the test data, in the order of the file", source, n - cut)
+        return [Part(X[rows], None if y is None else y[rows], source) for rows in (slice(cut), slice(cut, n))]
+    order = np.random.default_rng(check_seed(seed)).permutation(n)
     return [Part(X[rows], None if y is None else y[rows], source) for rows in (order[:cut], order[cut:])]
 
 

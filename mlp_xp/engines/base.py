@@ -17,6 +17,7 @@ from ..params import GradSum
 from ..rows.batches import shuffled_rows
 from ..rows.plan import Plan
 from ..rows.source import Rows
+from ..rows.stored import StoredRows, shuffled_chunks
 
 __all__ = ["Done", "Engine", "Setup"]
 
@@ -53,8 +54,11 @@ class Setup:
 
     def row_order(self, epoch: int) -> np.ndarray[Any, Any]:
         """Return the order of the rows (n,) in an epoch of mini-batches."""
-        own = self.order
-        return shuffled_rows(self.model.seed, epoch, self.rows.shape[0]) if own is None else own(epoch)
+        if self.order is not None:
+            return self.order(epoch)
+        rows = self.rows
+        shuffled = shuffled_chunks if isinstance(rows, StoredRows) and rows.in_place is None else shuffled_rows
+        return shuffled(self.model.seed, epoch, rows.shape[0])
 
 
 class Done(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from time import perf_counter
 from types import TracebackType
@@ -37,16 +37,19 @@ from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfS
 from ..params import GradSum
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
+from ..rows.stored import StoredRows, ahead
 from .base import Done, Setup
 from .host import HostEngine
+from .padded import Padded
 from .reduce import groups_of
 
-__all__ = ["CompiledEngine", "why_not"]
+__all__ = ["CompiledEngine", "buffer_widths", "why_not"]
 
-_SHARD = 512  # rows
+SHARD = 512  # rows
 _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
+MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
 
 _OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
@@ -66,7 +69,7 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) 
     names = {instruction.name for instruction in _record(model.sizes, model.network.g, objective).instructions}
     if unknown := sorted(names - FUNCTIONS.keys()):
         return f"it does not know {' or '.join(unknown)}"
-    if type(rows) is CsrRows:
+    if type(rows) in (CsrRows, StoredRows):
         return None
     if type(rows) is not InMemory or rows.home is not None:
         return "the rows are not in the host's memory"
@@ -82,39 +85,11 @@ def _record(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) ->
     return recorded.program
 
 
-class _Padded:
-    """Where the parameters are if each row of a layer's block begins at a multiple of 64 bytes.
-
-    Parameters
-    ----------
-    model : MLP
-    """
-
-    def __init__(self, model: MLP) -> None:
-        self.dtype, self.own = np.dtype(model.dtype), model.layout.blocks
-        row = ROW_BYTES // self.dtype.itemsize
-        shapes = [(1 + d, -(-h // row) * row) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
-        ends = np.cumsum([rows * columns for rows, columns in shapes])
-        starts = [0, *ends[:-1]]
-        self.blocks = list(zip(map(slice, starts, ends), shapes, model.sizes[1:], strict=True))
-        self.size = int(ends[-1])
-
-    def zeros(self) -> _Vector:
-        """Return a vector in this form, on a boundary."""
-        memory = np.zeros(self.size + 2 * ROW_BYTES // self.dtype.itemsize, self.dtype)
-        first = -memory.ctypes.data % ROW_BYTES // self.dtype.itemsize
-        return memory[first : first + self.size]
-
-    def put(self, vector: _Vector, into: _Vector) -> None:
-        """Copy a vector (P,) into one of this form."""
-        for own, (block, (rows, columns), units) in zip(self.own, self.blocks, strict=True):
-            into[block].reshape(rows, columns)[:, :units] = vector[own].reshape(rows, units)
-
-    def take(self, vector: _Vector) -> _Vector:
-        """Return a vector of this form as a new one (P,)."""
-        return np.concatenate(
-            [vector[block].reshape(shape)[:, :units].reshape(-1) for block, shape, units in self.blocks]
-        )
+def buffer_widths(model: MLP, sparse: bool) -> list[int]:
+    """Return the columns of the buffers for a block of rows; a sparse product reads the rows themselves."""
+    row = ROW_BYTES // np.dtype(model.dtype).itemsize
+    widths = [-(-width // row) * row for width in _record(model.sizes, model.network.g, model.objective).columns]
+    return [0, *widths[1:]] if sparse else widths
 
 
 class CompiledEngine:
@@ -132,7 +107,7 @@ class CompiledEngine:
         self._setup, self.plan, model = setup, setup.plan, setup.model
         self._n = setup.rows.shape[0]
         self.updates = 1 if setup.batch_size is None else -(-self._n // setup.batch_size)
-        self._padded, dtype = _Padded(model), np.dtype(model.dtype)
+        self._padded, dtype = Padded(model), np.dtype(model.dtype)
         self._theta, self._gradient = self._padded.zeros(), self._padded.zeros()
         self._state = setup.optimizer.init(model.theta)
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
@@ -144,12 +119,14 @@ class CompiledEngine:
         new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
         replay = new(ctypes.byref(self._kept[0]))
         if not replay:
-            raise MemoryError(f"there is no memory for updates of {setup.batch_size or _SHARD} rows")
+            raise MemoryError(f"there is no memory for updates of {setup.batch_size or SHARD} rows")
         self._replay = ctypes.c_void_p(replay)
         weakref.finalize(self, free, self._replay)
-        self._steps = self.updates
-        if setup.batch_size is None:  # an update may take long, so it is done in rounds of a shard for each group
-            self._steps = -(-self._n // (self._kept[0].shard * self._kept[0].groups))
+        self._rows_of_step = setup.batch_size or self._kept[0].shard * self._kept[0].groups
+        self._steps = -(-self._n // self._rows_of_step)  # a full batch may take long: rounds of a shard for each group
+        self._blocks: Iterator[_Vector] | None = None  # of rows in a file, in the order of the epoch
+        self._X: _Vector | None = None  # the last of them, and its first row
+        self._first = self._read = 0
         self._seconds = math.inf  # of a step, lately
 
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
@@ -171,14 +148,15 @@ class CompiledEngine:
         given = compiled.Setup(
             layers=len(model.sizes) - 1, buffers=len(widths), instructions=len(instructions),
             sizes=sizes.ctypes.data, widths=widths.ctypes.data, program=ctypes.addressof(instructions),
-            gemm=address[0], long_integers=address[1], X=X.ctypes.data, starts=_address(starts),
+            gemm=address[0], long_integers=address[1], X=_address(X), starts=_address(starts),
             columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
-            bytes=X.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            bytes=setup.rows.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            marked=starts is not None or (X is not None and self._n * -(-model.sizes[0] // 8) <= MARKED),
             background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=_address(first), second=_address(second),
-            l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=_SHARD,
-            groups=0 if setup.batch_size else groups_of(-(-self._n // _SHARD)),
+            l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=SHARD,
+            groups=0 if setup.batch_size else groups_of(-(-self._n // SHARD)),
             threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
         )  # fmt: skip
         return given, [X, starts, columns, y, weights, sizes, widths, instructions]
@@ -198,6 +176,9 @@ class CompiledEngine:
         if self._setup.batch_size is not None:
             self._order = self._setup.row_order(epoch).astype(np.int32)
         self._at, self._loss_sum = done.updates, float(done.loss_sum)
+        rows = self._setup.rows
+        if isinstance(rows, StoredRows) and rows.in_place is None:
+            self._blocks, self._read = self._read_ahead(rows), self._at
         self._spent = float(done.seconds) + perf_counter() - began
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
@@ -205,7 +186,7 @@ class CompiledEngine:
         longest = _UNASKED if pause is None or self._setup.batch_size is None else _PIECE
         with self._setup.model.device.active():
             while self._at < self._steps:
-                count = min(self._steps - self._at, max(1, int(longest / self._seconds)))
+                count = min(self._steps_at_hand(), max(1, int(longest / self._seconds)))
                 start = perf_counter()
                 self._piece(count)
                 self._seconds = max((perf_counter() - start) / count, 1e-9)
@@ -239,13 +220,30 @@ class CompiledEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release nothing: the library's threads end with each piece, and its memory goes with this object."""
+        """Let the thread end that reads ahead. The library's own end with each piece, its memory with this object."""
+        self._blocks = None
+
+    def _read_ahead(self, rows: StoredRows) -> Iterator[_Vector]:
+        """Return the rows of the steps to do, in order."""
+        first, step = self._at * self._rows_of_step, self._rows_of_step
+        if self._order is not None:
+            return rows.in_order(self._order, first, step)
+        return ahead(rows.block(i, i + step) for i in range(first, self._n, step))
+
+    def _steps_at_hand(self) -> int:
+        """Return how many steps can be done with the rows that are in memory, once there are any."""
+        if self._blocks is None:
+            return self._steps - self._at
+        if self._at == self._read:
+            self._X, self._first = next(self._blocks), self._at * self._rows_of_step
+            self._read += -(-len(self._X) // self._rows_of_step)
+        return self._read - self._at
 
     def _piece(self, count: int) -> None:
         """Do so many steps of this epoch."""
         last = self._at + count
         piece = compiled.Piece(
-            order=None if self._order is None else self._order.ctypes.data, update=self._at, last=last,
+            order=_address(self._order), X=_address(self._X), first=self._first, update=self._at, last=last,
             done=self._count, rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self._steps,
             loss=self._loss_sum,
         )  # fmt: skip
@@ -256,8 +254,13 @@ class CompiledEngine:
         self._has_gradient |= over or (self._keeps_all and self._setup.batch_size is not None)
 
 
-def _stored(rows: Rows) -> tuple[_Vector, _Vector | None, _Vector | None]:
-    """Return all numbers of the rows; or those that are not zero, where each row's start, and their columns."""
+def _stored(rows: Rows) -> tuple[_Vector | None, _Vector | None, _Vector | None]:
+    """Return all numbers of the rows; or those that are not zero, where each row's start, and their columns.
+
+    Rows that have to be read from a file come later: for them, return nothing.
+    """
+    if isinstance(rows, StoredRows):
+        return rows.in_place, None, None
     if isinstance(rows, CsrRows):
         return rows.matrix.data, rows.starts, rows.columns
     return rows.block(0, rows.shape[0]), None, None

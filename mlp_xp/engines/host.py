@@ -116,7 +116,8 @@ class HostEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release nothing."""
+        """Forget the epoch, so that a thread which reads ahead for it ends."""
+        self._left = iter(())
 
     # What it is made of, and what may be overridden.
 
@@ -138,7 +139,7 @@ class HostEngine:
         """Return what the mean over the rows of some shards is divided by: their number, or the sum () of weights."""
         if self._weighted:
             return sum(self.device.xp.sum(shard.y.weights) for shard in shards)
-        return sum(shard.X.shape[0] for shard in shards)
+        return sum(shard.rows for shard in shards)
 
     def _mean_gradient(self, shards: Sequence[Shard], count: Any) -> tuple[Any, int, Array]:
         """Return the sum () of the losses of some shards, their rows, and the gradient (P,) of their mean loss."""
@@ -168,4 +169,4 @@ class HostEngine:
         for X, y in shards:
             part, _ = grad_sum(self.network, self.kernels, params, X, y, into)
             loss = part + loss
-        return loss, sum(shard.X.shape[0] for shard in shards)
+        return loss, sum(shard.rows for shard in shards)

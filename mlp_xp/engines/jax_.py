@@ -21,6 +21,7 @@ from ..devices import Array
 from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.source import InMemory
+from ..rows.stored import StoredRows
 from .base import Done, Setup
 from .host import HostEngine
 from .jax_program import program_of, wide_numbers
@@ -33,7 +34,7 @@ _UNASKED = 0.1  # seconds of updates if there is no such question: Ctrl-C has to
 
 def why_not(setup: Setup) -> str | None:
     """Return why JAX cannot compile this training, in words, or None if it can."""
-    if type(setup.rows) is not InMemory:
+    if type(setup.rows) not in (InMemory, StoredRows):
         return "the rows are not in memory"
     if setup.targets.weights is not None:
         return "the rows have weights"

@@ -84,7 +84,7 @@ class ThreadEngine(HostEngine):
         if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at
             return super()._update(shards, last)
         # the backward pass takes the step on its way: no gradient is stored, none is read again
-        rows = shards[0].X.shape[0]
+        rows = shards[0].rows
         return self._pass(shards[0], -self._lr / rows, self._views(self._theta)), rows
 
     def _mean_gradient(self, shards: Sequence[Shard], count: Any) -> tuple[Any, int, _Vector]:
@@ -92,7 +92,7 @@ class ThreadEngine(HostEngine):
             return super()._mean_gradient(shards, count)
         (shard,), gradient = shards, self._sums[0]
         gradient.fill(0)
-        return self._pass(shard, 1 / count, self._parts[0]), shard.X.shape[0], gradient
+        return self._pass(shard, 1 / count, self._parts[0]), shard.rows, gradient
 
     def _pass(self, shard: Shard, scale: float, into: Parameters) -> Any:
         """Return the sum of a shard's losses; `scale` times its gradient is added to `into`.

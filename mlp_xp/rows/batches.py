@@ -11,6 +11,7 @@ from ..devices import Array, Device
 from ..kernels.staircase import Cuts, Ragged
 from .plan import Plan
 from .source import Rows
+from .stored import StoredRows
 from .weights import Weighted
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MiniBatches",
     "RaggedMiniBatches",
     "Shard",
+    "StoredShard",
     "shards_as_stored",
     "shards_by_need",
     "shuffled_rows",
@@ -32,6 +34,30 @@ class Shard(NamedTuple):
 
     X: Array
     y: Array | Weighted
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return int(self.X.shape[0])
+
+
+class StoredShard:
+    """A shard of rows in a file: as if it were a :class:`Shard`, but they are read whenever it is taken apart.
+
+    Parameters
+    ----------
+    source : StoredRows
+    start, stop : int
+    y : array (stop - start, ...), or Weighted
+    """
+
+    def __init__(self, source: StoredRows, start: int, stop: int, y: Array | Weighted) -> None:
+        self._source, self._start, self._stop, self.y = source, start, stop, y
+        self.rows = stop - start
+
+    def __iter__(self) -> Iterator[Array | Weighted]:
+        yield self._source.block(self._start, self._stop)
+        yield self.y
 
 
 def shuffled_rows(seed: int, epoch: int, n: int) -> np.ndarray[Any, Any]:
@@ -61,6 +87,8 @@ def shards_as_stored(rows: Rows, y: Array | Weighted, shard_rows: int) -> list[S
     """Cut rows and their targets (n, ...) into shards of so many rows: views, if the library has views."""
     n = rows.shape[0]
     cuts = [(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
+    if isinstance(rows, StoredRows):
+        return [StoredShard(rows, i, j, y[i:j, ...]) for i, j in cuts]  # type: ignore[misc]
     return [Shard(rows.block(i, j), y[i:j, ...]) for i, j in cuts]
 
 
@@ -105,15 +133,21 @@ class MiniBatches:
 
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
-        n, xp = self._rows.shape[0], self._device.xp
+        xp, first = self._device.xp, 0
         order = self._device.asarray(self._order(epoch))
         y = self._y.take(order, xp) if isinstance(self._y, Weighted) else xp.take(self._y, order, axis=0)
-        for first in range(0, n, self._together):
-            last = min(first + self._together, n)
-            X = self._rows.take(order[first:last])
-            for i in range(first, last, self._batch_size):
-                stop = min(i + self._batch_size, last)
-                yield [Shard(X[i - first : stop - first, :], y[i:stop, ...])]
+        for X in self._in_order(order):
+            for i in range(0, X.shape[0], self._batch_size):
+                stop = min(i + self._batch_size, X.shape[0])
+                yield [Shard(X[i:stop, :], y[first + i : first + stop, ...])]
+            first += X.shape[0]
+
+    def _in_order(self, order: Array) -> Iterator[Array]:
+        """Return the rows in this order, whole batches of them at a time."""
+        if isinstance(self._rows, StoredRows) and self._rows.in_place is None:
+            return self._rows.in_order(order, 0, self._batch_size)
+        n, together = self._rows.shape[0], self._together
+        return (self._rows.take(order[i : min(i + together, n)]) for i in range(0, n, together))
 
 
 class RaggedMiniBatches:

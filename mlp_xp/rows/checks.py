@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,16 @@ import numpy as np
 from ..checks import check_numbers
 from ..devices import Array, Device, is_foreign
 
-__all__ = ["as_features", "as_targets", "check_weights"]
+__all__ = ["as_features", "as_targets", "check_finite", "check_shape", "check_weights", "is_indicator"]
 
+INDICATOR = (
+    "X is uint8 without a value above 1: uint8 counts as pixels, so a 1 is 1/255; pass X.astype(bool) if these are "
+    "numbers"
+)
+NOT_PIXELS = (
+    "the model was trained on pixels, uint8 divided by 255, and X is {}, whose numbers count as they are; pass "
+    "X.astype(np.uint8) if these are pixels"
+)
 _ROWS_ON_HOST = 4096  # to look at together: no mask as large as the data
 
 
@@ -43,29 +52,28 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     xp = device.xp if on_device else np
     if on_device and not xp.isdtype(X.dtype, ("bool", "integral", "real floating")):
         raise ValueError(f"X must hold real numbers, got dtype {X.dtype}")
-    if X.ndim != 2 or X.shape[1] != width or X.shape[0] == 0:
-        raise ValueError(f"X must have the shape (n, {width}) with n >= 1, got {tuple(X.shape)}{_hint(X.shape, width)}")
+    check_shape(X.shape, width)
     if not on_device:
         X = np.ascontiguousarray(X)  # BLAS reads rows of unit stride
     rows = device.shard_rows if on_device else _ROWS_ON_HOST
+    blocks = [slice(i, min(i + rows, X.shape[0])) for i in range(0, X.shape[0], rows)]
     if X.dtype == xp.uint8:
-        if not pixels and _is_indicator(X, xp, rows):
-            warnings.warn(
-                "X is uint8 without a value above 1: uint8 counts as pixels, so a 1 is 1/255; pass X.astype(bool) if "
-                "these are numbers",
-                stacklevel=4,
-            )
+        if not pixels and is_indicator((X[block, :] for block in blocks), xp):
+            warnings.warn(INDICATOR, stacklevel=4)
         return X
     if pixels and xp.isdtype(X.dtype, "integral") and bool(xp.max(X) > 1):
-        warnings.warn(
-            f"the model was trained on pixels, uint8 divided by 255, and X is {X.dtype}, whose numbers count as they "
-            "are; pass X.astype(np.uint8) if these are pixels",
-            stacklevel=4,
-        )
+        warnings.warn(NOT_PIXELS.format(X.dtype), stacklevel=4)
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
         numbers = xp.astype(X, getattr(xp, dtype), copy=False) if on_device else X.astype(dtype, copy=False)
-    _check_finite(numbers, X, xp, rows)
+    for block in blocks:
+        check_finite(numbers[block, :], X[block, :], xp)
     return numbers
+
+
+def check_shape(shape: tuple[int, ...], width: int) -> None:
+    """Raise a ValueError if samples of this shape are not (n, width), with at least one row."""
+    if len(shape) != 2 or shape[1] != width or shape[0] == 0:
+        raise ValueError(f"X must have the shape (n, {width}) with n >= 1, got {tuple(shape)}{_hint(shape, width)}")
 
 
 def as_targets(y: Any, task: str, n: int, units: int, device: Device, dtype: str) -> np.ndarray[Any, Any]:
@@ -135,26 +143,23 @@ def _labels(y: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
     return y
 
 
-def _is_indicator(X: Array, xp: Any, rows: int) -> bool:
+def is_indicator(blocks: Iterable[Array], xp: Any) -> bool:
     """Return whether the largest byte is 1. Pictures are told apart by their first rows, and blank ones have none."""
     found = False
-    for i in range(0, X.shape[0], rows):
-        block = X[i : min(i + rows, X.shape[0]), :]
+    for block in blocks:
         if bool(xp.any(block > 1)):
             return False
         found = found or bool(xp.any(block == 1))
     return found
 
 
-def _check_finite(numbers: Array, X: Array, xp: Any, rows: int) -> None:
-    """Check numbers (n, d) that were made of X (n, d)."""
-    for i in range(0, X.shape[0], rows):
-        block = slice(i, min(i + rows, X.shape[0]))
-        if bool(xp.all(xp.isfinite(numbers[block, :]))):
-            continue
-        if numbers is not X and bool(xp.all(xp.isfinite(X[block, :]))):
-            raise ValueError(_too_large("X", float(xp.max(xp.abs(X[block, :]))), numbers.dtype))
-        raise ValueError("X holds NaN or infinity; clean or impute the data first")
+def check_finite(numbers: Array, X: Array, xp: Any) -> None:
+    """Check numbers (m, d) that were made of the rows X (m, d)."""
+    if bool(xp.all(xp.isfinite(numbers))):
+        return
+    if numbers.dtype != X.dtype and bool(xp.all(xp.isfinite(X))):
+        raise ValueError(_too_large("X", float(xp.max(xp.abs(X))), numbers.dtype))
+    raise ValueError("X holds NaN or infinity; clean or impute the data first")
 
 
 def _too_large(name: str, largest: Any, dtype: Any) -> str:

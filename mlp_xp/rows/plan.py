@@ -14,6 +14,7 @@ from ..mlp import MLP
 from .background import usual_values
 from .csr import CsrRows
 from .source import Rows
+from .stored import StoredRows
 
 __all__ = ["PLANS", "Plan", "make_plan"]
 
@@ -118,6 +119,10 @@ def make_plan(
         raise ValueError("plan 'sparse' takes the compiled library, which cannot train this here; use plan='auto'")
     if skips and kind in ("auto", "sparse"):
         return _sparse_plan(rows, device, kind, epochs, batch_size)
+    if isinstance(rows, StoredRows):
+        if kind == "auto":
+            return Plan("dense", "rows that stay in a file are not sorted", d)
+        raise ValueError(f"plan {kind!r} would copy rows that stay in a file; use plan='auto' or 'dense'")
     if repay is None:
         if kind == "auto":
             return Plan("dense", f"device {device.name!r} takes the data as they are", d)
@@ -203,7 +208,10 @@ def _sample_of(rows: Rows) -> np.ndarray[Any, Any]:
     """Return rows from all over the data, on the host."""
     n, d = rows.shape
     count = min(_SAMPLE, max(_LEAST, _NUMBERS // d))
-    return _on_host(rows, rows.block(0, n)[:: max(1, n // count), :])
+    step = max(1, n // count)
+    if isinstance(rows, StoredRows):
+        return np.asarray(rows.take(np.arange(0, n, step)))
+    return _on_host(rows, rows.block(0, n)[::step, :])
 
 
 def _blocks(rows: Rows) -> Iterator[np.ndarray[Any, Any]]:

@@ -11,9 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..devices import Array, Device
-from .checks import as_features
 
-__all__ = ["Digest", "InMemory", "Rows", "open_rows"]
+__all__ = ["Digest", "InMemory", "Rows"]
 
 _HASHED_AT_ONCE = 65_536  # rows, so that data on a device do not come to the host as a whole
 
@@ -93,34 +92,3 @@ class InMemory:
             host = np.asarray(block if self.home is None else self.home.to_host(block))
             digest.update(np.ascontiguousarray(host, dtype=host.dtype.newbyteorder("<")).data)
         return f"{host.dtype} {self.shape}"
-
-
-def open_rows(X: Any, width: int, device: Device, dtype: str, pixels: bool | None = None) -> Rows:
-    """Check samples (n, width) and return them as rows; rows that were opened before are returned as they are.
-
-    Parameters
-    ----------
-    X, width, device, dtype, pixels
-        As for :func:`mlp_xp.rows.checks.as_features`.
-
-    Raises
-    ------
-    ValueError
-        If X is empty, not two-dimensional, of the wrong width, not numeric, or holds NaN or infinity.
-    TypeError
-        If it is an array, or rows, of another device.
-    """
-    # the last test, which looks for each attribute, takes as long as to predict a row
-    if type(X) is not np.ndarray and isinstance(X, InMemory | Rows):
-        if X.shape[1] != width:
-            raise ValueError(f"the rows have {X.shape[1]} columns, and the model takes {width}")
-        if not X.pixels and not str(X.dtype).endswith(dtype):
-            raise ValueError(f"the rows are of {X.dtype}, and the model computes in {dtype}; open them with this model")
-        if X.home is not None and (X.home.xp, X.home.where) != (device.xp, device.where):
-            raise TypeError(
-                f"the rows are on device {X.home.name!r}, and the model computes on {device.name!r}; open them with "
-                "this model"
-            )
-        return X
-    X = as_features(X, width, device, dtype, pixels)
-    return InMemory(X, None if type(X) is np.ndarray else device)

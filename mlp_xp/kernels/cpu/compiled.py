@@ -53,7 +53,7 @@ class Setup(ctypes.Structure):
         *((name, c_void_p) for name in ("sizes", "widths", "program", "gemm")),
         ("long_integers", c_int64),
         *((name, c_void_p) for name in ("X", "starts", "columns", "y", "weights")),
-        *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse")),
+        *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse", "marked")),
         ("background", c_void_p),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
@@ -66,7 +66,8 @@ class Piece(ctypes.Structure):
     """``Piece`` of ``replay.h``."""
 
     _fields_ = [
-        ("order", c_void_p),
+        *((name, c_void_p) for name in ("order", "X")),
+        ("first", c_int64),
         *((name, c_int64) for name in ("update", "last", "done")),
         *((name, c_double) for name in ("rate", "bias_rate")),
         ("keep_gradient", c_int64),

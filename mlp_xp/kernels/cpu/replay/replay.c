@@ -39,6 +39,7 @@ typedef struct {  // what a tile of rows is worked on with
   REAL **buffers;
   const void **rows;
   const uint64_t **masks;
+  uint64_t *marks;  // what masks point to, unless those of all rows are kept
   void *y;
   REAL *weights;
 } Frame;
@@ -381,10 +382,17 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
   const Setup *s = &r->setup;
   const int64_t d = r->sizes[0], words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
   const int64_t wide = s->labels ? sizeof(int32_t) : r->sizes[s->layers] * sizeof(REAL);
+  const Piece *piece = r->piece;
   for (int64_t i = from; i < to; i++) {
-    const int64_t row = r->piece->order ? r->piece->order[first + i] : first + i;
-    f->rows[i] = s->starts ? (const void *)(r->stored + row) : (const char *)s->X + row * d * size;
-    if (s->sparse) f->masks[i] = r->masks + row * words;
+    const int64_t row = piece->order ? piece->order[first + i] : first + i;
+    if (s->starts) f->rows[i] = r->stored + row;
+    else if (piece->X) f->rows[i] = (const char *)piece->X + (first + i - piece->first) * d * size;
+    else f->rows[i] = (const char *)s->X + row * d * size;
+    if (s->sparse && s->marked) f->masks[i] = r->masks + row * words;
+    if (s->sparse && !s->marked) {
+      mark(s, f->rows[i], f->marks + i * words);
+      f->masks[i] = f->marks + i * words;
+    }
     memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
     if (s->weights) f->weights[i] = ((const REAL *)s->weights)[row];
   }
@@ -564,6 +572,8 @@ static int frame_is_made(Replay *r, Frame *f) {
              (f->masks = new (r->capacity * sizeof(void *))) &&
              (f->weights = new (r->capacity * sizeof(REAL))) &&
              (f->y = new (r->capacity * (8 + r->sizes[s->layers] * sizeof(REAL))));
+  if (made && s->sparse && !s->marked)
+    made = (f->marks = new (r->capacity * ((r->sizes[0] + 63) / 64) * 8)) != 0;
   for (int64_t b = 0; made && b < s->buffers; b++)
     made = (f->buffers[b] = new (r->capacity * r->widths[b] * sizeof(REAL))) != 0;
   return made;
@@ -573,6 +583,7 @@ static void free_frame(Replay *r, Frame *f) {
   free(f->buffers);
   free(f->rows);
   free(f->masks);
+  free(f->marks);
   free(f->weights);
   free(f->y);
 }
@@ -640,7 +651,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
   if (made && s->sparse && s->background)
     made = (r->shifts = new (slices_of(d) * r->lds[1] * sizeof(REAL))) != 0;
-  if (made && s->sparse) {
+  if (made && s->sparse && s->marked) {
     const int64_t words = (d + 63) / 64, size = s->bytes ? 1 : sizeof(REAL);
     made = (r->masks = new (s->rows * words * 8)) != 0;
     if (made && s->starts)

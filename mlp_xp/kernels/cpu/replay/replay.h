@@ -31,13 +31,15 @@ typedef struct {
   const void *gemm;  // cblas_?gemm
   int64_t long_integers;  // whether its integers have 64 bits
 
-  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers; or the numbers that are not zero
+  const void *X;  // (rows, sizes[0]) of bytes, which count as x / 255, or of numbers; or the numbers that are not zero;
+                  // or null, if rows come with each piece
   const int64_t *starts;   // (rows + 1) of the rows' numbers, if only these are given, or null
   const int32_t *columns;  // of each of them, in order
   const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
   const void *weights;  // (rows): how much each counts, or null
   int64_t rows, bytes, labels;
   int64_t sparse;  // whether the first layer skips zeros one by one
+  int64_t marked;  // whether the masks of all rows are made at the beginning and kept; else each row's as it is taken
   const void *background;  // (sizes[0]) or null: the usual value of each column, which counts as zero if it is sparse
 
   void *theta, *gradient, *first, *second;  // parameters, mean gradient, and what the optimizer keeps
@@ -53,6 +55,8 @@ typedef struct {
 
 typedef struct {
   const int32_t *order;  // of the rows, or null
+  const void *X;         // rows in the order of the epoch, from its row `first` on; or null, if all of them are known
+  int64_t first;
   int64_t update, last;  // of this epoch: those to do; of a full batch, rounds, in which each group adds up one shard
   int64_t done;          // updates of the optimizer before the first one here
   double rate, bias_rate;

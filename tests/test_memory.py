@@ -1,0 +1,97 @@
+"""The memory that a training takes is what was told before it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mlp_xp as mx
+from mlp_xp import train
+
+PEAK = """
+import sys, threading
+import numpy as np
+import mlp_xp as mx
+
+kind, n, sizes, dtype, settings = eval(sys.argv[1])
+rng = np.random.default_rng(0)
+X = (rng.integers(0, 256, (n, sizes[0]), dtype=np.uint8) * (rng.integers(0, 4, (n, sizes[0]), dtype=np.uint8) == 0))
+X, y = X.astype(dtype, copy=False), (np.arange(n) % 10).astype(np.uint8)
+
+class Source:
+    shape, dtype = X.shape, X.dtype
+    def __getitem__(self, rows):
+        return X[rows].copy()
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+
+data = X if kind == "array" else Source()
+mx.fit(mx.MLP([sizes[0], 10]), X[:2000], y[:2000], epochs=1)
+before, peak, over = anonymous(), [0], threading.Event()
+def watch():
+    while not over.wait(0.001):
+        peak[0] = max(peak[0], anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = mx.MLP(sizes)
+mx.fit(model, data, y, epochs=4, threads=2, **settings)
+over.set()
+watcher.join()
+print(mx.estimate_memory(model, data, threads=2, **settings), peak[0] - before)
+"""
+
+CASES = {
+    "wide, full batch": ("array", 20_000, [784, 1000, 800, 10], "uint8", "{'optimizer': mx.SGD(lr=1e-4)}"),
+    "MNIST's shape": ("array", 60_000, [784, 196, 10], "uint8", "{}"),
+    "wide, Adam": (
+        "array", 10_000, [784, 1000, 800, 10], "uint8", "{'batch_size': 128, 'optimizer': mx.Adam(lr=1e-4)}"
+    ),
+    "a file, full batch": ("source", 40_000, [784, 196, 10], "float32", "{'plan': 'dense', 'optimizer': mx.SGD(1e-6)}"),
+    "a file": ("source", 40_000, [784, 196, 10], "uint8", "{'batch_size': 512, 'optimizer': mx.SGD(1e-3)}"),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which tells anonymous memory")
+@pytest.mark.needs("compiled")
+@pytest.mark.parametrize("case", CASES)
+def test_memory_is_estimated_within_a_fifth(case):
+    kind, n, sizes, dtype, settings = CASES[case]
+    argument = f"{kind!r}, {n}, {sizes}, {dtype!r}, {settings}"
+    done = subprocess.run([sys.executable, "-c", PEAK, argument], capture_output=True, text=True, check=True)
+    estimate, peak = map(int, done.stdout.split())
+    assert 0.8 <= peak / estimate <= 1.2, (estimate, peak)
+
+
+def test_what_costs_memory_raises_the_estimate(cpu_engine):
+    X = np.random.default_rng(0).integers(0, 256, (9000, 30), np.uint8)
+    model, estimate = mx.MLP([30, 40, 3]), mx.estimate_memory
+    few = estimate(model, X, batch_size=64, threads=1, plan="dense")
+    assert estimate(model, X, threads=1, plan="dense") > few
+    assert estimate(model, X, batch_size=640, threads=1, plan="dense") > few
+    assert estimate(model, X, batch_size=64, threads=1, plan="dense", optimizer=mx.Adam()) > few
+    assert estimate(mx.MLP([30, 400, 3]), X, batch_size=64, threads=1, plan="dense") > few
+    converted = estimate(model, X.astype(np.float64), batch_size=64, threads=1, plan="dense")
+    assert converted >= few + X.size * 4
+
+
+def test_only_the_cpu_is_estimated():
+    with pytest.raises(ValueError, match="on device 'cpu', and the model is on 'strict'"):
+        mx.estimate_memory(mx.MLP([2, 2], device="strict"), np.zeros((3, 2)))
+
+
+def test_a_dry_run_tells_the_memory(tmp_path, capsys):
+    assert train.main(["--dry-run", "--out", str(tmp_path / "run")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "of memory" in line)
+    assert line == f"about {told():,.0f} MB of memory, beside the data and what the import takes"
+
+
+def told():
+    """Return the megabytes that are estimated for the command's default."""
+    train_set, _ = mx.datasets.mnist()
+    model = mx.MLP([784, 196, 10])
+    return mx.estimate_memory(model, train_set.X, batch_size=128, optimizer=mx.Adam()) / 1e6
