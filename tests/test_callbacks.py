@@ -263,13 +263,13 @@ def test_an_evaluation_has_a_name_that_columns_can_have(name):
 def test_data_are_checked_once_whatever_the_number_of_epochs(data, monkeypatch):
     X, y = data
     measured = {"val": (X[:20].copy(), y[:20].copy()), "test": (X[20:].copy(), y[20:].copy())}
-    checked, check = [], mx.rows.source.as_features
+    checked, check = [], mx.rows.opening.as_features
 
     def count(array, *rest):
         checked.extend(name for name, (each, _) in measured.items() if np.array_equal(each, array))
         return check(array, *rest)
 
-    monkeypatch.setattr(mx.rows.source, "as_features", count)
+    monkeypatch.setattr(mx.rows.opening, "as_features", count)
     mx.fit(
         network(dtype="float64"), X, y, epochs=5, validation=measured["val"],
         callbacks=[Evaluation("test", *measured["test"])],
