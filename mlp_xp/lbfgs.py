@@ -48,7 +48,7 @@ class LossAndGradient:
         if weights is not None:
             targets = replace(targets, weights=check_weights(weights, rows.shape[0], model.dtype))
         chosen = choose_plan(rows, model, optimizer, plan, None, None, objective=objective)
-        self._lr = optimizer.rate(1)
+        self._lr, self.pixels = optimizer.rate(1), rows.pixels
         self._engine = make_engine(Setup(model, objective, optimizer, rows, targets, None, chosen, default_threads()))
 
     def __enter__(self) -> Self:
@@ -116,6 +116,6 @@ def lbfgs(
     options = {"maxiter": max_iter, "maxfun": max_evaluations, "gtol": tol}
     with loss_and_gradient, one_other_blas_thread:
         result = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options, callback=record)
-    model.theta = model.device.asarray(result.x.astype(model.dtype))
+    model.theta, model.pixels = model.device.asarray(result.x.astype(model.dtype)), loss_and_gradient.pixels
     result.losses = losses
     return result

@@ -330,6 +330,25 @@ class Sign(Optimizer):
         return theta - step, {"steps": steps, "last": step}
 
 
+class SignOfSGD(mx.SGD):
+    """Steps of one length: an optimizer that inherits, and has an update of its own."""
+
+    def update(self, theta, grad, state, rate):
+        xp = compat.array_namespace(theta)
+        return theta - rate * xp.sign(grad), state
+
+
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax"])
+def test_an_optimizer_that_inherits_updates_by_its_own_text(device, rng):
+    model = mx.MLP([6, 3], dtype="float64", device=device)
+    begin = model.device.to_host(model.theta).copy()
+    mx.fit(
+        model, rng.standard_normal((50, 6)), rng.integers(0, 3, 50), epochs=1, batch_size=5, optimizer=SignOfSGD(0.5)
+    )
+    steps = (model.device.to_host(model.theta) - begin) / 0.5
+    assert_allclose(steps, np.round(steps), atol=1e-9)
+
+
 @pytest.mark.parametrize("batch_size", [None, 32])
 @pytest.mark.parametrize("device", ["cpu", "torch", "jax", "cuda", "strict"])
 def test_an_optimizer_of_your_own_trains_on_every_engine(device, batch_size, rng):

@@ -646,3 +646,27 @@ def test_a_warning_of_no_convergence_points_to_the_caller():
     with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached") as caught:
         estimators.MLPClassifier(max_iter=2).fit([[0.0], [1.0]], [0, 1])
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("compiled", ["1", "0"])
+def test_partial_fit_takes_dense_and_compressed_rows_in_turns(compiled, monkeypatch, rng):
+    monkeypatch.setenv("MLP_XP_COMPILED", compiled)
+    X, y = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
+    one, other = (estimators.MLPClassifier((4,), random_state=0) for _ in range(2))
+    for _ in range(3):
+        for rows in (X, X):
+            one.partial_fit(rows, y, classes=range(3))
+        for rows in (X, scipy.sparse.csr_array(X)):
+            other.partial_fit(rows, y, classes=range(3))
+    assert_allclose(one.coefs_[0], other.coefs_[0], rtol=1e-9, atol=1e-12)
+
+
+def test_targets_in_compressed_form_are_those_in_full(rng):
+    X, Y = rng.standard_normal((60, 5)), rng.integers(0, 2, (60, 3))
+    full, compressed = (estimators.MLPClassifier((4,), max_iter=3, random_state=0) for _ in range(2))
+    with pytest.warns(ConvergenceWarning):
+        full.fit(X, Y)
+    with pytest.warns(ConvergenceWarning):
+        compressed.fit(X, scipy.sparse.csr_matrix(Y))
+    assert_array_equal(full.coefs_[0], compressed.coefs_[0])
+    assert_array_equal(full.predict(X), compressed.predict(X))

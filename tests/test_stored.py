@@ -386,3 +386,27 @@ def test_little_of_a_large_file_is_ever_in_memory(tmp_path, batch_size):
         command = [sys.executable, "-c", PEAK, tmp_path / "X.npy", kind, str(batch_size)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert 1e6 < int(done.stdout) < 60e6
+
+
+def test_a_run_is_not_resumed_with_rows_in_another_order(tmp_path, rng):
+    """Blocks of a file are shuffled by rules of their own."""
+    X, y = rng.standard_normal((300, 5)), rng.integers(0, 3, 300)
+    np.save(tmp_path / "X.npy", X)
+    stored = np.load(tmp_path / "X.npy", mmap_mode="r")  # float64, and the model's are float32: read in blocks
+    for first, then in ((X, stored), (stored, X)):
+        folder = tmp_path / ("memory" if first is X else "file")
+        mx.fit(mx.MLP([5, 3]), first, y, epochs=1, batch_size=16, checkpoint=mx.Checkpoint(folder))
+        with pytest.raises(ValueError, match="order: "):
+            mx.fit(mx.MLP([5, 3]), then, y, epochs=2, batch_size=16, checkpoint=mx.Checkpoint(folder, resume=True))
+
+
+def test_a_run_in_memory_goes_on_from_a_map(cpu_engine, tmp_path, rng):
+    """Its plan would copy the file, so another one is made."""
+    X = np.tril(rng.standard_normal((600, 60)).astype(np.float32)[:, ::-1])[:, ::-1] + 0
+    np.save(tmp_path / "X.npy", X)
+    y = rng.integers(0, 3, 600)
+    for epochs, rows, resume in ((8, X, False), (9, np.load(tmp_path / "X.npy", mmap_mode="r"), True)):
+        mx.fit(
+            mx.MLP([60, 3]), rows, y, epochs=epochs, optimizer=mx.SGD(0.01),
+            checkpoint=mx.Checkpoint(tmp_path / "run", resume=resume),
+        )  # fmt: skip

@@ -6,15 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mlp_xp as mx
 from mlp_xp.devices.blas_threads import other_blas_libraries
+from mlp_xp.engines import Done, Setup
+from mlp_xp.engines.host import HostEngine, as_stored
+from mlp_xp.engines.threads import ThreadEngine
 from mlp_xp.kernels.functions import LOSSES
 from mlp_xp.lbfgs import LossAndGradient, lbfgs
 from mlp_xp.objective import Objective
 from mlp_xp.optim import AdamEpsilonHat, SGDOfSteps, Steered
 from mlp_xp.rows.csr import CsrRows
+from mlp_xp.rows.plan import make_plan
 
 OUTPUTS = {
     "softmax": ("softmax_cross_entropy", "softmax_log_loss"),
@@ -296,3 +301,35 @@ def test_compressed_rows_are_the_rows(rng):
     assert_array_equal(device.to_host(rows.to(device).block(0, 40)), X)
     with pytest.raises(ValueError, match="plan 'dense' is not available for rows in compressed form"):
         mx.epochs(mx.MLP([130, 2], dtype="float64"), rows, np.arange(40) % 2, plan="dense")
+
+
+def test_the_hosts_engine_takes_weighted_rows_as_they_are_stored(rng):
+    """Where an engine does not know of weights, the plan that it would have carried out is put aside."""
+    X = np.tril(rng.integers(1, 255, (300, 40))[:, ::-1]).astype(np.uint8)
+    model, y = mx.MLP([40, 6, 3], dtype="float64", seed=1), rng.integers(0, 3, 300)
+    rows, weights = model.open(X), rng.random(300)
+    targets = replace(model.targets(y, 300), weights=weights)
+    plan = make_plan(rows, model.device, "ragged")
+    setup = Setup(model, model.objective, mx.SGD(), rows, targets, None, plan, 1)
+    losses, thetas = [], []
+    for engine in (HostEngine(as_stored(setup)), ThreadEngine(setup)):
+        engine.begin(model.theta, 1, 0.1, Done())
+        losses.append(float(engine.advance(None).loss_sum))
+        thetas.append(engine.theta())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert_allclose(*thetas, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_in_compressed_form_are_written_where_they_are_asked_for(rng):
+    X = scipy.sparse.random(20, 7, 0.4, "csr", random_state=0)
+    out = np.full((3, 7), 9.0)
+    CsrRows(X, "float64").take(np.array([4, 0, 4]), out=out)
+    assert_array_equal(out, X.toarray()[[4, 0, 4]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_lbfgs_knows_whether_it_saw_pixels(dtype):
+    X, y = np.arange(40).reshape(10, 4).astype(dtype), np.arange(10) % 2
+    model = mx.MLP([4, 2])
+    lbfgs(model, LossAndGradient(model, X, y), max_iter=1)
+    assert model.pixels == (dtype == np.uint8)

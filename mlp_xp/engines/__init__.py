@@ -10,7 +10,8 @@ from ..mlp import MLP
 from ..objective import Objective
 from ..optim import Optimizer
 from ..rows.plan import Plan, make_plan
-from ..rows.source import Rows
+from ..rows.source import InMemory, Rows
+from ..rows.stored import StoredRows
 from .base import Done, Engine, Setup
 
 __all__ = ["Done", "Engine", "Setup", "choose_plan", "make_engine"]
@@ -44,13 +45,17 @@ def choose_plan(
     reason = _why_not_compiled(model, optimizer, rows, objective or model.objective)
     if reason is not None and isinstance(model.device, NumpyDevice):
         _log.info("NumPy computes, not the compiled library: %s", reason)
-    if (
-        kind == "auto"
-        and before is not None
-        and (reason is None if before == "sparse" else model.device.epochs_to_repay_plan is not None)
-    ):
+    if kind == "auto" and before is not None and _has(rows, model.device, before, reason is None):
         kind = before
     return make_plan(rows, model.device, kind, epochs, batch_size, reason is None)
+
+
+def _has(rows: Rows, device: Device, kind: str, skips: bool) -> bool:
+    """Return whether rows on a device can have a plan of this kind."""
+    if kind == "sparse":
+        return skips
+    kept = InMemory if kind in ("zero", "ragged") else (InMemory, StoredRows)
+    return device.epochs_to_repay_plan is not None and isinstance(rows, kept)
 
 
 def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
@@ -108,9 +113,9 @@ def _(device: TorchDevice, setup: Setup) -> Engine:
 @_engine_on.register
 def _(device: CupyDevice, setup: Setup) -> Engine:
     if setup.targets.weights is not None:  # its kernels do not know of them
-        from .host import HostEngine
+        from .host import HostEngine, as_stored
 
-        return HostEngine(setup)
+        return HostEngine(as_stored(setup))
     from .cuda.memory import make_cuda_engine
 
     return make_cuda_engine(setup)

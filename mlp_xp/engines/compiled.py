@@ -43,7 +43,7 @@ from .host import HostEngine
 from .padded import Padded
 from .reduce import groups_of
 
-__all__ = ["CompiledEngine", "buffer_widths", "why_not"]
+__all__ = ["CompiledEngine", "buffer_widths", "mask_bytes", "why_not"]
 
 SHARD = 512  # rows
 _PIECE = 2e-2  # seconds of updates between two questions whether to pause
@@ -55,6 +55,11 @@ _OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
 
 _Vector = np.ndarray[Any, Any]
+
+
+def mask_bytes(n: int, d: int) -> int:
+    """Return the bytes of the masks of n rows: a bit for each of d numbers, in words of 64."""
+    return n * -(-d // 64) * 8
 
 
 def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
@@ -151,7 +156,7 @@ class CompiledEngine:
             gemm=address[0], long_integers=address[1], X=_address(X), starts=_address(starts),
             columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
             bytes=setup.rows.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
-            marked=starts is not None or (X is not None and self._n * -(-model.sizes[0] // 8) <= MARKED),
+            marked=starts is not None or (X is not None and mask_bytes(*setup.rows.shape) <= MARKED),
             background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=_address(first), second=_address(second),

@@ -6,6 +6,7 @@ It is complete. Every other engine overrides pieces of it, or does the same by o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from time import perf_counter
 from types import TracebackType
@@ -17,10 +18,11 @@ from ..model import Network, grad_sum
 from ..optim import OptimizerState
 from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
+from ..rows.plan import Plan
 from .base import Done, Setup
 from .reduce import InOrder, Reducer, groups_of
 
-__all__ = ["HostEngine"]
+__all__ = ["HostEngine", "as_stored"]
 
 
 class HostEngine:
@@ -170,3 +172,10 @@ class HostEngine:
             part, _ = grad_sum(self.network, self.kernels, params, X, y, into)
             loss = part + loss
         return loss, sum(shard.rows for shard in shards)
+
+
+def as_stored(setup: Setup) -> Setup:
+    """Return the setup for a :class:`HostEngine`, which takes the columns as they are stored, whatever the plan."""
+    if setup.plan.columns is None:
+        return setup
+    return replace(setup, plan=Plan("dense", "the host's engine takes the data as they are", setup.rows.shape[1]))

@@ -19,7 +19,7 @@ from ..rows.plan import Plan
 from ..rows.source import Rows
 from ..rows.stored import WINDOW, StoredRows
 from . import choose_plan
-from .compiled import MARKED, SHARD, buffer_widths, why_not
+from .compiled import MARKED, SHARD, buffer_widths, mask_bytes, why_not
 from .padded import Padded
 from .reduce import groups_of
 
@@ -103,8 +103,10 @@ def _compiled(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, thread
     frame = capacity * (item * (sum(buffer_widths(model, sparse)) + 1 + model.sizes[-1]) + 24)
     lists = (2 + 2 * item) * _PAIRS * min(_INDEXED, max(d, capacity)) if sparse else 0
     masks = 0
-    if sparse and (isinstance(rows, CsrRows) or n * words * 8 <= MARKED):
-        masks = n * words * 8
+    if isinstance(rows, CsrRows):
+        masks = mask_bytes(n, d) + n * (4 * words + 24)
+    elif sparse and mask_bytes(n, d) <= MARKED:
+        masks = mask_bytes(n, d)
     elif sparse:  # of the rows at hand
         frame += capacity * words * 8
     if batch_size is not None:
@@ -117,7 +119,13 @@ def _numpy(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: 
     """Return the bytes of NumPy's engine: activations and their gradients, sums of groups, rows in a plan's order."""
     (n, d), item = rows.shape, np.dtype(model.dtype).itemsize
     size, P = batch_size or model.device.shard_rows, model.layout.size
-    copied = 0 if plan.columns is None else int(plan.mean_columns * n) * np.dtype(rows.dtype).itemsize
+    copied = (
+        n * d * item
+        if isinstance(rows, CsrRows)
+        else 0
+        if plan.columns is None
+        else int(plan.mean_columns * n) * np.dtype(rows.dtype).itemsize
+    )
     groups = groups_of(-(-n // size)) if batch_size is None else 1
     workers = min(threads, groups)
     shards = workers * size * item * (d + 3 * sum(model.sizes[1:]))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
@@ -118,6 +119,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
         X, y = validate_data(
             self, X, on_host(y), accept_sparse="csr", multi_output=True, dtype=float_dtypes(X), reset=reset
         )
+        y = y.toarray() if issparse(y) else y
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
     def _learn_targets(self, y: _Matrix, incremental: bool) -> None:

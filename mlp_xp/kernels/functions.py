@@ -257,4 +257,5 @@ LOSSES: dict[str, Loss] = {
         Loss("poisson_deviance", poisson_deviance, "Σ [{0} log({0}/{1}) - {0} + {1}]", predicted="exp({})"),
     )
 }
-"""The losses by name. The last four are scikit-learn's, which it reports and follows in ways of its own."""
+"""The losses by name. ``softmax_log_loss`` to ``poisson_deviance`` are scikit-learn's, which has
+ways of its own to report losses."""

@@ -39,7 +39,8 @@ class SGD(Optimizer):
 
     @property
     def plain(self) -> bool:
-        return not (self.momentum or self.lr_bias)
+        own = type(self).update not in (SGD.update, SGDOfSteps.update) or type(self).rates is not Optimizer.rates
+        return not (own or self.momentum or self.lr_bias)
 
     def init(self, theta: Array) -> OptimizerState:
         return {"velocity": library_of(theta).zeros_like(theta)} if self.momentum else {}

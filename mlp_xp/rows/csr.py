@@ -41,7 +41,7 @@ class CsrRows:
         return np.asarray(self.matrix[start:stop].toarray())
 
     def take(self, index: Array, out: Array | None = None) -> Array:
-        return np.asarray(self.matrix[index].toarray())
+        return np.asarray(self.matrix[index].toarray(out=out))
 
     def to(self, device: Device) -> InMemory:
         """Return all rows where `device` computes, zeros included."""

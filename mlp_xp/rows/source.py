@@ -47,7 +47,7 @@ class Rows(Protocol):
         """Return rows `start` to `stop` (m, d), in the order stored."""
 
     def take(self, index: Array, out: Array | None = None) -> Array:
-        """Return the rows of this index (m, d), written to `out` if the library can; the index lives where they do."""
+        """Return the rows of this index (m, d), which lives where they do; those of the host are written to `out`."""
 
     def to(self, device: Device) -> Rows:
         """Return the same rows where `device` computes, moved there if they are on the host."""

@@ -14,6 +14,7 @@ from ..mlp import MLP
 from ..objective import Targets
 from ..optim import Optimizer
 from ..rows.source import Rows
+from ..rows.stored import StoredRows
 from ..snapshot import Snapshot, check_snapshot
 from .record import Record
 
@@ -51,11 +52,14 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """Return everything that decides where the run goes, by name and as plain data."""
-        batch_size = self.batch_size
+        batch_size, rows = self.batch_size, self.data[0]
+        in_blocks = isinstance(rows, StoredRows) and rows.in_place is None
+        order = {} if batch_size is None else {"order": "blocks of rows" if in_blocks else "rows"}
         return {
             **{f"model.{name}": value for name, value in self.model.config.items()},
             **_flat("optimizer", self.optimizer),
             "batch_size": None if batch_size is None else min(check_count("batch_size", batch_size), self._rows),
+            **order,
             "plan": self.plan,
             "callbacks": [_described(callback) for callback in self.callbacks],
             "data": _fingerprint(*self.data),

@@ -23,7 +23,7 @@ from ...optim import OptimizerState
 from ...params import GradSum
 from ...rows.plan import Plan
 from ..base import Done, Setup
-from ..host import HostEngine
+from ..host import HostEngine, as_stored
 from .clock import Clock
 from .gather import Shard
 from .rows import MiniBatch, WholeBatch
@@ -99,7 +99,7 @@ class CudaEngine:
     # The interface of engines.
 
     def grad_sum(self, theta: Array) -> GradSum:
-        return HostEngine(self._setup).grad_sum(theta)
+        return HostEngine(as_stored(self._setup)).grad_sum(theta)
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         with self.device.active():
