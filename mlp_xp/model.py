@@ -59,15 +59,17 @@ def backward(net: Network, k: Kernels, params: Parameters, A: list[Array], dA: A
 
 
 def grad_sum(
-    net: Network, k: Kernels, params: Parameters, X: Array, y: Array, into: Parameters
+    net: Network, k: Kernels, params: Parameters, X: Array, y: Array, into: Parameters, scale: Any = None
 ) -> tuple[Array, list[Array]]:
-    """Return the sum of the rows' losses () and dZ; the rows' gradients are added to `into`.
+    """Return the sum of the rows' losses () and dZ; the rows' gradients, times `scale` if given, are added to `into`.
 
     For one hidden layer and a softmax, :meth:`mlp_xp.kernels.cuda.operations.CudaKernels.grad_sum` does the same
     with a single kernel for all but the large products. This is the text; tests hold that kernel to it.
     """
     A = forward(net, k, params, X)
     losses, dA = net.objective.losses(k, A[-1], y)                   # dA[L] = ∂loss / ∂A[L]       (n, n_L)
+    if scale is not None:
+        dA *= scale                                                  # smaller than the gradients  (n, n_L)
     return k.sum(losses), backward(net, k, params, A, dA, into)
 # fmt: on
 

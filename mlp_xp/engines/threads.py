@@ -16,7 +16,7 @@ import numpy as np
 from ..devices.blas_threads import limit_this_thread
 from ..kernels.cpu.numpy_ import NumpyKernels
 from ..kernels.cpu.updates import AdamUpdate, DescentUpdate
-from ..model import backward, forward
+from ..model import grad_sum
 from ..optim import SGD, Adam, Optimizer
 from ..params import GradSum, Parameters
 from ..rows.background import add_background, remove_background
@@ -95,18 +95,11 @@ class ThreadEngine(HostEngine):
         return self._pass(shard, 1 / count, self._parts[0]), shard.rows, gradient
 
     def _pass(self, shard: Shard, scale: float, into: Parameters) -> Any:
-        """Return the sum of a shard's losses; `scale` times its gradient is added to `into`.
-
-        The error at the output is scaled, which is much smaller than the gradient.
-        """
+        """Return the sum () of a shard's losses; `scale` times its gradient is added to `into`."""
         start = perf_counter()
-        k, params, (X, y) = self.kernels, self._views(self._theta), shard
-        A = forward(self.network, k, params, X)
-        losses, dA = self.network.objective.losses(k, A[-1], y)
-        dA *= scale
-        backward(self.network, k, params, A, dA, into)
-        k.product_threads = self._pace.threads_after(perf_counter() - start)
-        return k.sum(losses)
+        loss, _ = grad_sum(self.network, self.kernels, self._views(self._theta), *shard, into, scale)
+        self.kernels.product_threads = self._pace.threads_after(perf_counter() - start)
+        return loss
 
     def _descend(self, gradient: _Vector) -> None:
         state = self._state

@@ -9,7 +9,7 @@ import torch
 
 from ..devices import Array
 from ..kernels.torch_ import TorchKernels
-from ..model import backward, forward
+from ..model import grad_sum
 from ..optim import SGD, Adam, AdamW
 from ..params import Parameters
 from ..rows.batches import Batches, FullBatch, Shard, shards_as_stored
@@ -54,6 +54,7 @@ class TorchEngine(HostEngine):
     def _update(self, shards: Sequence[Shard], last: bool) -> tuple[Any, int]:
         if not self._steps_backward or last:  # the last update of an epoch keeps its gradient, to be looked at
             return super()._update(shards, last)
+        # the backward pass takes the step on its way: no gradient is stored, none is read again
         rows = self._count(shards)
         return self._pass(shards, -self._lr / rows, self._params), rows
 
@@ -62,18 +63,8 @@ class TorchEngine(HostEngine):
         return self._pass(shards, 1 / count, self._into), sum(shard.X.shape[0] for shard in shards), gradient
 
     def _pass(self, shards: Sequence[Shard], scale: float, into: Parameters) -> Any:
-        """Return the sum of the losses of some shards; `scale` times their gradients is added to `into`.
-
-        The error at the output is scaled, which is much smaller than the gradient. Given the parameters themselves, the
-        backward pass over a shard takes a step on its way: no gradient is stored, none is read again.
-        """
-        k, loss = self.kernels, 0
-        for X, y in shards:
-            A = forward(self.network, k, self._params, X)
-            losses, dA = self.objective.losses(k, A[-1], y)
-            backward(self.network, k, self._params, A, dA.mul_(scale), into)
-            loss = k.sum(losses) + loss
-        return loss
+        """Return the sum () of the losses of some shards; `scale` times their gradients is added to `into`."""
+        return sum(grad_sum(self.network, self.kernels, self._params, *shard, into, scale)[0] for shard in shards)
 
     def _descend(self, gradient: Array) -> None:
         optimizer, theta, rate = self.optimizer, self._own, self._rates
