@@ -27,14 +27,7 @@ def read_npy_folder(folder: Path, limits: Limits) -> list[Part]:
 
     Capitals do not matter. Samples of more than 256 MiB that are uint8, float32 or float64 are mapped.
 
-    Returns
-    -------
-    The training data, or all data, and then the test data if there are any.
-
-    Raises
-    ------
-    ValueError
-        If a file is missing, there twice, damaged or no plain numeric array, or the limits are exceeded.
+    Returns and raises as :func:`mlp_xp.datasets.npz.read_npz`.
     """
     try:
         files = find(path.name for path in sorted(folder.glob("*.npy")))

@@ -17,7 +17,7 @@ from ..params import GradSum
 from ..rows.batches import shuffled_rows
 from ..rows.plan import Plan
 from ..rows.source import Rows
-from ..rows.stored import StoredRows, shuffled_chunks
+from ..rows.stored import come_in_blocks, shuffled_chunks
 
 __all__ = ["Done", "Engine", "Setup"]
 
@@ -57,7 +57,7 @@ class Setup:
         if self.order is not None:
             return self.order(epoch)
         rows = self.rows
-        shuffled = shuffled_chunks if isinstance(rows, StoredRows) and rows.in_place is None else shuffled_rows
+        shuffled = shuffled_chunks if come_in_blocks(rows) else shuffled_rows
         return shuffled(self.model.seed, epoch, rows.shape[0])
 
 

@@ -37,7 +37,7 @@ from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfS
 from ..params import GradSum
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
-from ..rows.stored import StoredRows, ahead
+from ..rows.stored import StoredRows, ahead, come_in_blocks
 from .base import Done, Setup
 from .host import HostEngine
 from .padded import Padded
@@ -182,7 +182,7 @@ class CompiledEngine:
             self._order = self._setup.row_order(epoch).astype(np.int32)
         self._at, self._loss_sum = done.updates, float(done.loss_sum)
         rows = self._setup.rows
-        if isinstance(rows, StoredRows) and rows.in_place is None:
+        if come_in_blocks(rows):
             self._blocks, self._read = self._read_ahead(rows), self._at
         self._spent = float(done.seconds) + perf_counter() - began
 

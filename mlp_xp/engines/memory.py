@@ -17,7 +17,7 @@ from ..optim import SGD, Optimizer
 from ..rows.csr import CsrRows
 from ..rows.plan import Plan
 from ..rows.source import Rows
-from ..rows.stored import WINDOW, StoredRows
+from ..rows.stored import WINDOW, StoredRows, come_in_blocks
 from . import choose_plan
 from .compiled import MARKED, SHARD, buffer_widths, mask_bytes, why_not
 from .padded import Padded
@@ -85,8 +85,7 @@ def _is_in_place(X: Any, rows: Rows) -> bool:
 
 def _read(rows: Rows, count: int) -> int:
     """Return the bytes of so many rows, if rows are read from a file, or 0."""
-    read = isinstance(rows, StoredRows) and rows.in_place is None
-    return int(count * rows.shape[1] * np.dtype(rows.dtype).itemsize) if read else 0
+    return int(count * rows.shape[1] * np.dtype(rows.dtype).itemsize) if come_in_blocks(rows) else 0
 
 
 def _of_order(rows: Rows, batch_size: int | None) -> int:

@@ -11,7 +11,7 @@ from ..devices import Array, Device
 from ..kernels.staircase import Cuts, Ragged
 from .plan import Plan
 from .source import Rows
-from .stored import StoredRows
+from .stored import StoredRows, come_in_blocks
 from .weights import Weighted
 
 __all__ = [
@@ -144,7 +144,7 @@ class MiniBatches:
 
     def _in_order(self, order: Array) -> Iterator[Array]:
         """Return the rows in this order, whole batches of them at a time."""
-        if isinstance(self._rows, StoredRows) and self._rows.in_place is None:
+        if come_in_blocks(self._rows):
             return self._rows.in_order(order, 0, self._batch_size)
         n, together = self._rows.shape[0], self._together
         return (self._rows.take(order[i : min(i + together, n)]) for i in range(0, n, together))

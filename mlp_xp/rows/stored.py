@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from ..devices import Array, Device, NumpyDevice, is_foreign
 from .checks import INDICATOR, NOT_PIXELS, check_finite, check_shape, is_indicator
-from .source import Digest, InMemory
+from .source import Digest, InMemory, Rows
 
-__all__ = ["StoredRows", "ahead", "is_stored", "shuffled_chunks"]
+__all__ = ["StoredRows", "ahead", "come_in_blocks", "is_stored", "shuffled_chunks"]
 
 BLOCK = 1024  # rows that are read together
 WINDOW = 8 * BLOCK  # rows of a mini-batch epoch that are shuffled together, and at hand together
@@ -148,6 +148,11 @@ class StoredRows:
             if whole:
                 yield held[:whole]
             held = held[whole:].copy()
+
+
+def come_in_blocks(rows: Rows) -> TypeGuard[StoredRows]:
+    """Return whether rows are read block by block, in an order of their own in mini-batches."""
+    return isinstance(rows, StoredRows) and rows.in_place is None
 
 
 def shuffled_chunks(seed: int, epoch: int, n: int) -> _Vector:

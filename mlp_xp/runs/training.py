@@ -14,7 +14,7 @@ from ..mlp import MLP
 from ..objective import Targets
 from ..optim import Optimizer
 from ..rows.source import Rows
-from ..rows.stored import StoredRows
+from ..rows.stored import come_in_blocks
 from ..snapshot import Snapshot, check_snapshot
 from .record import Record
 
@@ -52,9 +52,8 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """Return everything that decides where the run goes, by name and as plain data."""
-        batch_size, rows = self.batch_size, self.data[0]
-        in_blocks = isinstance(rows, StoredRows) and rows.in_place is None
-        order = {} if batch_size is None else {"order": "blocks of rows" if in_blocks else "rows"}
+        batch_size = self.batch_size
+        order = {} if batch_size is None else {"order": "blocks of rows" if come_in_blocks(self.data[0]) else "rows"}
         return {
             **{f"model.{name}": value for name, value in self.model.config.items()},
             **_flat("optimizer", self.optimizer),
