@@ -11,8 +11,10 @@ import pytest
 import mlp_xp as mx
 from mlp_xp import train
 
-PEAK = """
-import sys, threading
+from .measuring import PEAK_OF_MEMORY
+
+TRAINED = """
+import sys
 import numpy as np
 import mlp_xp as mx
 
@@ -26,23 +28,12 @@ class Source:
     def __getitem__(self, rows):
         return X[rows].copy()
 
-def anonymous():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
-
 data = X if kind == "array" else Source()
 mx.fit(mx.MLP([sizes[0], 10]), X[:2000], y[:2000], epochs=1)
-before, peak, over = anonymous(), [0], threading.Event()
-def watch():
-    while not over.wait(0.001):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-model = mx.MLP(sizes)
-mx.fit(model, data, y, epochs=4, threads=2, **settings)
-over.set()
-watcher.join()
-print(mx.estimate_memory(model, data, threads=2, **settings), peak[0] - before)
+with Peak() as peak:
+    model = mx.MLP(sizes)
+    mx.fit(model, data, y, epochs=4, threads=2, **settings)
+print(mx.estimate_memory(model, data, threads=2, **settings), peak.bytes)
 """
 
 CASES = {
@@ -62,7 +53,9 @@ CASES = {
 def test_memory_is_estimated_within_a_fifth(case):
     kind, n, sizes, dtype, settings = CASES[case]
     argument = f"{kind!r}, {n}, {sizes}, {dtype!r}, {settings}"
-    done = subprocess.run([sys.executable, "-c", PEAK, argument], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_MEMORY + TRAINED, argument], capture_output=True, text=True, check=True
+    )
     estimate, peak = map(int, done.stdout.split())
     assert 0.8 <= peak / estimate <= 1.2, (estimate, peak)
 

@@ -19,6 +19,7 @@ from mlp_xp.rows.opening import open_rows
 from mlp_xp.rows.stored import BLOCK, WINDOW, StoredRows, ahead, shuffled_chunks
 
 from .libraries import Later
+from .measuring import PEAK_OF_MEMORY
 
 h5py, zarr = Later("h5py"), Later("zarr")
 CPU = mx.devices.get_device("cpu")
@@ -344,8 +345,8 @@ def test_arrays_and_tables_are_not_taken_for_files(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- memory
 
-PEAK = """
-import sys, threading, time
+TRAINED = """
+import sys
 import numpy as np
 import mlp_xp as mx
 
@@ -357,21 +358,10 @@ class Source:
     def __getitem__(self, rows):
         return X[rows].copy()
 
-def anonymous():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
-
 mx.fit(mx.MLP([784, 10]), X[:2000], y[:2000], epochs=1)
-before, peak, over = anonymous(), [0], threading.Event()
-def watch():
-    while not over.wait(0.002):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-mx.fit(mx.MLP([784, 20, 10]), X if kind == "map" else Source(), y, epochs=1, batch_size=batch_size)
-over.set()
-watcher.join()
-print(peak[0] - before)
+with Peak() as peak:
+    mx.fit(mx.MLP([784, 20, 10]), X if kind == "map" else Source(), y, epochs=1, batch_size=batch_size)
+print(peak.bytes)
 """
 
 
@@ -383,7 +373,7 @@ def test_little_of_a_large_file_is_ever_in_memory(tmp_path, batch_size):
     X.flush()
     del X
     for kind in ("map", "source"):
-        command = [sys.executable, "-c", PEAK, tmp_path / "X.npy", kind, str(batch_size)]
+        command = [sys.executable, "-c", PEAK_OF_MEMORY + TRAINED, tmp_path / "X.npy", kind, str(batch_size)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert 1e6 < int(done.stdout) < 60e6
 
@@ -402,11 +392,14 @@ def test_a_run_is_not_resumed_with_rows_in_another_order(tmp_path, rng):
 
 def test_a_run_in_memory_goes_on_from_a_map(cpu_engine, tmp_path, rng):
     """Its plan would copy the file, so another one is made."""
-    X = np.tril(rng.standard_normal((600, 60)).astype(np.float32)[:, ::-1])[:, ::-1] + 0
+    n, widths = 5000, rng.integers(1, 60, (5000, 1))
+    X = np.where(np.arange(60) < widths, rng.standard_normal((n, 60)), 0).astype(np.float32) + 1
     np.save(tmp_path / "X.npy", X)
-    y = rng.integers(0, 3, 600)
+    y, kinds = rng.integers(0, 3, n), []
     for epochs, rows, resume in ((8, X, False), (9, np.load(tmp_path / "X.npy", mmap_mode="r"), True)):
         mx.fit(
             mx.MLP([60, 3]), rows, y, epochs=epochs, optimizer=mx.SGD(0.01),
+            callbacks=[lambda state: kinds.append(state.plan.kind)],
             checkpoint=mx.Checkpoint(tmp_path / "run", resume=resume),
         )  # fmt: skip
+    assert kinds == ["ragged"] * 8 + ["dense"]
