@@ -13,7 +13,7 @@ import numpy as np
 from .checks import check_count
 from .devices import Array
 from .devices.blas_threads import default_threads
-from .engines import Done, Engine, Setup, choose_plan, make_engine
+from .engines import Done, Engine, Ranks, Setup, choose_plan, make_engine
 from .mlp import MLP
 from .objective import Objective
 from .optim import SGD, Optimizer, OptimizerState
@@ -137,6 +137,7 @@ def epochs(
     objective: Objective | None = None,
     weights: Any = None,
     order: Callable[[int], np.ndarray[Any, Any]] | None = None,
+    comm: Any = None,
 ) -> Generator[State, None, None]:
     """Train epoch by epoch, and hand out the state after each.
 
@@ -171,6 +172,9 @@ def epochs(
         How much each row counts: what is minimized is the mean Σ w loss / Σ w over an update's rows.
     order : callable, optional
         ``order(epoch)`` is the order of the rows, an array (n,) of the host, in an epoch of mini-batches.
+    comm : mpi4py.MPI.Comm, optional
+        Share the work with the other processes of this communicator, which call this with the same arguments. The
+        states that come are the same in all of them, and the same bits as without it.
 
     Yields
     ------
@@ -210,11 +214,19 @@ def epochs(
     before = None if start is None else start.plan
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before, objective)
     objective = replace(objective, l2=objective.l2 + optimizer.l2)
-    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order))
-    states = _run(engine, model, optimizer, rows.pixels, epochs, start, pause)
+    ranks = None if comm is None else Ranks(comm)
+    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order, ranks))
+    states = _run(engine, model, optimizer, rows.pixels, epochs, start, _agreed(pause, ranks))
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
     return states
+
+
+def _agreed(pause: Callable[[], bool] | None, ranks: Ranks | None) -> Callable[[], bool] | None:
+    """Return a question that all ranks answer alike: whether any of them is to pause."""
+    if pause is None or ranks is None:
+        return pause
+    return lambda: ranks.any(pause())
 
 
 def _run(

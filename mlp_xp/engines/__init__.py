@@ -13,8 +13,9 @@ from ..rows.plan import Plan, make_plan
 from ..rows.source import InMemory, Rows
 from ..rows.stored import StoredRows
 from .base import Done, Engine, Setup
+from .ranks import Ranks
 
-__all__ = ["Done", "Engine", "Setup", "choose_plan", "make_engine"]
+__all__ = ["Done", "Engine", "Ranks", "Setup", "choose_plan", "make_engine"]
 
 _log = logging.getLogger(__name__)
 

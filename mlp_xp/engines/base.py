@@ -18,6 +18,7 @@ from ..rows.batches import shuffled_rows
 from ..rows.plan import Plan
 from ..rows.source import Rows
 from ..rows.stored import come_in_blocks, shuffled_chunks
+from .ranks import Ranks
 
 __all__ = ["Done", "Engine", "Setup"]
 
@@ -40,6 +41,9 @@ class Setup:
         The most threads to use on the CPU.
     order : callable, optional
         ``order(epoch)`` is the order of the rows (n,) in an epoch of mini-batches, in place of the model's own.
+    ranks : Ranks, optional
+        The processes that share the work; all of them have the same rows. An engine that does not know of them does
+        the whole work in each one.
     """
 
     model: MLP
@@ -51,6 +55,7 @@ class Setup:
     plan: Plan
     threads: int
     order: Callable[[int], np.ndarray[Any, Any]] | None = None
+    ranks: Ranks | None = None
 
     def row_order(self, epoch: int) -> np.ndarray[Any, Any]:
         """Return the order of the rows (n,) in an epoch of mini-batches."""
