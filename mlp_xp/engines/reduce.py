@@ -1,7 +1,7 @@
 """The one order of additions: the same bits, however many workers there are and whichever is first.
 
-Shards are dealt into groups. Their number depends on the data alone. A group adds up its own shards in order, and the
-groups are added in order.
+Shards are dealt into groups. Their number depends on the data alone, unless there are more ranks. A group adds up its
+own shards in order, and the groups are added in order.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ..params import GradSum
+from .ranks import Ranks
 
 __all__ = ["InOrder", "Reducer", "groups_of"]
 
 _GROUPS = 16  # more would cost memory, fewer keep threads waiting for the last one
 
 
-def groups_of(shards: int) -> int:
-    """Return the number of groups for so many shards."""
-    return min(_GROUPS, shards)
+def groups_of(shards: int, ranks: Ranks | None = None) -> int:
+    """Return the number of groups for so many shards: at least one for each rank, if there are enough."""
+    return min(_GROUPS if ranks is None else max(_GROUPS, ranks.size), shards)
 
 
 class Reducer(Protocol):
