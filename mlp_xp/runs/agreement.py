@@ -74,8 +74,7 @@ class Agreement:
         if comm is not None:
             ranks = Ranks(comm)
             self.rank, self.size = ranks.rank, ranks.size
-            # two, or a rank with an error would be taken for one that answers a question
-            self._answers, self._arrivals = ranks.comm, ranks.comm.Dup()
+            self._answers, self._arrivals = ranks.comm, comm.Dup()  # an error is no answer to what others were asked
         self.leads = self.rank == 0
 
     def __enter__(self) -> Self:
@@ -89,7 +88,6 @@ class Agreement:
         finally:
             if self.comm is not None:
                 self._arrivals.Free()
-                self._answers.Free()
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
