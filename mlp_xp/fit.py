@@ -103,15 +103,15 @@ def fit(
         With a checkpoint: after Ctrl-C or SIGTERM, when the state is saved.
     """
     with Agreement(comm) as ranks, ExitStack() as closing:
+        share = ranks.threads()
         with ranks.together():
             check_count("epochs", epochs)
-            if threads is not None:
-                check_count("threads", threads)
+            threads = share if threads is None else check_count("threads", threads)
             optimizer = SGD() if optimizer is None else optimizer
             run = [each for each in check_callbacks(callbacks) if ranks.leads or not getattr(each, "of_rank_0", False)]
             rows = model.open(X)
             targets = model.targets(y, rows.shape[0])
-            measured = None if validation is None else Evaluation("val", *_pair(validation))
+            measured = None if validation is None else Evaluation("val", *_pair(validation), comm)
             watched = "loss" if validation is None else "val_loss"
             stopping = EarlyStopping(0.0 if tol is None else tol, patience, watched)
             history = History()

@@ -139,7 +139,7 @@ def _train(
             folder.note({**checkpoint.config, **found}, environment(model, config.threads, state.plan))
             begun = True
 
-    measured = [] if data.validation else [Evaluation("test", *data.test)]
+    measured = [] if data.validation else [Evaluation("test", *data.test, ranks.comm)]
     report = Report(epochs, config.report_every, "validation" if data.validation else "test", notes)
     shown: list[Any] = [report, Progress(epochs, disable=True if report.every == 1 else None)]
     said = [note, *(shown if not config.quiet else [])] if ranks.leads else []

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from ..checks import brief
+from ..devices.blas_threads import default_threads
 from ..engines import Ranks
 
 __all__ = ["Agreement", "RankError"]
@@ -72,9 +73,9 @@ class Agreement:
     def __init__(self, comm: Any = None) -> None:
         self.comm, self.rank, self.size = comm, 0, 1
         if comm is not None:
-            ranks = Ranks(comm)
-            self.rank, self.size = ranks.rank, ranks.size
-            self._answers, self._arrivals = ranks.comm, comm.Dup()  # an error is no answer to what others were asked
+            self._ranks = Ranks(comm)
+            self.rank, self.size = self._ranks.rank, self._ranks.size
+            self._arrivals = comm.Dup()  # an error is no answer to what others were asked
         self.leads = self.rank == 0
 
     def __enter__(self) -> Self:
@@ -105,7 +106,7 @@ class Agreement:
         with self.together():
             if self.leads:
                 made = make()
-        return self._answers.bcast(made)  # type: ignore[no-any-return]
+        return self._ranks.comm.bcast(made)  # type: ignore[no-any-return]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -116,6 +117,10 @@ class Agreement:
             self._meet(error)
             raise
         self._meet(None)
+
+    def threads(self) -> int | None:
+        """Return how many threads this process should have if nobody says, beside those that share its cores."""
+        return None if self.size == 1 else self._ranks.threads(default_threads())
 
     def compare(self, described: Mapping[str, Any]) -> None:
         """Raise the same ValueError on all ranks if they do not describe themselves alike."""
@@ -133,7 +138,7 @@ class Agreement:
             raise ValueError(f"ranks disagree: {'; '.join(problems)}; give all of them the same")
 
     def _gather(self, value: _T) -> list[_T]:
-        return [value] if self.size == 1 else self._answers.allgather(value)
+        return [value] if self.size == 1 else self._ranks.comm.allgather(value)
 
     def _meet(self, error: BaseException | None, patience: float = inf) -> None:
         """Wait for all ranks; raise a RankError if one of them has an error and this one has none."""

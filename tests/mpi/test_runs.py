@@ -155,13 +155,13 @@ def ending_together(comm):
     called = []
     quiet = mx.Progress(6, disable=True)
     with mock.patch.object(mx.Progress, "__call__", lambda self, state: called.append(state.epoch)):
-        history, theta = train(comm, callbacks=[quiet])
+        history, theta = train(comm, callbacks=[quiet], validation=data(1500))
     return {
         "stopped": len(train(comm, callbacks=[at_epoch(4, lambda: comm.rank == 2)])[0]),
         "interrupted": interrupted(),
         "failed": attempt(lambda: train(comm, callbacks=[at_epoch(2, fail)])),
         "diverged": attempt(lambda: train(comm, optimizer=mx.SGD(lr=1e30))),
-        "loss": history.loss,
+        "losses": (history.loss, history.val_loss, history.val_accuracy),
         "theta": digest(theta),
         "progress": called,
         "handlers": [signal.getsignal(number) for number in SIGNALS] == handlers,
@@ -170,10 +170,11 @@ def ending_together(comm):
 
 def test_all_ranks_end_at_the_same_update(tmp_path):
     results = on_ranks(3, ending_together)
-    history, theta = train()
+    history, theta = train(validation=data(1500))
     assert [each.pop("progress") for each in results] == [history.epoch, [], []]
     assert results[0] == results[1] == results[2]
-    assert (results[0]["loss"], results[0]["theta"]) == (history.loss, digest(theta))
+    assert results[0]["losses"] == (history.loss, history.val_loss, history.val_accuracy)
+    assert results[0]["theta"] == digest(theta)
     assert results[0]["stopped"] == 4
     assert results[0]["interrupted"][0] == ("KeyboardInterrupt", "")
     assert results[0]["failed"] == ("LookupError", "a fault that all ranks find")
