@@ -71,7 +71,7 @@ class Agreement:
     """
 
     def __init__(self, comm: Any = None) -> None:
-        self.comm, self.rank, self.size = comm, 0, 1
+        self.comm, self.rank, self.size, self._over = comm, 0, 1, False
         if comm is not None:
             self._ranks = Ranks(comm)
             self.rank, self.size = self._ranks.rank, self._ranks.size
@@ -85,7 +85,8 @@ class Agreement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._meet(error, inf if error is None else _PATIENCE)
+            if not self._over:
+                self._meet(error, inf if error is None else _PATIENCE, last=True)
         finally:
             if self.comm is not None:
                 self._arrivals.Free()
@@ -140,8 +141,11 @@ class Agreement:
     def _gather(self, value: _T) -> list[_T]:
         return [value] if self.size == 1 else self._ranks.comm.allgather(value)
 
-    def _meet(self, error: BaseException | None, patience: float = inf) -> None:
-        """Wait for all ranks; raise a RankError if one of them has an error and this one has none."""
+    def _meet(self, error: BaseException | None, patience: float = inf, last: bool = False) -> None:
+        """Wait for all ranks; raise a RankError if one of them has an error and this one has none.
+
+        If one of them leaves, this is the last time.
+        """
         if self.size == 1:
             return
         arrival, deadline = self._arrivals.Ibarrier(), monotonic() + patience
@@ -149,8 +153,9 @@ class Agreement:
             if monotonic() > deadline:
                 self._abort()
             sleep(_POLL)
-        problems = self._arrivals.allgather(None if error is None else _described(error))
-        for rank, problem in enumerate(problems):
+        said = self._arrivals.allgather((last, None if error is None else _described(error)))
+        self._over = any(leaves for leaves, _ in said)
+        for rank, (_, problem) in enumerate(said):
             if error is None and problem is not None:
                 raise RankError(rank, *problem)
 

@@ -22,7 +22,7 @@ from ..snapshot import Snapshot, check_snapshot
 from .record import Record
 from .versions import versions
 
-__all__ = ["Training"]
+__all__ = ["Training", "sketch"]
 
 _SAMPLES, _SAMPLED = 64, 32  # places in the data, and rows at each, that stand for all
 
@@ -64,17 +64,7 @@ class Training:
     def sketch(self) -> dict[str, Any]:
         """Return what :meth:`settings` does at next to no cost, from a sample of the data, and what else decides."""
         validation = None if self.validation is None else _sampled(*self.validation)
-        theta = np.ascontiguousarray(self.model.device.to_host(self.model.theta))
-        return {
-            **self._choices(),
-            "data": _sampled(*self.data),
-            "validation": validation,
-            "first parameters": f"sha256 {hashlib.sha256(theta.data).hexdigest()}",
-            "device": self.model.device.name,
-            "precision": self.model.precision,
-            "python": platform.python_version(),
-            **versions(),
-        }
+        return {**self._choices(), **sketch(self.model, self.data), "validation": validation}
 
     def _choices(self) -> dict[str, Any]:
         batch_size = self.batch_size
@@ -129,6 +119,19 @@ class Training:
     @property
     def _rows(self) -> int:
         return int(self.data[0].shape[0])
+
+
+def sketch(model: MLP, data: tuple[Rows, Targets]) -> dict[str, Any]:
+    """Return what the bits of a training depend on beside its settings, with a sample of the data, at little cost."""
+    theta = np.ascontiguousarray(model.device.to_host(model.theta))
+    return {
+        "data": _sampled(*data),
+        "first parameters": f"sha256 {hashlib.sha256(theta.data).hexdigest()}",
+        "device": model.device.name,
+        "precision": model.precision,
+        "python": platform.python_version(),
+        **versions(),
+    }
 
 
 def _described(callback: Any) -> str:
