@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from ..kernels.cpu.compiled import Message
 
 __all__ = ["Ranks", "Requests"]
+
+_give_way = getattr(os, "sched_yield", partial(sleep, 0))
 
 
 class Ranks:
@@ -113,7 +116,8 @@ class Requests:
             if key not in self._known:
                 self._known[key] = self._prepared(messages[:count])
             MPI.Prequest.Startall(self._known[key])
-            MPI.Prequest.Waitall(self._known[key])
+            while not MPI.Prequest.Testall(self._known[key]):  # MPI's own waiting would keep the core from others
+                _give_way()
         except BaseException as error:
             self.error = error
             return 1
