@@ -19,6 +19,7 @@ from .mlp import MLP, Forward, Gradient
 from .objective import OUTPUTS
 from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
+from .runs.agreement import RankError
 from .runs.checkpoint import Checkpoint
 from .runs.signals import Interrupted
 from .snapshot import Snapshot
@@ -44,6 +45,7 @@ __all__ = [
     "History",
     "Interrupted",
     "Progress",
+    "RankError",
     "Schedule",
     "Snapshot",
     "State",

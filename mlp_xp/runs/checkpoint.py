@@ -176,7 +176,7 @@ class Checkpoint:
         if wait is None:
             took = median_low(self._took) if self._took else 0.0
             wait = min(max(_SECONDS, took / _SHARE), _MOST_SECONDS)
-        self._next = monotonic() + wait if self.epochs is None and self._ranks.leads else inf  # one clock for all
+        self._next = monotonic() + wait if self.epochs is None else inf
 
 
 class Unsaved:

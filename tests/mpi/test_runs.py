@@ -152,6 +152,9 @@ def ending_together(comm):
     def fail():
         raise LookupError("a fault that all ranks find")
 
+    late = mock.Mock(spec=("__call__", "close"), return_value=None)
+    if comm.rank == 1:  # when it is all over, but for what has to be closed
+        late.close.side_effect = lambda: signal.raise_signal(signal.SIGINT)
     called = []
     quiet = mx.Progress(6, disable=True)
     with mock.patch.object(mx.Progress, "__call__", lambda self, state: called.append(state.epoch)):
@@ -164,6 +167,7 @@ def ending_together(comm):
         "losses": (history.loss, history.val_loss, history.val_accuracy),
         "theta": digest(theta),
         "progress": called,
+        "late": attempt(lambda: train(comm, callbacks=[late])),
         "handlers": [signal.getsignal(number) for number in SIGNALS] == handlers,
     }
 
@@ -177,6 +181,7 @@ def test_all_ranks_end_at_the_same_update(tmp_path):
     assert results[0]["theta"] == digest(theta)
     assert results[0]["stopped"] == 4
     assert results[0]["interrupted"][0] == ("KeyboardInterrupt", "")
+    assert results[0]["late"] == ("KeyboardInterrupt", "")
     assert results[0]["failed"] == ("LookupError", "a fault that all ranks find")
     assert results[0]["diverged"][0] == "DivergenceError"
     assert results[0]["handlers"]
