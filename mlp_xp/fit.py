@@ -15,6 +15,7 @@ from .devices.blas_threads import at_most
 from .loop import State
 from .mlp import MLP
 from .optim import SGD, Optimizer
+from .runs.agreement import Agreement
 from .runs.checkpoint import Checkpoint, Unsaved
 from .runs.training import Training
 
@@ -40,6 +41,7 @@ def fit(
     threads: int | None = None,
     plan: str = "auto",
     checkpoint: Checkpoint | None = None,
+    comm: Any = None,
 ) -> History:
     """Train, and return what happened.
 
@@ -75,6 +77,11 @@ def fit(
     checkpoint : Checkpoint, optional
         Save the run in a folder, and go on with the one that is there. Callbacks that have ``dump`` and ``restore``,
         such as :class:`EarlyStopping`, go on from where they were, any others afresh.
+    comm : mpi4py.MPI.Comm, optional
+        Share the work with the other processes of this communicator, which call this with the same arguments; see
+        :func:`epochs`. All of them return the same history, but for the seconds, and have the same parameters. Rank 0
+        alone writes checkpoints and has progress bars. A callback that ends the training on one rank, or a signal, ends
+        it on all.
 
     Returns
     -------
@@ -84,7 +91,10 @@ def fit(
     Raises
     ------
     ValueError
-        If an argument does not fit, or the checkpoint is not of the same run. The model is as it was.
+        If an argument does not fit, the checkpoint is not of the same run, or the processes of `comm` disagree on what
+        to do; the message lists how. The model is as it was.
+    RankError
+        If another process of `comm` raised an error.
     DivergenceError
         If the loss or a parameter becomes NaN or infinite. A checkpoint is of before that.
     KeyboardInterrupt
@@ -92,30 +102,35 @@ def fit(
     Interrupted
         With a checkpoint: after Ctrl-C or SIGTERM, when the state is saved.
     """
-    check_count("epochs", epochs)
-    if threads is not None:
-        check_count("threads", threads)
-    optimizer = SGD() if optimizer is None else optimizer
-    run = check_callbacks(callbacks)
-    rows = model.open(X)
-    targets = model.targets(y, rows.shape[0])
-    measured = None if validation is None else Evaluation("val", *_pair(validation))
-    stopping = EarlyStopping(0.0 if tol is None else tol, patience, "loss" if validation is None else "val_loss")
-    history = History()
-    run = [*([measured] if measured else ()), *run, *([] if tol is None else [stopping]), history]
-    keeper = Unsaved() if checkpoint is None else checkpoint
-    with at_most(threads), ExitStack() as closing:
-        watch = closing.enter_context(_Watch(model))
-        closing.enter_context(keeper)
-        _begin(run, model, closing)
-        stateful = [callback for callback in run[:-1] if is_stateful(callback)]
-        checked = None if measured is None else measured.data
-        training = Training(model, optimizer, (rows, targets), checked, batch_size, plan, history, stateful)
-        start = keeper.attach(training)
+    with Agreement(comm) as ranks, ExitStack() as closing:
+        share = ranks.threads()
+        with ranks.together():
+            check_count("epochs", epochs)
+            threads = share if threads is None else check_count("threads", threads)
+            optimizer = SGD() if optimizer is None else optimizer
+            run = [each for each in check_callbacks(callbacks) if ranks.leads or not getattr(each, "of_rank_0", False)]
+            rows = model.open(X)
+            targets = model.targets(y, rows.shape[0])
+            measured = None if validation is None else Evaluation("val", *_pair(validation), comm)
+            watched = "loss" if validation is None else "val_loss"
+            stopping = EarlyStopping(0.0 if tol is None else tol, patience, watched)
+            history = History()
+            run = [*([measured] if measured else ()), *run, *([] if tol is None else [stopping]), history]
+            keeper = Unsaved() if checkpoint is None else checkpoint
+            closing.enter_context(at_most(threads))
+            watch = closing.enter_context(_Watch(model))
+            closing.enter_context(keeper)
+            _begin(run, model, closing)
+            stateful = [callback for callback in run[:-1] if is_stateful(callback)]
+            checked = None if measured is None else measured.data
+            training = Training(model, optimizer, (rows, targets), checked, batch_size, plan, history, stateful)
+            sketch = {} if ranks.size == 1 else {**training.sketch(), "epochs": epochs, "checkpoint": checkpoint}
+        ranks.compare(sketch)
+        start = keeper.attach(training, ranks)
         epochs = training.last(start, epochs)
         states = loop.epochs(
             model, rows, targets, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
-            start=start, pause=keeper.is_due,
+            start=start, pause=keeper.is_due, comm=comm,
         )  # fmt: skip
         keeper.begin(start)
         closing.callback(states.close)
@@ -126,7 +141,7 @@ def fit(
             final = False
             if state.whole:
                 answers = [is_true(callback(state)) for callback in run]
-                final = any(answers) or state.epoch == epochs
+                final = ranks.any(any(answers)) or state.epoch == epochs
                 watch.accept(state, final)
             keeper.after(state, final)
             if final:

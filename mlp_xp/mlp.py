@@ -211,11 +211,11 @@ class MLP:
             loss, dZ = grad_sum(self.network, GenericKernels(xp, self.dtype), params, X, y, into=zero)
             return loss / n, Gradient([dW / n for dW in zero.W[1:]], [db / n for db in zero.b[1:]], dZ[1:])
 
-    def outputs(self, X: Any) -> np.ndarray[Any, Any]:
+    def outputs(self, X: Any, ranks: Any = None) -> np.ndarray[Any, Any]:
         """Return A[L] (n, n_L) on the host: logits, sigmoids or values, depending on `output`.
 
         If the device is short of memory, it works on fewer rows at a time. On the CPU the result has the same bits for
-        any number of threads.
+        any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
         """
         with self.device.active():
             rows = self.open(X)
@@ -226,7 +226,10 @@ class MLP:
                 A = forward(self.network, self.kernels, params, self.device.asarray(rows.block(part.start, part.stop)))
                 result[part] = self.device.to_host(A[-1])
 
-            self.device.by_rows(compute, len(result))
+            if ranks is None:
+                self.device.by_rows(compute, len(result))
+            else:
+                ranks.fill(result, self.device.by_rows(compute, len(result), ranks.share))
         return result
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
@@ -251,11 +254,11 @@ class MLP:
         """Return the accuracy (all labels of a row are right), or for values R^2, on average over the outputs."""
         return self.evaluate(X, y)[1]
 
-    def evaluate(self, X: Any, y: Any) -> tuple[float, float]:
-        """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
+    def evaluate(self, X: Any, y: Any, ranks: Any = None) -> tuple[float, float]:
+        """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`; `ranks` as for `outputs`."""
         rows = self.open(X)
         targets = self.targets(y, rows.shape[0]).y
-        A = self.outputs(rows)
+        A = self.outputs(rows, ranks)
         losses, _ = self.objective.losses(GenericKernels(np, self.dtype), A, targets)
         predicted = read_outputs(A, self.task)
         score = r_squared if self.task == "values" else accuracy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ..engines import Ranks
 from ..mlp import MLP
 from ..objective import Targets
 from ..rows.source import Rows
@@ -33,6 +34,9 @@ class Evaluation:
     X : array (n, n_0)
     y : array
         As for :meth:`mlp_xp.MLP.loss_and_gradient`.
+    comm : mpi4py.MPI.Comm, optional
+        Share the work with the other processes of this communicator, which have the same data, model and callback. What
+        is measured has the same bits in all of them as without it.
 
     Raises
     ------
@@ -48,10 +52,11 @@ class Evaluation:
     ['epoch', 'loss', 'test_loss', 'test_accuracy', 'lr', 'seconds']
     """
 
-    def __init__(self, name: str, X: Any, y: Any) -> None:
+    def __init__(self, name: str, X: Any, y: Any, comm: Any = None) -> None:
         if not (isinstance(name, str) and name.isascii() and name.isidentifier() and not name.startswith("_")):
             raise ValueError(f"the name of an evaluation must be a word such as 'val' or 'test', got {name!r}")
         self.name, self.X, self.y = name, X, y
+        self.ranks = None if comm is None else Ranks(comm)
         self.data: tuple[Rows, Targets] | None = None
         self.measures: tuple[str, ...] = ()
 
@@ -74,7 +79,7 @@ class Evaluation:
 
     def __call__(self, state: Any) -> None:
         rows, targets = self.data or self.begin(state.model)
-        state.metrics.update(zip(self.measures, state.model.evaluate(rows, targets), strict=True))
+        state.metrics.update(zip(self.measures, state.model.evaluate(rows, targets, self.ranks), strict=True))
 
     def close(self) -> None:
         """Release the data."""

@@ -24,6 +24,8 @@ class Progress:
         The bar of the last ``fit``.
     """
 
+    of_rank_0 = True
+
     def __init__(self, total: int, disable: bool | None = None) -> None:
         self.total, self.disable = total, disable
         self.bar: Any = None

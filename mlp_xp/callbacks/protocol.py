@@ -28,6 +28,9 @@ class Callback(Protocol):
         Names that the callback puts into ``state.metrics``.
     ``needs``
         Names that it reads from there. A callback before it must measure them.
+    ``of_rank_0``
+        Whether it is for rank 0 alone in a distributed training, as one that prints or writes. What it measures, the
+        other ranks do not know.
     """
 
     def __call__(self, state: Any) -> bool | None:

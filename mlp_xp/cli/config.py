@@ -18,6 +18,7 @@ from ..rows.plan import PLANS
 from ..runs.checkpoint import check_every
 from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
+from .distributed import OPTION
 from .errors import Parser, did_you_mean, printable
 from .presets import PRESETS
 
@@ -126,7 +127,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         After ``--help`` or ``--version``.
     """
     given = vars(_parser().parse_args(arguments))
-    path = given.pop("config")
+    path, _ = given.pop("config"), given.pop("distributed")  # which is acted on before anything is read
     chosen = {name: _convert(name, value) for name, value in given.items() if value is not None}
     chosen = (_read(path) if path else {}) | chosen
     if "resume" in chosen:
@@ -161,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mlp_xp {version}")
     parser.add_argument(
         "--config", metavar="FILE", help="a TOML file of these options, with _ for - in names, or a run's config.json"
+    )
+    parser.add_argument(
+        OPTION, action="store_true", help="share the work with the other processes that mpiexec or srun started"
     )
     for part in fields(Config):
         text, choices = part.metadata["help"], part.metadata["choices"]

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..fit import DivergenceError
+from ..runs.agreement import RankError
 from ..runs.folder import RunFolder
 from ..runs.signals import Interrupted
 
-__all__ = ["Parser", "did_you_mean", "exit_code", "model_file", "printable"]
+__all__ = ["Parser", "complain", "did_you_mean", "exit_code", "model_file", "printable"]
 
 MAX_LENGTH = 1000  # characters of a line that quotes what a file or a user said
 PACKAGE = str(Path(__file__).parents[1])
@@ -64,16 +65,18 @@ def printable(text: object, most: int = MAX_LENGTH) -> str:
     return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def exit_code(name: str, command: Callable[[], object]) -> int:
+def exit_code(name: str, command: Callable[[], object], silent: bool = False) -> int:
     """Run a command and return its exit code.
 
     0 if all went well, 1 if the training diverged, 2 if the input was wrong, 70 for a bug of ours, 130 after Ctrl-C,
     143 after SIGTERM, and 141, as from SIGPIPE, if nobody reads the output any more. An error is one line on standard
-    error. With the environment variable ``MLP_XP_TRACEBACK`` set, its traceback comes first.
+    error. With the environment variable ``MLP_XP_TRACEBACK`` set, its traceback comes first. A `silent` command prints
+    nothing: of a distributed run, the ranks above 0.
     """
     with ExitStack() as streams:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
-            if getattr(stream, "closed", True):  # None or closed: a service, a program without a console, 2>&-
+            # None or closed: a service, a program without a console, 2>&-
+            if silent or getattr(stream, "closed", True):
                 streams.enter_context(redirect(streams.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         try:
             return _run(name, command)
@@ -94,23 +97,23 @@ def _run(name: str, command: Callable[[], object]) -> int:
     except BrokenPipeError:
         raise
     except DivergenceError as error:
-        return _complain(name, error, 1)
+        return complain(name, error, 1)
     except MemoryError as error:
         advice = "use fewer samples, smaller layers or a smaller --batch-size, or a machine with more memory"
-        return _complain(name, f"out of memory ({error or 'no size known'}); {advice}", 2)
+        return complain(name, f"out of memory ({error or 'no size known'}); {advice}", 2)
     except (OSError, ImportError) as error:
-        return _complain(name, error, 2)
+        return complain(name, error, 2)
     except Interrupted as error:
-        return _complain(name, f"{error}; go on with: {_resume(error.folder)}", 128 + error.signal)
+        return complain(name, f"{error}; go on with: {_resume(error.folder)}", 128 + error.signal)
     except KeyboardInterrupt:
-        return _complain(name, "interrupted", 130)
+        return complain(name, "interrupted", 130)
     except Exception as error:
-        if isinstance(error, ValueError) and _is_meant(error):
-            return _complain(name, error, 2)
+        if (isinstance(error, ValueError) and _is_meant(error)) or (isinstance(error, RankError) and error.foreseen):
+            return complain(name, error, 2)
         if "start new thread" in str(error):  # RuntimeError of the system's, which has no class or number of its own
-            return _complain(name, f"{error}; use --threads 1, or end other programs", 2)
+            return complain(name, f"{error}; use --threads 1, or end other programs", 2)
         traceback.print_exc()
-        return _complain(name, "this is a bug of mlp_xp, not of your input; please report it with the lines above", 70)
+        return complain(name, "this is a bug of mlp_xp, not of your input; please report it with the lines above", 70)
     return 0
 
 
@@ -142,7 +145,8 @@ def _resume(folder: str) -> str:
     return f"python -m mlp_xp.train --resume {shlex.quote(folder)}"
 
 
-def _complain(name: str, error: object, code: int) -> int:
+def complain(name: str, error: object, code: int) -> int:
+    """Print an error as one line on standard error, and return the exit code."""
     if os.environ.get("MLP_XP_TRACEBACK") and isinstance(error, BaseException):
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.filename is not None:

@@ -28,15 +28,16 @@ from ..loop import State
 from ..mlp import MLP
 from ..objective import OUTPUTS
 from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
+from ..runs.agreement import Agreement
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
-from ..runs.record import check_same, read
+from ..runs.record import Record, check_same, read
 from ..runs.report import WIDTH, environment, result_table
-from ..runs.training import Training
 from ..snapshot import Snapshot
 from .config import Config, parse
 from .data import Data, load_data
-from .errors import exit_code, printable
+from .distributed import run_on_ranks
+from .errors import printable
 from .presets import PRESETS
 
 __all__ = ["main", "run"]
@@ -46,47 +47,50 @@ SHARE = 0.1  # of the training data, kept for --tol to watch if --validation say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return exit_code("train", lambda: run(parse(arguments)))
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def command(ranks: Agreement) -> None:
+        with ranks.together():
+            config = parse(given)
+        run(config, ranks)
+
+    return run_on_ranks("train", given, command)
 
 
-def run(config: Config) -> Path | None:
+def run(config: Config, ranks: Agreement | None = None) -> Path | None:
     """Train as configured and return the run folder; None after a dry run.
+
+    Of several ranks each has to call it. Rank 0 alone prints and writes.
 
     Raises
     ------
     ValueError, OSError
         If anything does not fit; before any training, and with nothing written.
     """
-    notes = []
+    ranks, notes = ranks or Agreement(), []
     if config.tol is not None and not config.validation:
         config = replace(config, validation=SHARE)
         notes = [f"--tol watches {SHARE:.0%} of the training data, kept for validation: test data choose nothing"]
-    data = load_data(config)
-    notes += data.notes
-    epochs = config.epochs or enough_epochs(len(data.train.X))
-    model, optimizer = make_model(config, data), make_optimizer(config, epochs)
-    config = replace(config, epochs=epochs, init=model.init)  # a run says what was chosen for it
-    model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
-    path = _choose_path(config)
+    with ranks.together():
+        data = load_data(config)
+        notes += data.notes
+        epochs = config.epochs or enough_epochs(len(data.train.X))
+        model, optimizer = make_model(config, data), make_optimizer(config, epochs)
+        config = replace(config, epochs=epochs, init=model.init)  # a run says what was chosen for it
+        model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
+    path = ranks.first(lambda: _choose_path(config))
     with at_most(config.threads), RunFolder(path) as folder:
         if config.dry_run:
             rehearsal = Rehearsal(folder, resume=config.resume is not None)
             with suppress(Ready):
-                _train(config, epochs, data, notes, model, optimizer, rehearsal)
+                _train(config, epochs, data, notes, model, optimizer, rehearsal, ranks)
             print(*_outlook(config, data, model, optimizer, path), sep="\n")
             return None
         kept = asdict(replace(config, resume=None))
         checkpoint = Checkpoint(folder, config.checkpoint_every, config.resume is not None, kept)
-        history = _train(config, epochs, data, notes, model, optimizer, checkpoint)
-        folder.finish(model, history)
-        if config.tol is not None:
-            print(f"the parameters are those of epoch {1 + int(np.argmin(history.val_loss))}, the best on validation")
-        for line in result_table(model, history, data.parts(), data.labels).splitlines():
-            print(printable(line))
-        try:
-            _draw(folder, model, history, data)
-        finally:
-            print(f"run folder: {printable(path)}")
+        history = _train(config, epochs, data, notes, model, optimizer, checkpoint, ranks)
+        if ranks.leads:
+            _conclude(config, folder, path, model, history, data)
     return path
 
 
@@ -102,14 +106,13 @@ class Ready(Exception):  # noqa: N818 - nothing went wrong
 class Rehearsal(Checkpoint):
     """What a dry run has in the place of a checkpoint: all is made ready for a training, and nothing is written."""
 
-    def attach(self, training: Training) -> Snapshot | None:
+    def _saved(self) -> Record | None:
         """Look at the run to resume without locking its folder."""
         if not self.resume:
             return None
         record = read(self.folder.checkpoint)
-        check_same(self.folder, record.settings, training.settings())
-        training.restore(record)
-        return record.snapshot
+        check_same(self.folder, record.settings, self._training.settings())
+        return record
 
     def begin(self, start: Snapshot | None) -> NoReturn:
         """End the rehearsal."""
@@ -124,6 +127,7 @@ def _train(
     model: MLP,
     optimizer: Optimizer,
     checkpoint: Checkpoint,
+    ranks: Agreement,
 ) -> History:
     folder, begun = checkpoint.folder, False
 
@@ -135,9 +139,10 @@ def _train(
             folder.note({**checkpoint.config, **found}, environment(model, config.threads, state.plan))
             begun = True
 
-    measured = [] if data.validation else [Evaluation("test", *data.test)]
+    measured = [] if data.validation else [Evaluation("test", *data.test, ranks.comm)]
     report = Report(epochs, config.report_every, "validation" if data.validation else "test", notes)
     shown: list[Any] = [report, Progress(epochs, disable=True if report.every == 1 else None)]
+    said = [note, *(shown if not config.quiet else [])] if ranks.leads else []
     try:
         return fit(
             model,
@@ -146,12 +151,13 @@ def _train(
             optimizer=optimizer,
             batch_size=config.batch_size or None,
             validation=data.validation,
-            callbacks=[*measured, note, *(shown if not config.quiet else [])],
+            callbacks=[*measured, *said],
             tol=config.tol,
             patience=config.patience,
             threads=config.threads,
             plan=config.plan,
             checkpoint=checkpoint,
+            comm=ranks.comm,
         )
     except DivergenceError as error:
         left = "what was saved before is in" if folder.checkpoint.exists() else "nothing was saved in"
@@ -265,6 +271,19 @@ def make_optimizer(config: Config, epochs: int) -> Optimizer:
     }[config.optimizer]
     optimizer: Optimizer = OPTIMIZERS[config.optimizer](lr=lr, l2=config.l2, lr_bias=config.lr_bias, **own)
     return optimizer
+
+
+def _conclude(config: Config, folder: RunFolder, path: Path, model: MLP, history: History, data: Data) -> None:
+    """Write, print and draw what there is at the end."""
+    folder.finish(model, history)
+    if config.tol is not None:
+        print(f"the parameters are those of epoch {1 + int(np.argmin(history.val_loss))}, the best on validation")
+    for line in result_table(model, history, data.parts(), data.labels).splitlines():
+        print(printable(line))
+    try:
+        _draw(folder, model, history, data)
+    finally:
+        print(f"run folder: {printable(path)}")
 
 
 def _draw(folder: RunFolder, model: MLP, history: History, data: Data) -> None:

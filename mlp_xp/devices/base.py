@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, Self, TypeVar
 
 import array_api_compat as compat
@@ -131,19 +132,30 @@ class Device:
         """Return the function's results in the order of the items. Where that is faster, threads compute them."""
         return [function(item) for item in items]
 
-    def by_rows(self, function: Callable[[slice], object], n: int) -> None:
+    def by_rows(self, function: Callable[[slice], object], n: int, share: Callable[[int], range] = range) -> list[int]:
         """Call the function for shards that make up `n` rows, and for smaller ones if the memory is too short for one.
+
+        Parameters
+        ----------
+        function : callable
+        n : int
+        share : callable, optional
+            Which of so many shards to call it for; all, if not given.
+
+        Returns
+        -------
+        list of int
+            Where shards begin, and n.
 
         Raises
         ------
         MemoryError
             If there is not even room for a shard of a few hundred rows.
         """
-        step, call = self._step(n), partial(_halve_until_it_fits, function)
-        if n <= step:
-            call(slice(0, n))
-            return
-        self.map(call, [slice(i, min(i + step, n)) for i in range(0, n, step)])
+        edges = [*range(0, n, self._step(n)), n]
+        shards = [slice(*edge) for edge in pairwise(edges)]
+        self.map(partial(_halve_until_it_fits, function), [shards[i] for i in share(len(shards))])
+        return edges
 
     def _step(self, n: int) -> int:
         """Return how many of n rows to work on at a time. It must not depend on the number of threads."""

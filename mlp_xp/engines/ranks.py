@@ -7,10 +7,12 @@ not follow from them, such as a signal or a clock, is agreed on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from time import sleep
 from typing import Any
+
+import numpy as np
 
 from ..kernels.cpu.compiled import Message
 
@@ -58,6 +60,16 @@ class Ranks:
     def of_first(self, number: int) -> int:
         """Return the number that rank 0 gives."""
         return int(self.comm.bcast(number))
+
+    def fill(self, rows: np.ndarray[Any, Any], edges: Sequence[int]) -> None:
+        """Fill in the others' rows (n, k): each rank has those of its share of the parts that `edges` bound."""
+        from mpi4py import MPI
+
+        parts = [self.share(len(edges) - 1, rank) for rank in range(self.size)]
+        width = rows[0].nbytes
+        starts, stops = [edges[part.start] * width for part in parts], [edges[part.stop] * width for part in parts]
+        counts = [stop - start for start, stop in zip(starts, stops, strict=True)]
+        self.comm.Allgatherv(MPI.IN_PLACE, [rows, counts, starts, MPI.BYTE])
 
     def threads(self, cores: int) -> int:
         """Return how many threads each of the ranks that share this one's cores can have: at least one."""

@@ -77,6 +77,7 @@ class MultilayerPerceptron(Network):
         X_val: Any = None,
         y_val: Any = None,
         sample_weight_val: Any = None,
+        comm: Any = None,
     ) -> Self:
         """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,).
 
@@ -85,19 +86,24 @@ class MultilayerPerceptron(Network):
         X, y, sample_weight : as in scikit-learn
         X_val, y_val, sample_weight_val : array (m, d), (m,) or (m, k), and (m,), optional
             What early stopping looks at, in place of a part of `X` and `y`. Classes have no weights in them.
+        comm : mpi4py.MPI.Comm, optional
+            Share the work of "sgd" and "adam" with the other processes of this communicator, which call this with the
+            same arguments; see :func:`mlp_xp.fit`. Random numbers are those of rank 0. All get the same parameters, and
+            the same bits as without it.
         """
-        if X_val is None and y_val is None:
-            if sample_weight_val is not None:
-                raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
-            return self._fit(X, y, sample_weight, None, incremental=False)
-        if X_val is None or y_val is None:
-            raise ValueError("one of X_val and y_val was given without the other; give both, or none")
-        if self.solver == "lbfgs" or not self.early_stopping:
-            raise ValueError(
-                f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
-                f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
-            )
-        return self._fit(X, y, sample_weight, Data(X_val, y_val, sample_weight_val), incremental=False)
+        with self._among(comm):
+            if X_val is None and y_val is None:
+                if sample_weight_val is not None:
+                    raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
+                return self._fit(X, y, sample_weight, None, incremental=False)
+            if X_val is None or y_val is None:
+                raise ValueError("one of X_val and y_val was given without the other; give both, or none")
+            if self.solver == "lbfgs" or not self.early_stopping:
+                raise ValueError(
+                    f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
+                    f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
+                )
+            return self._fit(X, y, sample_weight, Data(X_val, y_val, sample_weight_val), incremental=False)
 
     # What the classifier and the regressor say.
 
@@ -144,7 +150,7 @@ class MultilayerPerceptron(Network):
             if home_of(held_out.X) != home_of(X):
                 raise ValueError("X_val must use the same namespace and the same device as X; move one of them")
             held_out = self._read_held_out(held_out)
-        self._random_state = check_random_state(self.random_state)
+        self._random_state = self._ranks.first(lambda: check_random_state(self.random_state))
         if first:
             self._initialize(X)
         model = self.to_mlp()
@@ -199,13 +205,14 @@ class MultilayerPerceptron(Network):
         if self.early_stopping and held_out is None:
             data, held_out = self._split(data)
         held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
+        self._compare(self.get_params(), model, self._rows(model, data.X), data.y, data.weights)
         n = data.X.shape[0]
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         self.n_iter_ = 0
         states = self._optimizer.epochs(
             model, self._rows(model, data.X), data.y, order, objective=self._objective(model), weights=data.weights,
             epochs=1 if incremental else self.max_iter, batch_size=None if batch_size == n else batch_size,
-            plan=self.plan,
+            plan=self.plan, comm=self._ranks.comm,
         )  # fmt: skip
         try:
             with closing(states):
@@ -218,6 +225,8 @@ class MultilayerPerceptron(Network):
                     stacklevel=_CALLER,
                 )
         except KeyboardInterrupt:
+            if self._ranks.size > 1:  # the others know nothing of it
+                raise
             warnings.warn("Training interrupted by user.", stacklevel=_CALLER)
         self.coefs_, self.intercepts_ = self._best if self.early_stopping else self._parameters(model)
 

@@ -26,6 +26,7 @@ from ..rows.source import InMemory, Rows
 from .arrays import dispatches, home_of, like
 from .descent import Descent
 from .hyperparameters import ACTIVATIONS, Hyperparameters
+from .ranks import OnRanks
 
 __all__ = ["Network"]
 
@@ -42,7 +43,7 @@ _LINKS: dict[str, Any] = {
 """What makes probabilities or values of linear outputs."""
 
 
-class Network(Hyperparameters):
+class Network(OnRanks, Hyperparameters):
     """The parameters of a multilayer perceptron: ``coefs_`` and ``intercepts_``, and how samples go through it."""
 
     def _last_activation(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from ..files.tensors import CheckpointError
 from ..snapshot import Snapshot
+from .agreement import Agreement
 from .folder import RunFolder
 from .record import Record
 from .signals import Interrupted, StopSignals
@@ -86,11 +87,14 @@ class Checkpoint:
         self._borrowed = isinstance(folder, RunFolder)
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
 
+    def __repr__(self) -> str:
+        every = self.epochs if self.seconds is None else f"{self.seconds}s"
+        return f"{type(self).__name__}({str(self.folder)!r}, every={every!r}, resume={self.resume})"
+
     def __enter__(self) -> Self:
         self._open = ExitStack()
         if not self._borrowed:
             self._open.callback(self.folder.close)
-        self._signals = StopSignals(_SIGNALS, self._unheard)
         self._versions: list[dict[str, str]] = []
         self._took: deque[float] = deque(maxlen=3)  # one slow save, of a disk that stalled once, says little
         self._next = inf
@@ -101,34 +105,44 @@ class Checkpoint:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def attach(self, training: Training) -> Snapshot | None:
+    def attach(self, training: Training, ranks: Agreement) -> Snapshot | None:
         """Take up what is to be saved; return where to go on, and None for a new run.
 
-        The history and the callbacks become the saved ones. The model is left as it is.
+        The history and the callbacks become the saved ones. The model is left as it is. Rank 0 reads and writes the
+        folder, and hashes the data, for all.
         """
-        self._training, self._settings = training, training.settings()
-        if not self.resume:
+        self._training, self._ranks = training, ranks
+        self._signals = StopSignals(_SIGNALS, self._unheard, ranks.most)
+        record = ranks.first(self._saved)
+        if record is None:
             return None
-        record = self.folder.resume(self._settings)
+        with ranks.together():
+            self._restore(record)
+        self._versions = record.versions
+        return record.snapshot
+
+    def _saved(self) -> Record | None:
+        self._settings = self._training.settings()
+        return self.folder.resume(self._settings) if self.resume else None
+
+    def _restore(self, record: Record) -> None:
         try:
-            training.restore(record)
+            self._training.restore(record)
         except ValueError as error:
             problem = f"holds a state that a run with its settings cannot have: {error}; do not use it"
             raise CheckpointError(f"{self.folder.checkpoint} {problem}") from None
-        self._versions = record.versions
-        return record.snapshot
 
     def begin(self, start: Snapshot | None) -> None:
         """Find out before the training whether saving will work, and keep others away from the folder."""
         now = versions()
-        if self._versions and (changed := differences(self._versions[-1], now)):
+        if self._ranks.leads and self._versions and (changed := differences(self._versions[-1], now)):
             problem = (
                 f"{self.folder} was saved under other versions ({changed}); the result may differ in its last digits"
             )
             warnings.warn(problem, stacklevel=3)
         if not self._versions or self._versions[-1] != now:
             self._versions = [*self._versions, now]
-        self.folder.begin(self._record(start or self._training.first()))
+        self._ranks.first(lambda: self.folder.begin(self._record(start or self._training.first())))
         self._plan_next()
         self._open.enter_context(self._signals)
 
@@ -138,15 +152,16 @@ class Checkpoint:
 
     def after(self, state: Any, final: bool) -> None:
         """Save the state handed out by the loop, if it is time to; stop the training if a signal asked for it."""
+        signal = self._ranks.most(self._signals.received or 0)
         epoch_due = self.epochs is not None and state.whole and state.epoch % self.epochs == 0
-        if final or epoch_due or self.is_due():
-            began = monotonic()
-            self.folder.save(self._record(state.snapshot()))
+        if final or epoch_due or signal or self._ranks.any(monotonic() >= self._next):
+            began, snapshot = monotonic(), state.snapshot()
+            self._ranks.first(lambda: self.folder.save(self._record(snapshot)))
             self._took.append(monotonic() - began)
             self._plan_next()
-        if self._signals.received is not None:
+        if signal:
             where = f"in epoch {state.epoch} after update {state.updates}; all up to here is saved in"
-            raise Interrupted(self._signals.received, str(self.folder), where)
+            raise Interrupted(signal, str(self.folder), where)
 
     def _record(self, snapshot: Snapshot) -> Record:
         return Record(snapshot, *self._training.dump(), self._settings, self.config, self._versions)
@@ -161,14 +176,13 @@ class Checkpoint:
         if wait is None:
             took = median_low(self._took) if self._took else 0.0
             wait = min(max(_SECONDS, took / _SHARE), _MOST_SECONDS)
-        self._next = monotonic() + wait if self.epochs is None else inf
+        self._next = monotonic() + wait if self.epochs is None and self._ranks.leads else inf  # one clock for all
 
 
 class Unsaved:
     """What ``fit`` has in the place of a :class:`Checkpoint` without one: Ctrl-C stops between two updates."""
 
     def __enter__(self) -> Self:
-        self._signals = StopSignals(("SIGINT",), lambda number: KeyboardInterrupt())
         self._open = ExitStack()
         return self
 
@@ -177,9 +191,10 @@ class Unsaved:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def attach(self, training: Training) -> None:
+    def attach(self, training: Training, ranks: Agreement) -> None:
         """Begin anew."""
-        self._whole = training.model.theta
+        self._ranks, self._whole = ranks, training.model.theta
+        self._signals = StopSignals(("SIGINT",), lambda number: KeyboardInterrupt(), ranks.most)
 
     def begin(self, start: Snapshot | None) -> None:
         """Note Ctrl-C from here on."""
@@ -193,7 +208,7 @@ class Unsaved:
         """Stop if Ctrl-C asked for it, with the parameters of the last whole epoch."""
         if state.whole:
             self._whole = state.model.theta
-        if self._signals.received is not None:
+        if self._ranks.most(self._signals.received or 0):
             state.model.theta = self._whole
             raise KeyboardInterrupt
 

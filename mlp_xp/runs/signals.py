@@ -45,6 +45,9 @@ class StopSignals:
         The signals to note, such as ``"SIGINT"`` for Ctrl-C. Those that the system lacks are left out.
     unheard : callable
         ``unheard(number)`` returns the error to raise if nobody acted on a signal.
+    most : callable
+        ``most(number)`` returns the largest of the numbers that the ranks of a distributed training have. A signal that
+        one of them got while the block ended without an error is all of theirs.
 
     Attributes
     ----------
@@ -52,8 +55,10 @@ class StopSignals:
         Number of the first signal that came.
     """
 
-    def __init__(self, names: Sequence[str], unheard: Callable[[int], KeyboardInterrupt]) -> None:
-        self._names, self._unheard = names, unheard
+    def __init__(
+        self, names: Sequence[str], unheard: Callable[[int], KeyboardInterrupt], most: Callable[[int], int] = int
+    ) -> None:
+        self._names, self._unheard, self._most = names, unheard, most
         self.received: int | None = None
         self._replaced: list[tuple[signal.Signals, Any]] = []
         self._leaving = False
@@ -70,6 +75,8 @@ class StopSignals:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._restore()
+        if error is None:
+            self.received = self._most(self.received or 0) or None
         if self.received is not None and not isinstance(error, KeyboardInterrupt):
             raise self._unheard(self.received)
 

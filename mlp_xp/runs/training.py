@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
+
+import numpy as np
 
 from ..callbacks import History
 from ..checks import check_count
@@ -13,12 +16,15 @@ from ..files.tensors import CheckpointError
 from ..mlp import MLP
 from ..objective import Targets
 from ..optim import Optimizer
-from ..rows.source import Rows
+from ..rows.source import InMemory, Rows
 from ..rows.stored import come_in_blocks
 from ..snapshot import Snapshot, check_snapshot
 from .record import Record
+from .versions import versions
 
-__all__ = ["Training"]
+__all__ = ["Training", "sketch"]
+
+_SAMPLES, _SAMPLED = 64, 32  # places in the data, and rows at each, that stand for all
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,15 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """Return everything that decides where the run goes, by name and as plain data."""
+        validation = None if self.validation is None else _fingerprint(*self.validation)
+        return {**self._choices(), "data": _fingerprint(*self.data), "validation": validation}
+
+    def sketch(self) -> dict[str, Any]:
+        """Return what :meth:`settings` does at next to no cost, from a sample of the data, and what else decides."""
+        validation = None if self.validation is None else _sampled(*self.validation)
+        return {**self._choices(), **sketch(self.model, self.data), "validation": validation}
+
+    def _choices(self) -> dict[str, Any]:
         batch_size = self.batch_size
         order = {} if batch_size is None else {"order": "blocks of rows" if come_in_blocks(self.data[0]) else "rows"}
         return {
@@ -61,8 +76,6 @@ class Training:
             **order,
             "plan": self.plan,
             "callbacks": [_described(callback) for callback in self.callbacks],
-            "data": _fingerprint(*self.data),
-            "validation": None if self.validation is None else _fingerprint(*self.validation),
         }
 
     def first(self) -> Snapshot:
@@ -108,6 +121,19 @@ class Training:
         return int(self.data[0].shape[0])
 
 
+def sketch(model: MLP, data: tuple[Rows, Targets]) -> dict[str, Any]:
+    """Return what the bits of a training depend on beside its settings, with a sample of the data, at little cost."""
+    theta = np.ascontiguousarray(model.device.to_host(model.theta))
+    return {
+        "data": _sampled(*data),
+        "first parameters": f"sha256 {hashlib.sha256(theta.data).hexdigest()}",
+        "device": model.device.name,
+        "precision": model.precision,
+        "python": platform.python_version(),
+        **versions(),
+    }
+
+
 def _described(callback: Any) -> str:
     """Return what a callback is: its repr if its class wrote one, for object's would differ from process to process."""
     text = repr(callback)
@@ -129,3 +155,12 @@ def _fingerprint(rows: Rows, targets: Targets) -> str:
     digest = hashlib.sha256()
     shapes = [data.fingerprint(digest) for data in (rows, targets)]
     return f"{' and '.join(shapes)} with sha256 {digest.hexdigest()}"
+
+
+def _sampled(rows: Rows, targets: Targets) -> str:
+    """Return what :func:`_fingerprint` does, of all targets and of rows from all over the data."""
+    digest = hashlib.sha256()
+    for start in range(0, rows.shape[0], max(_SAMPLED, -(-rows.shape[0] // _SAMPLES))):
+        InMemory(rows.block(start, start + _SAMPLED), rows.home).fingerprint(digest)
+    shapes = f"{rows.dtype} {rows.shape} and {targets.fingerprint(digest)}"
+    return f"{shapes} with a sample of sha256 {digest.hexdigest()}"
