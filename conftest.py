@@ -89,6 +89,11 @@ def missing(need):
         from mlp_xp.kernels.cpu.compiled import library
 
         return "" if library() else "needs the compiled library, which takes a C compiler at the installation"
+    if need == "mpi":
+        from tests.mpi.launch import MPIEXEC
+
+        both = importlib.util.find_spec("mpi4py") and MPIEXEC
+        return "" if both else "needs mpi4py and mpiexec, which are not installed: pip install mpi4py mpich"
     if need == "g++":  # it makes of the CUDA kernels a library for Linux
         return "" if sys.platform == "linux" and shutil.which("g++") else "needs Linux with the compiler g++"
     module, remedy = NEEDS[need]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,9 @@ from .rows.plan import Plan
 from .snapshot import Snapshot, check_snapshot
 
 __all__ = ["State", "epochs"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -155,7 +159,8 @@ def epochs(
     batch_size : int, optional
         Rows per update; None takes all rows at once. The order of rows depends on (model.seed, epoch) alone.
     threads : int, optional
-        Threads on the CPU; None takes all cores. The result does not depend on it.
+        Threads on the CPU of each process; None takes all cores, or an equal share of them if there is a `comm`. The
+        result does not depend on it.
     plan : {"auto", "dense", "sparse", "zero", "ragged"}
         How the data are stored, see :func:`mlp_xp.rows.plan.make_plan`.
     start : Snapshot, optional
@@ -199,7 +204,8 @@ def epochs(
         raise ValueError(f"optimizer must be SGD(...), Adam(...) or AdamW(...), got {optimizer!r}")
     if epochs is not None:
         check_count("epochs", epochs)
-    count = default_threads() if threads is None else check_count("threads", threads)
+    ranks = None if comm is None else Ranks(comm)
+    count = _default_threads(ranks) if threads is None else check_count("threads", threads)
     rows = model.open(X)
     targets, objective = model.targets(y, rows.shape[0]), objective or model.objective
     if weights is not None:
@@ -214,12 +220,20 @@ def epochs(
     before = None if start is None else start.plan
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before, objective)
     objective = replace(objective, l2=objective.l2 + optimizer.l2)
-    ranks = None if comm is None else Ranks(comm)
     engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order, ranks))
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, _agreed(pause, ranks))
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
     return states
+
+
+def _default_threads(ranks: Ranks | None) -> int:
+    """Return how many threads each process has if nobody says."""
+    if ranks is None:
+        return default_threads()
+    count = ranks.threads(default_threads())
+    _log.info("rank %d of %d computes on %s", ranks.rank, ranks.size, f"{count} thread{'s' if count > 1 else ''}")
+    return count
 
 
 def _agreed(pause: Callable[[], bool] | None, ranks: Ranks | None) -> Callable[[], bool] | None:

@@ -44,6 +44,7 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "jax": {"devices", "engines"},
     "torch": {"devices", "convert", "engines", "kernels"},
     "nvmath": {"kernels"},
+    "mpi4py": {"engines"},
     "matplotlib": {"plots"},
     "onnx": {"convert"},
     "onnxruntime": set(),

@@ -63,7 +63,7 @@ def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: O
     """Return why the compiled library cannot train this, in words, or None if it can."""
     if not isinstance(model.device, NumpyDevice):
         return f"device {model.device.name!r} computes"
-    from .compiled import why_not
+    from .compiled_program import why_not
 
     return why_not(model, optimizer, rows, objective)
 

@@ -10,7 +10,6 @@ import ctypes
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
@@ -19,40 +18,26 @@ import numpy as np
 
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
-from ..kernels.cpu.compiled import (
-    ADAM,
-    ADAM_EPSILON_HAT,
-    DESCENT,
-    FUNCTIONS,
-    MOMENTUM,
-    MOMENTUM_OF_STEPS,
-    OPERATIONS,
-    ROW_BYTES,
-)
-from ..kernels.recording import Program, RecordingKernels, symbols
-from ..mlp import MLP
-from ..model import Network, grad_sum
-from ..objective import Objective
-from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfSteps
+from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.csr import CsrRows
-from ..rows.source import InMemory, Rows
+from ..rows.source import Rows
 from ..rows.stored import StoredRows, ahead, come_in_blocks
 from .base import Done, Setup
+from .compiled_program import constants_of, instructions_of, program_of
 from .host import HostEngine
 from .padded import Padded
+from .ranks import Requests
 from .reduce import groups_of
 
-__all__ = ["CompiledEngine", "buffer_widths", "mask_bytes", "why_not"]
+__all__ = ["CompiledEngine", "mask_bytes"]
 
 SHARD = 512  # rows
 _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
+_WORTH_SENDING = 1e6  # rows times parameters of an update: with less, each rank does all of it itself
 MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
-
-_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
-_RULE = ("init", "update", "rates")  # what makes an optimizer one of these
 
 _Vector = np.ndarray[Any, Any]
 
@@ -62,48 +47,13 @@ def mask_bytes(n: int, d: int) -> int:
     return n * -(-d // 64) * 8
 
 
-def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
-    """Return why the compiled library cannot train this, in words, or None if it can."""
-    if compiled.library() is None:
-        return "it was not built, or MLP_XP_COMPILED is 0"
-    if gemm_address(model.dtype) is None:
-        return "NumPy's BLAS is not one that it knows"
-    kind = type(optimizer)
-    if not any(all(getattr(kind, name) is getattr(known, name) for name in _RULE) for known in _OPTIMIZERS):
-        return f"it does not know the update of {kind.__name__}"
-    names = {instruction.name for instruction in _record(model.sizes, model.network.g, objective).instructions}
-    if unknown := sorted(names - FUNCTIONS.keys()):
-        return f"it does not know {' or '.join(unknown)}"
-    if type(rows) in (CsrRows, StoredRows):
-        return None
-    if type(rows) is not InMemory or rows.home is not None:
-        return "the rows are not in the host's memory"
-    return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
-
-
-@lru_cache
-def _record(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) -> Program:
-    recorded = RecordingKernels(sizes)
-    kernels: Any = recorded
-    layers = symbols(len(sizes) - 1)
-    grad_sum(Network(g, objective), kernels, layers, None, None, layers)
-    return recorded.program
-
-
-def buffer_widths(model: MLP, sparse: bool) -> list[int]:
-    """Return the columns of the buffers for a block of rows; a sparse product reads the rows themselves."""
-    row = ROW_BYTES // np.dtype(model.dtype).itemsize
-    widths = [-(-width // row) * row for width in _record(model.sizes, model.network.g, model.objective).columns]
-    return [0, *widths[1:]] if sparse else widths
-
-
 class CompiledEngine:
     """Updates by the compiled library, on threads of its own.
 
     Parameters
     ----------
     setup : Setup
-        With the plan ``"dense"`` or ``"sparse"``, and nothing that :func:`why_not` names.
+        With the plan ``"dense"`` or ``"sparse"``, and nothing that ``why_not`` of :mod:`.compiled_program` names.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -120,8 +70,14 @@ class CompiledEngine:
         self._has_gradient = False
         # of the gradients, or only an epoch's last one
         self._keeps_all = not setup.optimizer.plain or setup.objective.penalizes
+        rows, ranks = setup.batch_size or self._n, setup.ranks
+        shared = ranks is not None and ranks.size > 1 and rows * self._padded.size >= _WORTH_SENDING
+        self._ranks = ranks if shared else None
+        self._requests = None if self._ranks is None else Requests(self._ranks)
         self._kept = self._described()
-        new, self._run, free = (library.function(name, dtype) for name in ("new", "run", "free"))
+        new, self._run, self._gather, free = (
+            library.function(name, dtype) for name in ("new", "run", "gather", "free")
+        )
         replay = new(ctypes.byref(self._kept[0]))
         if not replay:
             raise MemoryError(f"there is no memory for updates of {setup.batch_size or SHARD} rows")
@@ -129,7 +85,8 @@ class CompiledEngine:
         weakref.finalize(self, free, self._replay)
         self._rows_of_step = setup.batch_size or self._kept[0].shard * self._kept[0].groups
         self._steps = -(-self._n // self._rows_of_step)  # a full batch may take long: rounds of a shard for each group
-        self._blocks: Iterator[_Vector] | None = None  # of rows in a file, in the order of the epoch
+        # rows in a file, in the order of the epoch: where they begin, and a block of them
+        self._blocks: Iterator[tuple[int, _Vector]] | None = None
         self._X: _Vector | None = None  # the last of them, and its first row
         self._first = self._read = 0
         self._seconds = math.inf  # of a step, lately
@@ -137,17 +94,13 @@ class CompiledEngine:
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
-        program = _record(model.sizes, model.network.g, setup.objective)
-        instructions = (compiled.Instruction * len(program.instructions))(
-            *(
-                compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
-                for operation, name, layer, source, other, target in program.instructions
-            )
-        )
+        program = program_of(model.sizes, model.network.g, setup.objective)
+        instructions = instructions_of(program)
         y, weights = np.ascontiguousarray(setup.targets.y), setup.targets.weights
         X, starts, columns = _stored(setup.rows)
         sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)
         first, second, *_ = [*self._vectors.values(), None, None]
+        exchange = compiled.Exchange(self._requests or 0)
         address = gemm_address(model.dtype)
         assert address is not None
         given = compiled.Setup(
@@ -161,10 +114,12 @@ class CompiledEngine:
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=_address(first), second=_address(second),
             l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=SHARD,
-            groups=0 if setup.batch_size else groups_of(-(-self._n // SHARD)),
-            threads=min(setup.threads, _MOST_THREADS), **_constants(optimizer),
+            groups=0 if setup.batch_size else groups_of(-(-self._n // SHARD), setup.ranks),
+            threads=min(setup.threads, _MOST_THREADS), rank=self._ranks.rank if self._ranks else 0,
+            ranks=self._ranks.size if self._ranks else 1, exchange=ctypes.cast(exchange, ctypes.c_void_p),
+            **constants_of(optimizer),
         )  # fmt: skip
-        return given, [X, starts, columns, y, weights, sizes, widths, instructions]
+        return given, [X, starts, columns, y, weights, sizes, widths, instructions, exchange]
 
     # The interface of engines.
 
@@ -191,12 +146,17 @@ class CompiledEngine:
         longest = _UNASKED if pause is None or self._setup.batch_size is None else _PIECE
         with self._setup.model.device.active():
             while self._at < self._steps:
-                count = min(self._steps_at_hand(), max(1, int(longest / self._seconds)))
+                count = max(1, int(longest / self._seconds))
+                if self._ranks is not None and pause is not None:  # they ask equally often
+                    count = self._ranks.of_first(count)
+                count = min(self._steps_at_hand(), count)
                 start = perf_counter()
                 self._piece(count)
                 self._seconds = max((perf_counter() - start) / count, 1e-9)
                 if pause is not None and self._at < self._steps and pause():
                     break
+            if self._ranks is not None:
+                self._call(self._gather)
         self._spent += perf_counter() - began
         updates = self._at * self.updates // self._steps
         if not updates:
@@ -227,21 +187,30 @@ class CompiledEngine:
     ) -> None:
         """Let the thread end that reads ahead. The library's own end with each piece, its memory with this object."""
         self._blocks = None
+        if self._requests is not None:
+            self._requests.close()
 
-    def _read_ahead(self, rows: StoredRows) -> Iterator[_Vector]:
-        """Return the rows of the steps to do, in order."""
+    def _read_ahead(self, rows: StoredRows) -> Iterator[tuple[int, _Vector]]:
+        """Yield the rows of the steps to do, in order; of a full batch, a rank reads those of its own groups."""
         first, step = self._at * self._rows_of_step, self._rows_of_step
         if self._order is not None:
-            return rows.in_order(self._order, first, step)
-        return ahead(rows.block(i, i + step) for i in range(first, self._n, step))
+            for X in rows.in_order(self._order, first, step):
+                yield first, X
+                first += len(X)
+            return
+        given = self._kept[0]
+        own = range(given.groups) if self._ranks is None else self._ranks.share(given.groups)
+        begin, end = own.start * given.shard, own.stop * given.shard
+        cuts = [(min(i + begin, self._n), min(i + end, self._n)) for i in range(first, self._n, step)]
+        yield from ahead((start, rows.block(start, stop)) for start, stop in cuts)
 
     def _steps_at_hand(self) -> int:
         """Return how many steps can be done with the rows that are in memory, once there are any."""
         if self._blocks is None:
             return self._steps - self._at
         if self._at == self._read:
-            self._X, self._first = next(self._blocks), self._at * self._rows_of_step
-            self._read += -(-len(self._X) // self._rows_of_step)
+            self._first, self._X = next(self._blocks)
+            self._read += 1 if self._order is None else -(-len(self._X) // self._rows_of_step)
         return self._read - self._at
 
     def _piece(self, count: int) -> None:
@@ -252,11 +221,17 @@ class CompiledEngine:
             done=self._count, rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self._steps,
             loss=self._loss_sum,
         )  # fmt: skip
-        self._run(self._replay, ctypes.byref(piece))
+        self._call(self._run, ctypes.byref(piece))
         self._at, self._loss_sum = last, piece.loss
         over = last == self._steps
         self._count += count if self._setup.batch_size else over
         self._has_gradient |= over or (self._keeps_all and self._setup.batch_size is not None)
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        """Call the library, and raise what its messages raised."""
+        function(self._replay, *arguments)
+        if self._requests is not None and self._requests.error is not None:
+            raise self._requests.error
 
 
 def _stored(rows: Rows) -> tuple[_Vector | None, _Vector | None, _Vector | None]:
@@ -273,19 +248,3 @@ def _stored(rows: Rows) -> tuple[_Vector | None, _Vector | None, _Vector | None]
 
 def _address(array: _Vector | None) -> int | None:
     return None if array is None else array.ctypes.data
-
-
-def _constants(optimizer: Optimizer) -> dict[str, Any]:
-    """Return what the library has to know of an optimizer."""
-    if isinstance(optimizer, Adam):
-        kind = ADAM_EPSILON_HAT if isinstance(optimizer, AdamEpsilonHat) else ADAM
-        return {
-            "optimizer": kind, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
-            "decay": optimizer.weight_decay,
-        }  # fmt: skip
-    assert isinstance(optimizer, SGD)
-    kind = MOMENTUM_OF_STEPS if isinstance(optimizer, SGDOfSteps) else MOMENTUM
-    nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
-    return {
-        "optimizer": kind if optimizer.momentum > 0 else DESCENT, "momentum": optimizer.momentum, "nesterov": nesterov,
-    }  # fmt: skip

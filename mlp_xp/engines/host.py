@@ -20,7 +20,7 @@ from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
 from ..rows.plan import Plan
 from .base import Done, Setup
-from .reduce import InOrder, Reducer, groups_of
+from .reduce import AcrossRanks, InOrder, Reducer, add_in_order, groups_of
 
 __all__ = ["HostEngine", "as_stored"]
 
@@ -41,9 +41,8 @@ class HostEngine:
         self.network = Network(self.model.network.g, setup.objective)
         self.batches = self._make_batches(setup)
         self.updates = self.batches.updates
-        self.groups = groups_of(len(self.batches.shards)) if isinstance(self.batches, FullBatch) else 1
+        self.reducer = self._make_reducer(setup)
         self.kernels = self._make_kernels(setup)
-        self.reducer: Reducer = InOrder()
         self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
         with self.device.active():
             self._state = self.optimizer.init(self.model.theta)
@@ -56,6 +55,16 @@ class HostEngine:
             return FullBatch(shards_as_stored(rows, y, self.device.shard_rows))
         return MiniBatches(rows, y, self.device, setup.row_order, setup.batch_size)
 
+    def _make_reducer(self, setup: Setup) -> Reducer:
+        """Return what adds up the gradients of groups; a mini-batch is a single one, and each rank does all of it."""
+        self.groups = 1
+        if not isinstance(self.batches, FullBatch):
+            return InOrder(1)
+        self.groups = groups_of(len(self.batches.shards), setup.ranks)
+        if setup.ranks is None or setup.ranks.size == 1 or self.groups == 1:
+            return InOrder(self.groups)
+        return AcrossRanks(setup.ranks, self.groups, self.layout.size, self.device, self.model.dtype)
+
     def _make_kernels(self, setup: Setup) -> Kernels:
         return self.model.kernels
 
@@ -65,9 +74,7 @@ class HostEngine:
         with self.device.active():
             inward = self.plan.inward(theta, self.model)
             totals = (self._grad_sum(inward, shards) for shards in self.batches(1))
-            return self.reducer.reduce(
-                total._replace(grad=self.plan.outward(total.grad, self.model)) for total in totals
-            )
+            return add_in_order(total._replace(grad=self.plan.outward(total.grad, self.model)) for total in totals)
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         began = perf_counter()
@@ -156,7 +163,7 @@ class HostEngine:
     def _grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
         """Return the sums over the rows of some shards at `theta` (P,), both in the plan's order."""
         params = self.layout.split(theta, self.device.xp)
-        return self.reducer.reduce(self._add_up(params, shards[i :: self.groups]) for i in range(self.groups))
+        return self.reducer.reduce(self._add_up(params, shards[i :: self.groups]) for i in self.reducer.own)
 
     def _add_up(self, params: Parameters, shards: Sequence[Shard]) -> GradSum:
         """Return the sums over a group of shards."""

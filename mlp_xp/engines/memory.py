@@ -19,7 +19,8 @@ from ..rows.plan import Plan
 from ..rows.source import Rows
 from ..rows.stored import WINDOW, StoredRows, come_in_blocks
 from . import choose_plan
-from .compiled import MARKED, SHARD, buffer_widths, mask_bytes, why_not
+from .compiled import MARKED, SHARD, mask_bytes
+from .compiled_program import buffer_widths, why_not
 from .padded import Padded
 from .reduce import groups_of
 

@@ -6,9 +6,14 @@ not follow from them, such as a signal or a clock, is agreed on.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
-__all__ = ["Ranks"]
+from ..kernels.cpu.compiled import Message
+
+__all__ = ["Ranks", "Requests"]
 
 
 class Ranks:
@@ -18,6 +23,7 @@ class Ranks:
     ----------
     comm : mpi4py.MPI.Comm
         Every one of its processes has to do the same calls. Messages go through a duplicate of it, and meet no others.
+        It is made once, and lives as long as the communicator.
 
     Attributes
     ----------
@@ -27,18 +33,97 @@ class Ranks:
 
     def __init__(self, comm: Any) -> None:
         try:
-            self.comm = comm.Dup()
+            self.comm = comm.Get_attr(_key())
         except AttributeError:
             raise ValueError(
                 f"comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, got {type(comm).__name__}"
             ) from None
+        if self.comm is None:
+            self.comm = comm.Dup()
+            comm.Set_attr(_key(), self.comm)
         self.rank, self.size = int(self.comm.rank), int(self.comm.size)
 
     def share(self, count: int, rank: int | None = None) -> range:
-        """Return which of `count` things are a rank's, this one's if None: neighbours, and about as many for each."""
+        """Return which of `count` things are a rank's, this one's if None: neighbors, and about as many for each."""
         rank = self.rank if rank is None else rank
         return range(count * rank // self.size, count * (rank + 1) // self.size)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
         return bool(self.comm.allreduce(int(flag)))
+
+    def of_first(self, number: int) -> int:
+        """Return the number that rank 0 gives."""
+        return int(self.comm.bcast(number))
+
+    def threads(self, cores: int) -> int:
+        """Return how many threads each of the ranks that share this one's cores can have: at least one."""
+        from mpi4py import MPI
+
+        own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        beside = sum(not own.isdisjoint(other) for other in node.allgather(own))
+        node.Free()
+        return max(1, cores // beside)
+
+
+@cache
+def _key() -> int:
+    """Return the key under which a communicator has its duplicate."""
+    from mpi4py import MPI
+
+    return int(MPI.Comm.Create_keyval(delete_fn=lambda comm, key, duplicate: duplicate.Free()))
+
+
+class Requests:
+    """Messages of the compiled library, which come again and again: each list of them is prepared once.
+
+    Parameters
+    ----------
+    ranks : Ranks
+
+    Attributes
+    ----------
+    error : BaseException or None
+        What was raised while messages were sent. The library cannot be left by an exception.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.error: BaseException | None = None
+        self._ranks = ranks
+        self._known: dict[int, list[Any]] = {}
+
+    def __call__(self, key: int, messages: Any, count: int) -> int:
+        """Send and receive the messages of this key."""
+        from mpi4py import MPI
+
+        try:
+            if key not in self._known:
+                self._known[key] = self._prepared(messages[:count])
+            MPI.Prequest.Startall(self._known[key])
+            MPI.Prequest.Waitall(self._known[key])
+        except BaseException as error:
+            self.error = error
+            return 1
+        return 0
+
+    def _prepared(self, messages: Iterable[Message]) -> list[Any]:
+        from mpi4py import MPI
+
+        comm, own = self._ranks.comm, self._ranks.rank
+        sends, receives = [], []
+        for tag, message in enumerate(messages):
+            memory = MPI.buffer.fromaddress(message.at, message.bytes), MPI.BYTE
+            if message.sender == own:
+                receivers = range(self._ranks.size) if message.receiver < 0 else [message.receiver]
+                sends += [comm.Send_init(memory, receiver, tag) for receiver in receivers if receiver != own]
+            elif message.receiver in (-1, own):
+                receives.append(comm.Recv_init(memory, message.sender, tag))
+        return receives + sends
+
+    def close(self) -> None:
+        """Forget what was prepared."""
+        for requests in self._known.values():
+            for request in requests:
+                request.Free()
+        self._known = {}

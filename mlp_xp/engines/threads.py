@@ -47,9 +47,9 @@ class ThreadEngine(HostEngine):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._own = np.empty(self.layout.size, self.model.dtype)
-        self._sums = [np.zeros(self.layout.size, self.model.dtype) for _ in range(self.groups)]
-        self._parts = [self.layout.split(own) for own in self._sums]
-        workers = min(setup.threads, self.groups)
+        self._sums = {group: np.zeros(self.layout.size, self.model.dtype) for group in self.reducer.own}
+        self._parts = {group: self.layout.split(own) for group, own in self._sums.items()}
+        workers = min(setup.threads, len(self._sums))
         self._pool = ThreadPoolExecutor(workers, "mlp_xp", limit_this_thread) if workers > 1 else None
         plain = self.optimizer.plain and not self.objective.penalizes and not self._weighted
         self._steps_backward = self.groups == 1 and plain
@@ -131,7 +131,7 @@ class ThreadEngine(HostEngine):
             return GradSum(*self._add_to(self._parts[group], params, shards[group :: self.groups]), own)
 
         run = map if self._pool is None else self._pool.map
-        total = self.reducer.reduce(run(add_up, range(self.groups)))
+        total = self.reducer.reduce(run(add_up, self.reducer.own))
         if self._background is not None:
             add_background(total.grad, self.layout, self._background)
         if self.groups == 1:

@@ -11,7 +11,7 @@ from ..devices import Array
 from ..kernels.torch_ import TorchKernels
 from ..model import grad_sum
 from ..optim import SGD, Adam, AdamW
-from ..params import Parameters
+from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, Shard, shards_as_stored
 from .base import Done, Setup
 from .host import HostEngine
@@ -59,12 +59,18 @@ class TorchEngine(HostEngine):
         return self._pass(shards, -self._lr / rows, self._params), rows
 
     def _mean_gradient(self, shards: Sequence[Shard], count: Any) -> tuple[Any, int, Array]:
+        if self.groups > 1:
+            return super()._mean_gradient(shards, count)
         gradient = self._slopes.zero_()
         return self._pass(shards, 1 / count, self._into), sum(shard.X.shape[0] for shard in shards), gradient
 
     def _pass(self, shards: Sequence[Shard], scale: float, into: Parameters) -> Any:
         """Return the sum () of the losses of some shards; `scale` times their gradients is added to `into`."""
         return sum(grad_sum(self.network, self.kernels, self._params, *shard, into, scale)[0] for shard in shards)
+
+    def _add_up(self, params: Parameters, shards: Sequence[Shard]) -> GradSum:
+        own = torch.zeros_like(self._slopes)
+        return GradSum(*self._add_to(self.layout.split(own, self.device.xp), params, shards), own)
 
     def _descend(self, gradient: Array) -> None:
         optimizer, theta, rate = self.optimizer, self._own, self._rates

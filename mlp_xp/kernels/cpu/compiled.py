@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Instruction", "Library", "Piece", "Setup", "library"]
+__all__ = ["Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "library"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,16 @@ class Instruction(ctypes.Structure):
     _fields_ = [(name, c_int32) for name in ("operation", "function", "layer", "source", "other", "target")]
 
 
+class Message(ctypes.Structure):
+    """``Message`` of ``replay.h``."""
+
+    _fields_ = [(name, c_int64) for name in ("at", "bytes", "sender", "receiver")]
+
+
+Exchange = ctypes.CFUNCTYPE(c_int64, c_int64, ctypes.POINTER(Message), c_int64)
+"""``Exchange`` of ``replay.h``."""
+
+
 class Setup(ctypes.Structure):
     """``Setup`` of ``replay.h``."""
 
@@ -58,7 +68,8 @@ class Setup(ctypes.Structure):
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
-        *((name, c_int64) for name in ("batch", "shard", "groups", "threads")),
+        *((name, c_int64) for name in ("batch", "shard", "groups", "threads", "rank", "ranks")),
+        ("exchange", c_void_p),
     ]
 
 

@@ -68,6 +68,13 @@ struct Replay {
   REAL *shifts;      // W[1] times the background, a part for each slice; null if there is none
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
+  int64_t slices;          // of all layers
+  int64_t *slice_of_rank;  // where each rank's slices begin, in order, and behind the last one's, how many there are
+  int64_t *number_of_rank;  // likewise their parameters
+  int64_t *sent;           // whether gradients are computed from a buffer, but for that of the features
+  Message *messages;
+  int64_t pending;  // messages
+  int64_t failed;   // what the exchange returned
   Piece *piece;
   atomic_long crew;  // threads that could be started; 0 until that is known
   atomic_long arrived, phase, next_part, next_slice;
@@ -235,6 +242,13 @@ static void derive(const Replay *r, int64_t layer, int64_t p) {
   REAL *restrict shift = r->shifts + p * ld;
   memset(shift, 0, ld * sizeof(REAL));
   multiply(1, r->sizes[1], j1 - j0, background + j0, 0, 1, W, ld, shift, ld);
+}
+// Thread t's share of all slices but [from, to).
+static void derive_slices(const Replay *r, int64_t from, int64_t to, int64_t t, int64_t threads) {
+  int64_t slice = 0;
+  for (int64_t l = 1; l <= r->setup.layers; l++)
+    for (int64_t p = 0; p < slices_of(r->sizes[l - 1]); p++, slice++)
+      if ((slice < from || slice >= to) && slice % threads == t) derive(r, l, p);
 }
 static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, REAL scale) {
   const Setup *s = &r->setup;
@@ -424,14 +438,20 @@ static Update update_of(const Replay *r, int64_t u) {
                   plain && !(piece->keep_gradient && u + 1 == piece->last)};
 }
 
-// The parts and slices that other threads have not taken.
+static int64_t share(const Replay *r, int64_t count, int64_t rank) { return count * rank / r->setup.ranks; }
+static int64_t row_of_part(const Update *u, int64_t p) {
+  return p == u->parts ? u->rows : u->rows * p / u->parts / 2 * 2;
+}
+
+// The parts and slices that other threads have not taken. A rank computes its own parts, and takes the rows of all.
 static void do_parts(Replay *r, Own *own, const Update *u) {
   const REAL scale = u->descends ? -r->piece->rate / u->count : 1;
-  for (int64_t p; (p = atomic_fetch_add(&r->next_part, 1)) < u->parts;) {
-    const int64_t from = u->rows * p / u->parts / 2 * 2, end = u->rows * (p + 1) / u->parts / 2 * 2;
-    const int64_t to = p + 1 == u->parts ? u->rows : end;
+  const int64_t first = share(r, u->parts, r->setup.rank), end = share(r, u->parts, r->setup.rank + 1);
+  for (int64_t taken; (taken = atomic_fetch_add(&r->next_part, 1)) < u->parts;) {
+    const int64_t p = (first + taken) % u->parts, from = row_of_part(u, p), to = row_of_part(u, p + 1);
     take_rows(r, &r->batch, u->first, from, to);
-    r->losses[p] = on_rows(r, own, &r->batch, from, to, scale);
+    if (first <= p && p < end) r->losses[p] = on_rows(r, own, &r->batch, from, to, scale);
+    else features(r, &r->batch, r->program, from, to);
   }
 }
 static void add_slice(Replay *r, Own *own, const Update *u, int64_t l, int64_t j0, int64_t j1) {
@@ -452,12 +472,13 @@ static void add_sums(Replay *r, int64_t l, int64_t j0, int64_t j1) {
     g[i] = total;
   }
 }
-static int64_t do_slices(Replay *r, Own *own, const Update *u) {
+static void do_slices(Replay *r, Own *own, const Update *u) {
+  const int64_t end = r->slice_of_rank[r->setup.rank + 1];
   int64_t slice = 0, mine = atomic_fetch_add(&r->next_slice, 1);
   for (int64_t l = 1; l <= r->setup.layers; l++) {
     const int64_t n = r->sizes[l - 1], slices = slices_of(n);
     for (int64_t p = 0; p < slices; p++, slice++) {
-      if (slice != mine) continue;
+      if (slice != mine || slice >= end) continue;
       const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices);
       if (r->setup.groups) add_sums(r, l, j0, j1);
       else add_slice(r, own, u, l, j0, j1);
@@ -466,7 +487,6 @@ static int64_t do_slices(Replay *r, Own *own, const Update *u) {
       mine = atomic_fetch_add(&r->next_slice, 1);
     }
   }
-  return slice;
 }
 static void add_to_loss(Replay *r, const double *sums, int64_t count, double factor) {
   for (int64_t p = 0; p < count; p++) r->piece->loss += sums[p] * factor;
@@ -474,31 +494,108 @@ static void add_to_loss(Replay *r, const double *sums, int64_t count, double fac
 static void add_losses(Replay *r, const Update *u, int64_t parts) {
   add_to_loss(r, r->losses, parts, u->rows / u->count);
 }
-static void add_penalties(Replay *r, const Update *u, int64_t slices) {
-  add_to_loss(r, r->penalties, slices, l2_of(&r->setup, u->count) * u->rows);
+static void add_penalties(Replay *r, const Update *u) {
+  add_to_loss(r, r->penalties, r->slices, l2_of(&r->setup, u->count) * u->rows);
+}
+
+// ---------------------------------------------------------------------------------------------- between the ranks
+
+// Numbers [from, to) of an array.
+static void add_message(Replay *r, void *array, int64_t size, int64_t from, int64_t to, int64_t sender,
+                        int64_t receiver) {
+  if (from == to) return;
+  r->messages[r->pending++] = (Message){(char *)array + from * size, (to - from) * size, sender, receiver};
+}
+static void add_shares(Replay *r, void *vector) {
+  const int64_t *cuts = r->number_of_rank;
+  for (int64_t q = 0; vector && q < r->setup.ranks; q++) add_message(r, vector, sizeof(REAL), cuts[q], cuts[q + 1], q, -1);
+}
+// After a failure nothing is exchanged any more: what is computed then is not used. The time of the others is not ours.
+static void exchange(Replay *r, int64_t key) {
+  const double before = seconds();
+  if (!r->failed) r->failed = r->setup.exchange(key, r->messages, r->pending);
+  r->pace.reached += seconds() - before;
+  r->pending = 0;
+}
+// The rows of mini-batches that gradients are computed from, and the parts' losses.
+static void share_rows(Replay *r, const Update *u) {
+  const Setup *s = &r->setup;
+  if (s->ranks == 1) return;
+  for (int64_t q = 0; q < s->ranks; q++) {
+    const int64_t first = share(r, u->parts, q), end = share(r, u->parts, q + 1);
+    add_message(r, r->losses, sizeof(double), first, end, q, -1);
+    for (int64_t b = 0; b < s->buffers; b++)
+      if (r->sent[b])
+        add_message(r, r->batch.buffers[b], r->widths[b] * sizeof(REAL), row_of_part(u, first), row_of_part(u, end), q, -1);
+  }
+  exchange(r, u->rows);
+}
+// The sums of the groups, to whoever has the slices, and their losses.
+static void share_sums(Replay *r, const Update *u) {
+  const Setup *s = &r->setup;
+  const int64_t *cuts = r->number_of_rank;
+  (void)u;
+  for (int64_t q = 0; q < s->ranks; q++) {
+    const int64_t first = share(r, s->groups, q), end = share(r, s->groups, q + 1);
+    add_message(r, r->losses, sizeof(double), first, end, q, -1);
+    for (int64_t g = first; g < end; g++)
+      for (int64_t to = 0; to < s->ranks; to++)
+        if (to != q) add_message(r, r->sums[g], sizeof(REAL), cuts[to], cuts[to + 1], q, to);
+  }
+  exchange(r, SUMS);
+}
+// What has become of the slices.
+static void share_parameters(Replay *r, const Update *u) {
+  const Setup *s = &r->setup;
+  if (s->ranks == 1) return;
+  add_shares(r, s->theta);
+  for (int64_t q = 0; l2_of(s, u->count) != 0 && q < s->ranks; q++)
+    add_message(r, r->penalties, sizeof(double), r->slice_of_rank[q], r->slice_of_rank[q + 1], q, -1);
+  exchange(r, PARAMETERS);
+}
+
+// What others have made of their slices.
+static void derive_others(Replay *r, int64_t t, int64_t threads) {
+  const int64_t *cuts = r->slice_of_rank + r->setup.rank;
+  if (r->setup.ranks > 1) derive_slices(r, cuts[0], cuts[1], t, threads);
+}
+static void meet_ranks(Replay *r, int64_t t, void (*share)(Replay *, const Update *), const Update *u) {
+  if (r->setup.ranks == 1) return;
+  if (t == 0) share(r, u);
+  meet(r);
 }
 
 // Both halves of an update; thread 0 has the counters begin anew, and reads sums, while nobody takes or writes them.
 static void share_update(Replay *r, int64_t t, int64_t u) {
   const Update update = update_of(r, u);
   do_parts(r, r->own + t, &update);
-  if (t == 0) r->next_slice = 0;
+  if (t == 0) r->next_slice = r->slice_of_rank[r->setup.rank];
   meet(r);
+  meet_ranks(r, t, share_rows, &update);
   if (t == 0) {
     r->next_part = 0;
     add_losses(r, &update, update.parts);
   }
-  const int64_t slices = do_slices(r, r->own + t, &update);
+  do_slices(r, r->own + t, &update);
   if (t == 0 && update.rows == r->setup.batch) r->pace.until = u + 1 + alone_after(&r->pace, seconds());
   meet(r);
-  if (t == 0) add_penalties(r, &update, slices);
+  if (r->setup.ranks > 1) {
+    meet_ranks(r, t, share_parameters, &update);
+    derive_others(r, t, r->crew);
+    meet(r);
+  }
+  if (t == 0) add_penalties(r, &update);
 }
 static void do_update(Replay *r, int64_t u) {
   const Update update = update_of(r, u);
-  r->next_part = r->next_slice = 0;
+  r->next_part = 0, r->next_slice = r->slice_of_rank[r->setup.rank];
   do_parts(r, r->own, &update);
+  share_rows(r, &update);
   add_losses(r, &update, update.parts);
-  add_penalties(r, &update, do_slices(r, r->own, &update));
+  do_slices(r, r->own, &update);
+  share_parameters(r, &update);
+  derive_others(r, 0, 1);
+  add_penalties(r, &update);
 }
 // All threads read `until` after they have met and before they meet again, and it is written in between.
 static void mini_batches(Replay *r, int64_t t) {
@@ -525,7 +622,7 @@ static void full_batch(Replay *r, int64_t t) {
   Frame *f = &own->frame;
   const int64_t size = r->offsets[s->layers], shards = (s->rows + s->shard - 1) / s->shard;
   const int64_t begin = r->piece->update * s->groups, end = least(shards, r->piece->last * s->groups);
-  for (int64_t g; (g = atomic_fetch_add(&r->next_part, 1)) < s->groups;) {
+  for (int64_t g; (g = atomic_fetch_add(&r->next_part, 1)) < share(r, s->groups, s->rank + 1);) {
     REAL *sum = r->sums[g];
     if (!begin) memset(sum, 0, size * sizeof(REAL)), r->losses[g] = 0;
     for (int64_t i = begin + g; i < end; i += s->groups) {
@@ -542,11 +639,13 @@ static void full_batch(Replay *r, int64_t t) {
   if (end < shards) return;
   meet(r);
   const Update update = {s->rows, 0, r->piece->done + 1, 0, count_of(r, 0, s->rows), 0};
-  const int64_t slices = do_slices(r, own, &update);
+  meet_ranks(r, t, share_sums, &update);
+  do_slices(r, own, &update);
   meet(r);
   if (t) return;
+  share_parameters(r, &update);
   add_losses(r, &update, s->groups);
-  add_penalties(r, &update, slices);
+  add_penalties(r, &update);
 }
 
 typedef struct {
@@ -600,12 +699,28 @@ void NAME(free, SUFFIX)(Replay *r) {
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
   free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before);
   free(r->losses), free(r->penalties), free(r->program);
+  free(r->slice_of_rank), free(r->number_of_rank), free(r->sent), free(r->messages);
   free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
   free(r);
 }
 
+// Each rank has slices that follow one another, and about as many parameters as the others.
+static void deal_slices(Replay *r) {
+  const int64_t L = r->setup.layers, ranks = r->setup.ranks, all = r->offsets[L];
+  int64_t rank = 0;
+  for (int64_t l = 1; l <= L; l++) {
+    const int64_t n = r->sizes[l - 1], slices = slices_of(n), ld = r->lds[l];
+    for (int64_t p = 0; p < slices; p++, r->slices++) {
+      const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices);
+      const int64_t begin = r->offsets[l - 1] + (j0 ? 1 + j0 : 0) * ld, end = r->offsets[l - 1] + (1 + j1) * ld;
+      for (; rank <= (begin + end) / 2 * ranks / all; rank++)
+        r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = begin;
+    }
+  }
+  for (; rank <= ranks; rank++) r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = all;
+}
 // Return what is needed to run, or null if there is not enough memory.
 Replay *NAME(new, SUFFIX)(const Setup *setup) {
   Replay *r = new (sizeof *r);
@@ -619,10 +734,12 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
-  r->transposed = new ((L + 1) * sizeof(REAL *));
+  r->transposed = new ((L + 1) * sizeof(REAL *)), r->sent = new (s->buffers * 8);
+  r->slice_of_rank = new ((s->ranks + 1) * 8), r->number_of_rank = new ((s->ranks + 1) * 8);
+  r->messages = new (s->ranks * (s->buffers + s->groups + 3) * sizeof(Message));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
   int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties &&
-             r->transposed && r->own && r->sums;
+             r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
@@ -633,6 +750,12 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
     if (l) r->offsets[l] = r->offsets[l - 1] + (1 + r->sizes[l - 1]) * r->lds[l];
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
+  deal_slices(r);
+  for (int64_t q = 0; q < s->instructions; q++) {
+    const Instruction *i = r->program + q;
+    if (i->operation >= WEIGHT_GRADIENT) r->sent[i->from] = r->sent[i->with] = 1;
+  }
+  r->sent[0] = 0;  // every rank takes all features itself
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
   if ((s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
   r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
@@ -675,9 +798,10 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   const Mode before = mode();
   set_mode(before | ZERO_FOR_SUBNORMALS);
   r->piece = piece;
-  for (int64_t l = 1; l <= r->setup.layers; l++)
-    for (int64_t p = 0; p < slices_of(r->sizes[l - 1]); p++) derive(r, l, p);
-  r->crew = r->next_part = r->next_slice = 0;
+  derive_slices(r, 0, 0, 0, 1);
+  r->crew = 0;
+  r->next_part = r->setup.groups ? share(r, r->setup.groups, r->setup.rank) : 0;
+  r->next_slice = r->slice_of_rank[r->setup.rank];
   r->pace.until = piece->update + r->pace.alone;
   long crew = 1;
   for (jobs[0] = (Job){r, 0}; crew < threads; crew++) {
@@ -690,4 +814,12 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
   r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
   set_mode(before);
+}
+
+// Let each rank have the gradient and what the optimizer keeps of all slices: after `run` it has them of its own.
+void NAME(gather, SUFFIX)(Replay *r) {
+  const Setup *s = &r->setup;
+  void *vectors[] = {s->gradient, s->first, s->second};
+  for (int v = 0; v < 3; v++) add_shares(r, vectors[v]);
+  exchange(r, STATE);
 }

@@ -23,6 +23,17 @@ typedef struct {
 typedef void Gemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, double alpha, const void *a,
                   int64_t lda, const void *b, int64_t ldb, double beta, void *c, int64_t ldc);
 
+// Ranks are processes that share each update. They have the same list of messages, with addresses of their own.
+typedef struct {
+  void *at;
+  int64_t bytes;
+  int64_t sender, receiver;  // ranks; a receiver of -1 stands for all others
+} Message;
+// Returns once all messages of this rank have come and gone; anything but 0 if they did not. Lists with the same key are
+// the same: it is the number of rows of a mini-batch, or one of these.
+typedef int64_t Exchange(int64_t key, const Message *messages, int64_t count);
+enum { SUMS = -1, PARAMETERS = -2, STATE = -3 };
+
 typedef struct {
   int64_t layers, buffers, instructions;
   const int64_t *sizes;   // units of layers 0 to L
@@ -51,6 +62,9 @@ typedef struct {
   int64_t shard;    // rows that a full batch is cut into
   int64_t groups;   // of shards, each with a sum of its own; 0 for mini-batches
   int64_t threads;
+
+  int64_t rank, ranks;  // the number of this process, and how many there are
+  Exchange *exchange;   // called by the thread that calls `run` or `gather`, if there are several
 } Setup;
 
 typedef struct {

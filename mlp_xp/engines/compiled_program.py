@@ -1,0 +1,97 @@
+"""What the compiled library is told: the text's program, and the optimizer's rule."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..kernels.cpu import compiled
+from ..kernels.cpu.blas import gemm_address
+from ..kernels.cpu.compiled import (
+    ADAM,
+    ADAM_EPSILON_HAT,
+    DESCENT,
+    FUNCTIONS,
+    MOMENTUM,
+    MOMENTUM_OF_STEPS,
+    OPERATIONS,
+    ROW_BYTES,
+)
+from ..kernels.recording import Program, RecordingKernels, symbols
+from ..mlp import MLP
+from ..model import Network, grad_sum
+from ..objective import Objective
+from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, SGDOfSteps
+from ..rows.csr import CsrRows
+from ..rows.source import InMemory, Rows
+from ..rows.stored import StoredRows
+
+__all__ = ["buffer_widths", "constants_of", "instructions_of", "program_of", "why_not"]
+
+_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
+_RULE = ("init", "update", "rates")  # what makes an optimizer one of these
+
+
+def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) -> str | None:
+    """Return why the compiled library cannot train this, in words, or None if it can."""
+    if compiled.library() is None:
+        return "it was not built, or MLP_XP_COMPILED is 0"
+    if gemm_address(model.dtype) is None:
+        return "NumPy's BLAS is not one that it knows"
+    kind = type(optimizer)
+    if not any(all(getattr(kind, name) is getattr(known, name) for name in _RULE) for known in _OPTIMIZERS):
+        return f"it does not know the update of {kind.__name__}"
+    names = {instruction.name for instruction in program_of(model.sizes, model.network.g, objective).instructions}
+    if unknown := sorted(names - FUNCTIONS.keys()):
+        return f"it does not know {' or '.join(unknown)}"
+    if type(rows) in (CsrRows, StoredRows):
+        return None
+    if type(rows) is not InMemory or rows.home is not None:
+        return "the rows are not in the host's memory"
+    return None if rows.block(0, rows.shape[0]).flags.c_contiguous else "the rows do not lie one behind another"
+
+
+@lru_cache
+def program_of(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) -> Program:
+    """Return what the text does with a block of rows."""
+    recorded = RecordingKernels(sizes)
+    kernels: Any = recorded
+    layers = symbols(len(sizes) - 1)
+    grad_sum(Network(g, objective), kernels, layers, None, None, layers)
+    return recorded.program
+
+
+def instructions_of(program: Program) -> ctypes.Array[compiled.Instruction]:
+    """Return the program as the library takes it."""
+    return (compiled.Instruction * len(program.instructions))(
+        *(
+            compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
+            for operation, name, layer, source, other, target in program.instructions
+        )
+    )
+
+
+def buffer_widths(model: MLP, sparse: bool) -> list[int]:
+    """Return the columns of the buffers for a block of rows; a sparse product reads the rows themselves."""
+    row = ROW_BYTES // np.dtype(model.dtype).itemsize
+    widths = [-(-width // row) * row for width in program_of(model.sizes, model.network.g, model.objective).columns]
+    return [0, *widths[1:]] if sparse else widths
+
+
+def constants_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what the library has to know of an optimizer."""
+    if isinstance(optimizer, Adam):
+        kind = ADAM_EPSILON_HAT if isinstance(optimizer, AdamEpsilonHat) else ADAM
+        return {
+            "optimizer": kind, "beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon,
+            "decay": optimizer.weight_decay,
+        }  # fmt: skip
+    assert isinstance(optimizer, SGD)
+    kind = MOMENTUM_OF_STEPS if isinstance(optimizer, SGDOfSteps) else MOMENTUM
+    nesterov = bool(optimizer.nesterov)  # it may be a flag of NumPy
+    return {
+        "optimizer": kind if optimizer.momentum > 0 else DESCENT, "momentum": optimizer.momentum, "nesterov": nesterov,
+    }  # fmt: skip
