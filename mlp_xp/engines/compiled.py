@@ -33,7 +33,7 @@ from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
 from ..model import Network, grad_sum
 from ..objective import Objective
-from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfSteps
+from ..optim import LBFGS, SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfSteps
 from ..params import GradSum
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
@@ -51,7 +51,7 @@ _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full 
 _MOST_THREADS = 256
 MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
 
-_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
+_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat, LBFGS)  # the last one asks for gradients alone
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
 
 _Vector = np.ndarray[Any, Any]
