@@ -19,12 +19,12 @@ from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight
 
 from ..kernels import GenericKernels
-from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
 from ..objective import Objective
 from .arrays import home_of, on_host, take
 from .descent import Descent, Order
+from .lbfgs import LossAndGradient, lbfgs
 from .network import Network
 
 __all__ = ["MultilayerPerceptron"]

@@ -68,7 +68,7 @@ class Optimizer:
         return False
 
     def is_over(self, state: OptimizerState) -> bool:
-        """Return whether the optimizer has come to its end, so that a training which goes on from `state` ends at once."""
+        """Return whether the optimizer has nothing left to do: a training that goes on from `state` ends at once."""
         return False
 
     def init(self, theta: Array) -> OptimizerState:

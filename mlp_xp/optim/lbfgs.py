@@ -6,6 +6,7 @@ NW stands for Nocedal and Wright, Numerical Optimization, 2nd edition, 2006.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
@@ -46,13 +47,15 @@ class Pair(NamedTuple):
         return cls(s, y, curvature, curvature / square) if curvature > _LEAST_CURVATURE * square else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LBFGS(Optimizer):
     """L-BFGS (Liu and Nocedal 1989): theta -= t H g, where H is made of the last steps and the gradients along them.
 
-    H is the two-loop recursion (NW algorithm 7.4). A line search finds t, for which the strong Wolfe conditions hold (NW
-    algorithms 3.5 and 3.6). An epoch is one such iteration, on all rows: there are no mini-batches and no learning rate.
-    The training ends, before its last epoch, at a gradient within `tol`, or where no step makes the loss smaller.
+    H g is the two-loop recursion (NW algorithm 7.4). A line search finds a t at which the strong Wolfe conditions hold
+    (NW algorithms 3.5 and 3.6). An epoch is one such iteration, on all rows: there are no mini-batches, and there is no
+    learning rate. The training ends early at a gradient within `tol`, or where no step makes the loss smaller.
+
+    All vectors have the dtype of the parameters; their scalar products are computed in float64, if the device has it.
 
     Parameters
     ----------
@@ -61,7 +64,8 @@ class LBFGS(Optimizer):
     tol : float
         End when no component of the gradient is larger.
     max_evaluations : int
-        The most gradients of an iteration. If they find no step, it begins again, without what it remembers.
+        The most steps that a search tries, each of which takes a gradient. If none is good, the iteration begins again
+        with nothing to remember.
     l2 : float
         As for :class:`Optimizer`.
 
@@ -77,6 +81,7 @@ class LBFGS(Optimizer):
 
     lr: ClassVar[float] = 1.0  # type: ignore[misc]
     lr_bias: ClassVar[None] = None  # type: ignore[misc]
+    l2: float = 0.0
     history: int = 10
     tol: float = 1e-5
     max_evaluations: int = 20
@@ -113,17 +118,17 @@ class LBFGS(Optimizer):
         Returns
         -------
         Point, bool
-            Where it ends, which is the point that was sent last, or `start`; and whether that is a minimum, as far as it
-            can tell.
+            Where it ends, which is the point that was sent last, or `start`; and whether no iteration can follow.
         """
         if _largest(start.gradient) <= self.tol:
             return start, True
         while True:
             direction = _direction(start.gradient, pairs, dot)
             slope = dot(start.gradient, direction)
-            if not math.isfinite(slope):  # then neither are the parameters, which whoever watches will see
-                return start._replace(theta=start.theta + direction), True
-            end = yield from self._step(start, direction, slope, 1.0 if pairs else 1 / math.sqrt(-slope), dot)
+            if not (pairs or math.isfinite(slope)):  # nor are the parameters then, for whoever watches over them
+                return start._replace(theta=start.theta + slope * direction), True
+            first = 1.0 if pairs else 1 / math.sqrt(max(-slope, sys.float_info.min))
+            end = yield from self._step(start, direction, slope, first, dot)
             if end is not None:
                 pair = Pair.of(end.theta - start.theta, end.gradient - start.gradient, dot)
                 pairs += [] if pair is None else [pair]
@@ -180,7 +185,7 @@ def strong_wolfe(
         sufficiently smaller.
     """
     low, high, tried = _Trial(0.0, loss, slope), _Trial(math.inf, math.inf, math.inf), 0
-    while tried < most and -slope * length > unseen:
+    while tried < most and -slope * length > unseen and length not in (low.length, high.length):
         trial, tried = _Trial(length, *(yield length)), tried + 1
         enough = trial.loss <= loss + _DECREASE * length * slope and math.isfinite(trial.slope)
         if enough and abs(trial.slope) <= -_CURVATURE * slope:
@@ -192,7 +197,7 @@ def strong_wolfe(
                 high = low
             low = trial
         length = 4 * length if high.length == math.inf else _between(low, high)
-    if low.length:
+    if low.length and low is not trial:
         yield low.length
     return low.length > 0
 
@@ -202,10 +207,9 @@ def _between(low: _Trial, high: _Trial) -> float:
     width = high.length - low.length
     first = low.slope + high.slope - 3 * (high.loss - low.loss) / width
     square = first * first - low.slope * high.slope
-    share = 0.5
-    if math.isfinite(square) and square >= 0:
-        second = math.copysign(math.sqrt(square), width)
-        share = 1 - (high.slope + second - first) / (high.slope - low.slope + 2 * second)
+    second = math.copysign(math.sqrt(square), width) if 0 <= square < math.inf else math.nan
+    bend = high.slope - low.slope + 2 * second
+    share = 1 - (high.slope + second - first) / bend if bend and not math.isnan(bend) else 0.5
     return low.length + min(max(share, 0.1), 0.9) * width
 
 

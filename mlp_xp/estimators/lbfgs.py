@@ -1,6 +1,7 @@
-"""L-BFGS: all rows at once, and a step along curvature that it learns from the gradients before.
+"""The solver "lbfgs": SciPy's L-BFGS-B, as in scikit-learn, whose runs its steps are.
 
-The gradients come from the engine of the model's device; the method itself is SciPy's, on the host and in float64.
+The gradients come from the engine of the model's device; the method itself is on the host and in float64. The library's
+own, which stays on the device, is :class:`mlp_xp.optim.LBFGS`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+from scipy.optimize import minimize
 
-from .devices.blas_threads import default_threads, one_other_blas_thread
-from .engines import Done, Setup, choose_plan, make_engine
-from .mlp import MLP
-from .objective import Objective
-from .optim import SGD
-from .rows.checks import check_weights
+from ..devices.blas_threads import default_threads, one_other_blas_thread
+from ..engines import Done, Setup, choose_plan, make_engine
+from ..mlp import MLP
+from ..objective import Objective
+from ..optim import SGD
+from ..rows.checks import check_weights
 
 __all__ = ["LossAndGradient", "lbfgs"]
 
@@ -91,11 +93,6 @@ def lbfgs(
     tol : float
         Stop when no component of the gradient is larger.
 
-    Raises
-    ------
-    ImportError
-        Without SciPy.
-
     Examples
     --------
     >>> import mlp_xp as mx
@@ -105,8 +102,6 @@ def lbfgs(
     >>> model.score(X, y)
     1.0
     """
-    from scipy.optimize import minimize
-
     losses: list[float] = []
 
     def record(*, intermediate_result: Any) -> None:
