@@ -16,7 +16,7 @@ import mlp_xp as mx
 from mlp_xp.engines.lbfgs import LbfgsEngine
 from mlp_xp.estimators.lbfgs import LossAndGradient
 from mlp_xp.objective import Objective
-from mlp_xp.optim.lbfgs import Pair, Point, _direction, strong_wolfe
+from mlp_xp.optim.lbfgs import Pair, Point, _between, _direction, _Trial, strong_wolfe
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def answered(generator, answer):
     first=st.sampled_from([1e-6, 0.03, 1.0, 40.0, 1e7]),
     scale=st.sampled_from([1e-100, 1e-6, 1.0, 1e100]),
     edge=st.sampled_from([math.inf, 3.0]),
-    beyond=st.sampled_from([math.nan, math.inf]),
+    beyond=st.sampled_from([(math.nan, math.nan), (math.inf, math.inf), (-1e200, math.nan), (-1e200, -math.inf)]),
 )
 def test_a_step_that_is_found_fulfills_the_strong_wolfe_conditions(seed, first, scale, edge, beyond):
     """On a parabola with waves, which beyond an edge has no values."""
@@ -58,7 +58,7 @@ def test_a_step_that_is_found_fulfills_the_strong_wolfe_conditions(seed, first, 
 
     def curve(t):
         if t > edge:
-            return beyond, beyond
+            return beyond
         loss = bend * t * (t / 2 - 1) + height * bend / width * (math.sin(width * t + phase) - math.sin(phase))
         slope = bend * (t - 1) + height * bend * math.cos(width * t + phase)
         return scale * loss, scale * slope
@@ -87,6 +87,38 @@ def test_the_best_of_too_few_steps_is_taken_if_it_is_better():
 @pytest.mark.parametrize("slope", [0.0, 1.0, math.nan, -1e-17])
 def test_a_search_that_cannot_get_lower_asks_nothing(slope):
     assert answered(strong_wolfe(1.0, slope, 1.0, 20, unseen=1e-16), None) == (False, [])
+
+
+def test_a_search_ends_where_no_number_is_between():
+    found, asked = answered(strong_wolfe(0.0, -1.0, 1.0, 200), lambda t: (-t, -1.0) if t <= 1.1 else (math.inf,) * 2)
+    assert found
+    assert 1.1 - 1e-15 <= asked[-1] <= 1.1
+    assert len(asked) < 80
+
+
+def test_the_cubic_between_two_trials():
+    cubic = [_Trial(t, t**3 - 3 * t, 3 * t * t - 3) for t in (-0.5, 2.0)]  # smallest at 1
+    for low, high in (cubic, cubic[::-1]):
+        assert _between(low, high) == pytest.approx(1.0)
+    assert _between(_Trial(0.0, 0.0, -1.0), _Trial(1.0, -1.0, -1.0)) == 0.5  # a line
+    assert _between(_Trial(0.0, 0.0, -1e-3), _Trial(1.0, 1e3, 2e3)) == 0.1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_iteration_that_cannot_begin():
+    theta, inf = np.ones(2), math.inf
+    for gradient in ([inf, 0.0], [math.nan, 1.0], [1e200, 0.0]):  # whose square is no float
+        (end, over), asked = answered(mx.LBFGS().iterate(Point(theta, 1.0, np.array(gradient)), [], dot), None)
+        assert over
+        assert not asked
+        assert not np.isfinite(end.theta).all()
+    start = Point(theta, 1.0, np.full(2, 1e-200))
+    assert answered(mx.LBFGS(tol=0).iterate(start, [], dot), None) == ((start, True), [])
+    pairs = [Pair(np.full(2, 1e200), np.full(2, 1e200), 1.0, 1e200)]
+    answer = Point(theta, 0.9, np.zeros(2))
+    (end, _), asked = answered(mx.LBFGS().iterate(Point(theta, 1.0, np.ones(2)), pairs, dot), lambda theta: answer)
+    assert end is answer
+    assert_allclose(asked, [theta - 0.5**0.5])  # the first step of all
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])
@@ -187,7 +219,7 @@ def test_every_device_goes_the_same_way(device, dtype, data):
 
 @pytest.mark.parametrize("plan", ["zero", "ragged", pytest.param("sparse", marks=pytest.mark.needs("compiled"))])
 def test_every_plan_goes_the_same_way(plan, rng):
-    X, y = np.tril(rng.integers(0, 256, (80, 30), dtype=np.uint8)), rng.integers(0, 3, 80)
+    X, y = np.tril(rng.integers(0, 256, (80, 30), dtype=np.uint8))[:, ::-1].copy(), rng.integers(0, 3, 80)
     X[:, 7] = 0
     losses, gradients = [], []
     for kind in ("dense", plan):
@@ -305,7 +337,7 @@ class Asked:
 def test_stopped_at_any_question_and_resumed_equals_straight(plan, rng, monkeypatch):
     """In the middle of a search, and of the gradient of all rows, too: these take more than one piece of work."""
     monkeypatch.setattr("mlp_xp.optim.lbfgs._CURVATURE", 0.1)  # for which searches take longer
-    X = np.tile(np.tril(rng.integers(0, 256, (60, 12), dtype=np.uint8)), (150, 1))
+    X = np.tile(np.tril(rng.integers(0, 256, (60, 12), dtype=np.uint8))[:, ::-1], (150, 1))
     data, optimizer = (X, rng.integers(0, 3, len(X))), mx.LBFGS(history=3, l2=0.01)
 
     def epochs(start=None, pause=None):
@@ -373,7 +405,8 @@ def test_callbacks_validation_and_early_stopping(data):
         {"s0": np.full(84, 1e300), "y0": np.full(84, 1e300)},
         {"s0": np.full(84, 1e-300), "y0": np.full(84, 1e300)},
         {"s1": np.ones(84), "y1": -np.ones(84)},
-        {"s0": np.ones(84), "y0": np.full(84, 1e-14)},
+        {"s1": np.ones(84), "y1": np.full(84, 1e-14)},
+        {"s1": np.ones(84), "y1": np.full(84, 1e-30)},
         {"over": 7},
     ],
 )
