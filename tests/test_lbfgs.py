@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from unittest import mock
 
@@ -13,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize, rosen, rosen_der
 
 import mlp_xp as mx
+from mlp_xp.cli.train import enough_epochs, main
 from mlp_xp.engines.lbfgs import LbfgsEngine
 from mlp_xp.estimators.lbfgs import LossAndGradient
 from mlp_xp.objective import Objective
@@ -464,3 +466,28 @@ def test_scalar_products_have_the_digits_of_float64(rng):
     for name in ("cpu", "strict", "torch", "jax"):
         device = mx.devices.get_device(name)
         assert device.dot(device.asarray(x), device.asarray(y)) == pytest.approx(wanted, rel=1e-9), name
+
+
+def test_the_command_takes_all_rows_and_enough_epochs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mlp_xp.cli.train._draw", lambda *arguments: None)
+    arguments = [
+        "--data",
+        "moons",
+        "--hidden",
+        "8",
+        "--optimizer",
+        "lbfgs",
+        "--l2",
+        "1e-3",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "MB of memory" in capsys.readouterr().out
+    assert main([*arguments, "--quiet"]) == 0
+    table = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert float(table["test"][1]) >= 0.97
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["batch_size"], config["epochs"]) == (0, enough_epochs(config["samples"], "lbfgs"))
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--batch-size", "32"]) == 2
+    assert "LBFGS takes all rows at once, got batch_size 32" in capsys.readouterr().err
