@@ -17,7 +17,7 @@ from .kernels import ACTIVATIONS
 from .loop import State, epochs
 from .mlp import MLP, Forward, Gradient
 from .objective import OUTPUTS
-from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .optim import LBFGS, SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
 from .runs.checkpoint import Checkpoint
 from .runs.signals import Interrupted
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS",
     "INITIALIZERS",
+    "LBFGS",
     "MLP",
     "OUTPUTS",
     "SGD",

@@ -27,7 +27,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"optim"},
     {"objective", "rows", "mlp", "snapshot", "convert"},
     {"engines"},
-    {"loop", "lbfgs"},
+    {"loop"},
     {"callbacks"},
     {"runs"},
     {"fit"},
@@ -49,7 +49,7 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
-    "scipy": {"lbfgs", "estimators"},
+    "scipy": {"estimators"},
     "sklearn": {"estimators"},
 }
 

@@ -27,7 +27,7 @@ from ..fit import DivergenceError, fit
 from ..loop import State
 from ..mlp import MLP
 from ..objective import OUTPUTS
-from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
+from ..optim import LBFGS, OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..runs.agreement import Agreement
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
@@ -74,7 +74,7 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
     with ranks.together():
         data = load_data(config)
         notes += data.notes
-        epochs = config.epochs or enough_epochs(len(data.train.X))
+        epochs = config.epochs or enough_epochs(len(data.train.X), config.optimizer)
         model, optimizer = make_model(config, data), make_optimizer(config, epochs)
         config = replace(config, epochs=epochs, init=model.init)  # a run says what was chosen for it
         model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
@@ -94,9 +94,12 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
     return path
 
 
-def enough_epochs(samples: int) -> int:
-    """Return how many epochs to train for: 5 with MNIST's 60,000 samples, and with fewer as many as see no fewer."""
-    return min(1000, max(5, 300_000 // samples))
+def enough_epochs(samples: int, optimizer: str) -> int:
+    """Return how many epochs to train for: 5 with MNIST's 60,000 samples, and with fewer as many as see no fewer.
+
+    By L-BFGS it is 100, for an epoch is one step there, and it ends by itself.
+    """
+    return min(1000, max(100 if optimizer == "lbfgs" else 5, 300_000 // samples))
 
 
 class Ready(Exception):  # noqa: N818 - nothing went wrong
@@ -257,6 +260,8 @@ def make_model(config: Config, data: Data) -> MLP:
 
 def make_optimizer(config: Config, epochs: int) -> Optimizer:
     """Return the optimizer of a configuration, with its schedule over so many epochs."""
+    if config.optimizer == "lbfgs":
+        return LBFGS(l2=config.l2)
     schedule = SCHEDULES[config.schedule]
     spread = {"epochs": max(1, epochs - config.warm_up)} if schedule is CosineDecay else {}
     if schedule is SCHEDULES["step"]:

@@ -205,6 +205,16 @@ class Device:
         """Return `x` as a NumPy array, after waiting for the device if necessary. A NumPy array is not copied."""
         return x if type(x) is np.ndarray else np.asarray(x)
 
+    def dot(self, x: Array, y: Array) -> float:
+        """(P,), (P,) -> their scalar product, with products and sums in float64 if the device has it."""
+        wide = getattr(self.xp, self.widest)
+        return float(self.xp.sum(self.xp.astype(x, wide, copy=False) * self.xp.astype(y, wide, copy=False)))
+
+    @property
+    def widest(self) -> str:
+        """The name of the widest floating dtype that the device computes in."""
+        return "float64"
+
     def synchronize(self) -> None:
         """Wait until the device has done everything that it was asked for."""
 

@@ -76,12 +76,15 @@ class Done(NamedTuple):
     loss_sum : float or 0-d array of the device
         Sum of the rows' losses, with the penalty.
     seconds : float, or an object that ``float`` converts once the device is done
+    final : bool
+        Whether the optimizer has nothing left to do: no epoch follows.
     """
 
     updates: int = 0
     rows: int = 0
     loss_sum: SupportsFloat = 0.0
     seconds: SupportsFloat = 0.0
+    final: bool = False
 
 
 class Engine(Protocol):

@@ -86,7 +86,7 @@ class HostEngine:
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
         began, losses = perf_counter(), []
-        updates, rows, loss_sum, seconds = self._done
+        updates, rows, loss_sum, seconds, _ = self._done
         with self.device.active():
             for shards in self._left:
                 updates += 1

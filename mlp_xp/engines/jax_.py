@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..devices import Array
+from ..devices.jax_ import wide_numbers
 from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.source import InMemory
 from ..rows.stored import StoredRows
 from .base import Done, Setup
 from .host import HostEngine
-from .jax_program import program_of, wide_numbers
+from .jax_program import program_of
 
 __all__ = ["JaxEngine", "why_not"]
 
