@@ -48,6 +48,8 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
+    "h5py": {"datasets"},
+    "zarr": {"datasets"},
     "scipy": {"lbfgs", "estimators"},
     "sklearn": {"estimators"},
 }
