@@ -19,8 +19,8 @@ __all__ = ["read_hdf5", "read_zarr"]
 
 # Zarr runs the codecs that an array names, and one of them unpickles.
 _CODECS = {
-    "Blosc", "BloscCodec", "BytesCodec", "Crc32cCodec", "GZip", "GzipCodec", "LZ4", "Shuffle", "TransposeCodec", "Zlib",
-    "Zstd", "ZstdCodec",
+    "BZ2", "Blosc", "BloscCodec", "BytesCodec", "Crc32cCodec", "Delta", "GZip", "GzipCodec", "LZ4", "LZMA", "Shuffle",
+    "TransposeCodec", "Zlib", "Zstd", "ZstdCodec",
 }  # fmt: skip
 
 
