@@ -100,6 +100,6 @@ def _read(path: Path, limits: Limits) -> list[Part]:
     if reader is None:
         if path.suffix.lower() == ".npy":
             raise ValueError(f"{path}: samples and labels are two files; name the folder that they are in")
-        kinds = f"a folder of IDX or .npy files, a .zarr or as {', '.join(READERS)}"
+        kinds = f"a folder of IDX or .npy files or as {', '.join((*READERS, '.zarr'))}"
         raise ValueError(f"{path}: data come as {kinds}; this is none of them")
     return reader(path, limits)

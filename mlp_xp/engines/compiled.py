@@ -37,7 +37,7 @@ from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, OptimizerState, SGDOfS
 from ..params import GradSum
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
-from ..rows.stored import StoredRows, ahead, come_in_blocks
+from ..rows.stored import StoredRows, come_in_blocks
 from .base import Done, Setup
 from .host import HostEngine
 from .padded import Padded
@@ -233,7 +233,7 @@ class CompiledEngine:
         first, step = self._at * self._rows_of_step, self._rows_of_step
         if self._order is not None:
             return rows.in_order(self._order, first, step)
-        return ahead(rows.block(i, i + step) for i in range(first, self._n, step))
+        return rows.in_blocks(first, step)
 
     def _steps_at_hand(self) -> int:
         """Return how many steps can be done with the rows that are in memory, once there are any."""
