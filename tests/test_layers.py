@@ -49,6 +49,8 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
+    "h5py": {"datasets"},
+    "zarr": {"datasets"},
     "scipy": {"estimators"},
     "sklearn": {"estimators"},
 }

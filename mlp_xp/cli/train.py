@@ -38,6 +38,7 @@ from .config import Config, parse
 from .data import Data, load_data
 from .distributed import run_on_ranks
 from .errors import printable
+from .pace import duration, measure_pace
 from .presets import PRESETS
 
 __all__ = ["main", "run"]
@@ -84,7 +85,7 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
             rehearsal = Rehearsal(folder, resume=config.resume is not None)
             with suppress(Ready):
                 _train(config, epochs, data, notes, model, optimizer, rehearsal, ranks)
-            print(*_outlook(config, data, model, optimizer, path), sep="\n")
+            print(*_outlook(config, data, model, optimizer, path, rehearsal.start), sep="\n")
             return None
         kept = asdict(replace(config, resume=None))
         checkpoint = Checkpoint(folder, config.checkpoint_every, config.resume is not None, kept)
@@ -109,6 +110,8 @@ class Ready(Exception):  # noqa: N818 - nothing went wrong
 class Rehearsal(Checkpoint):
     """What a dry run has in the place of a checkpoint: all is made ready for a training, and nothing is written."""
 
+    start: Snapshot | None = None
+
     def _saved(self) -> Record | None:
         """Look at the run to resume without locking its folder."""
         if not self.resume:
@@ -119,6 +122,7 @@ class Rehearsal(Checkpoint):
 
     def begin(self, start: Snapshot | None) -> NoReturn:
         """End the rehearsal."""
+        self.start = start
         raise Ready
 
 
@@ -167,21 +171,28 @@ def _train(
         raise DivergenceError(f"{error}; {left} {folder}") from None
 
 
-def _outlook(config: Config, data: Data, model: MLP, optimizer: Optimizer, path: Path) -> list[str]:
-    """Return what a run would do."""
+def _outlook(
+    config: Config, data: Data, model: MLP, optimizer: Optimizer, path: Path, start: Snapshot | None
+) -> list[str]:
+    """Return what a run would do, from the beginning or from where it was."""
     rows, batch_size = model.open(data.train.X), config.batch_size or None
-    plan = choose_plan(rows, model, optimizer, config.plan, config.epochs, batch_size)
+    begun, before = (0, None) if start is None else (start.epoch, start.plan)
+    plan = choose_plan(rows, model, optimizer, config.plan, config.epochs, batch_size, before)
     memory = []
     if isinstance(model.device, NumpyDevice):
         size = estimate_memory(
             model, rows, batch_size=batch_size, optimizer=optimizer, plan=plan.kind, threads=config.threads
         )
         memory = [f"about {size / 1e6:,.0f} MB of memory, beside the data and what the import takes"]
+    pace = measure_pace(model, data.train, optimizer, batch_size, plan.kind, config.threads)
+    epoch = len(data.train.X) * pace.training + len((data.validation or data.test).X) * pace.evaluation
+    in_all = duration(((config.epochs or 0) - begun) * epoch)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
         fill(f"{model}", WIDTH),
         fill(f"plan {plan.kind}: {plan.reason}", WIDTH),
         *memory,
+        f"about {duration(epoch)} an epoch, {in_all} in all, by a trial on {pace.rows:,} samples",
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
     ]

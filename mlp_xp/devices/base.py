@@ -201,6 +201,14 @@ class Device:
         """Return a new array of zeros with this shape and dtype name."""
         return self.xp.zeros(shape, dtype=getattr(self.xp, dtype), device=self.where)
 
+    def assemble(self, blocks: Iterable[np.ndarray[Any, Any]], shape: tuple[int, ...], dtype: str) -> Array:
+        """Return a new array (n, ...) of blocks of its rows that come from the host, one after another."""
+        X, first = self.zeros(shape, dtype), 0
+        for block in blocks:
+            X[first : first + len(block), ...] = self.asarray(block)
+            first += len(block)
+        return X
+
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
         """Return `x` as a NumPy array, after waiting for the device if necessary. A NumPy array is not copied."""
         return x if type(x) is np.ndarray else np.asarray(x)
