@@ -30,6 +30,7 @@ NEEDS = {  # what the marker `needs` takes: the module to look for, and what ins
     "zarr": ("zarr", "pip install zarr"),
     "hatchling": ("hatchling", "pip install hatchling editables"),
     "editables": ("editables", "pip install hatchling editables"),
+    "distributed": ("distributed", "pip install distributed"),
 }
 
 

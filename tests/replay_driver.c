@@ -1,6 +1,6 @@
 // Trains random networks with the library alone, without Python: for sanitizers, and for what fails in turn.
 //
-// usage: driver networks COUNT | engines | memory | threads | pace
+// usage: driver networks COUNT | ranks COUNT | engines | memory | threads | pace
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -184,7 +184,7 @@ static Case *make(void) {
   s->shard = between(1, 70);
   const int64_t shards = (s->rows + s->shard - 1) / s->shard;
   s->groups = between(0, 1) * (shards < 16 ? shards : 16);
-  s->gemm = (const void *)gemm, s->long_integers = 1;
+  s->gemm = (const void *)gemm, s->long_integers = 1, s->ranks = 1;
   s->sizes = c->sizes, s->widths = c->widths, s->program = c->program;
   record(c);
   make_data(c);
@@ -217,6 +217,7 @@ static double train(Case *c, int64_t threads) {
     piece.X = c->in_order + piece.first * c->sizes[0] * (s->bytes ? 1 : sizeof(REAL));
   }
   NAME(run, SUFFIX)(replay, &piece);
+  if (s->ranks > 1) NAME(gather, SUFFIX)(replay);
   NAME(free, SUFFIX)(replay);
   return piece.loss;
 }
@@ -231,6 +232,78 @@ static int networks(int64_t count) {
     for (int64_t threads = 2; threads <= 4; threads++)
       if (train(c, threads) != loss || differ(c, want)) return printf("network %ld differs\n", (long)i), 1;
     free(want);
+    drop(c);
+  }
+  return printf("%ld networks\n", (long)count), 0;
+}
+// Ranks as threads: each has memory of its own, and copies what others send when all have come.
+enum { MOST_RANKS = 5 };
+static _Thread_local int64_t own_rank;
+static const Message *lists[MOST_RANKS];
+static int64_t keys[MOST_RANKS], lengths[MOST_RANKS], fails_at;
+static _Thread_local int64_t exchanges;
+static pthread_barrier_t all_ranks;
+static int64_t copy_messages(int64_t key, const Message *messages, int64_t count) {
+  const int64_t own = own_rank;
+  if (exchanges++ == fails_at) return 1;
+  lists[own] = messages, lengths[own] = count, keys[own] = key;
+  pthread_barrier_wait(&all_ranks);
+  if (keys[0] != key || lengths[0] != count) abort();
+  for (int64_t i = 0; i < count; i++) {
+    const Message *m = messages + i, *sent = lists[m->sender] + i;
+    if (sent->bytes != m->bytes || sent->sender != m->sender || sent->receiver != m->receiver) abort();
+    if (m->sender != own && (m->receiver == own || m->receiver == -1)) memcpy(m->at, sent->at, m->bytes);
+  }
+  pthread_barrier_wait(&all_ranks);
+  return 0;
+}
+typedef struct {
+  Case c;
+  int64_t rank, threads;
+  double loss;
+} Rank;
+static void *train_rank(void *argument) {
+  Rank *rank = argument;
+  own_rank = rank->rank, exchanges = 0;
+  rank->loss = train(&rank->c, rank->threads);
+  return 0;
+}
+// Return whether so many ranks compute anything else, with the gradient and what the optimizer keeps; one thread each,
+// and more.
+static int ranks_differ(Case *c, int64_t ranks, double loss, REAL *const *want) {
+  Rank all[MOST_RANKS];
+  pthread_t ids[MOST_RANKS];
+  int differ = 0;
+  pthread_barrier_init(&all_ranks, 0, ranks);
+  for (int64_t q = 0; q < ranks; q++) {
+    Case *own = &all[q].c;
+    *own = *c, all[q].rank = q, all[q].threads = 1 + (c->count + q) % 3;
+    for (int v = 0; v < 4; v++) own->vectors[v] = exactly(c->count * sizeof(REAL));
+    Setup *s = &own->setup;
+    s->theta = own->vectors[0], s->gradient = own->vectors[1], s->first = own->vectors[2], s->second = own->vectors[3];
+    s->rank = q, s->ranks = ranks, s->exchange = copy_messages;
+    if (pthread_create(ids + q, 0, train_rank, all + q)) abort();
+  }
+  for (int64_t q = 0; q < ranks; q++) {
+    pthread_join(ids[q], 0);
+    differ |= all[q].loss != loss;
+    for (int v = 0; v < 4; v++) {
+      differ |= memcmp(all[q].c.vectors[v], want[v], c->count * sizeof(REAL));
+      free(all[q].c.vectors[v]);
+    }
+  }
+  pthread_barrier_destroy(&all_ranks);
+  return differ != 0;
+}
+static int networks_on_ranks(int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    Case *c = make();
+    fails_at = -1;
+    const double loss = train(c, 1);
+    for (int64_t ranks = 2; ranks <= MOST_RANKS; ranks++)
+      if (ranks_differ(c, ranks, loss, c->vectors)) return printf("network %ld differs on %ld ranks\n", (long)i, (long)ranks), 1;
+    fails_at = between(0, 3);  // on all ranks: they end all the same
+    ranks_differ(c, 3, loss, c->vectors);
     drop(c);
   }
   return printf("%ld networks\n", (long)count), 0;
@@ -318,6 +391,7 @@ static int pace(void) {
 int main(int count, char **words) {
   allocations_left = threads_left = FEW;
   if (count == 3 && !strcmp(words[1], "networks")) return networks(atol(words[2]));
+  if (count == 3 && !strcmp(words[1], "ranks")) return networks_on_ranks(atol(words[2]));
   if (count == 2 && !strcmp(words[1], "engines")) return engines();
   if (count == 2 && !strcmp(words[1], "memory")) return memory();
   if (count == 2 && !strcmp(words[1], "threads")) return few_threads();

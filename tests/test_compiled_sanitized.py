@@ -59,7 +59,7 @@ def test_memory_is_used_as_defined(real, instructions, tmp_path):
     """No access behind an array, no undefined behavior, no leak; also if any allocation or thread is refused."""
     needs(instructions)
     driver = build_driver(tmp_path, ADDRESSES, real, instructions)
-    for words in (("networks", "100"), ("engines",), ("memory",), ("threads",)):
+    for words in (("networks", "100"), ("ranks", "40"), ("engines",), ("memory",), ("threads",)):
         done = drive(driver, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
@@ -71,7 +71,7 @@ def test_memory_is_used_as_defined(real, instructions, tmp_path):
 def test_threads_do_not_race(instructions, tmp_path):
     needs(instructions)
     driver = build_driver(tmp_path, RACES, "float", instructions)
-    for words in (("networks", "40"), ("engines",), ("threads",)):
+    for words in (("networks", "40"), ("ranks", "15"), ("engines",), ("threads",)):
         done = drive(driver, *words)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -90,9 +90,11 @@ FAULTS = {
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
-    "no barrier in the end": ("meet(r);\n  if (t == 0) add_", "if (t == 0) add_", RACES, RACE),
-    "no barrier in the middle": ("meet(r);\n  if (t == 0) {\n    r", "if (t == 0) {\n    r", RACES, RACE),
+    "no barrier in the end": ("meet(r);\n  if (r->setup.ranks", "if (r->setup.ranks", RACES, RACE),
+    "no barrier in the middle": ("meet(r);\n  meet_ranks(r, t, send_rows", "meet_ranks(r, t, send_rows", RACES, RACE),
     "no barrier after groups": ("  meet(r);\n  const Update", "  const Update", RACES, RACE),
+    "no barrier after messages": ("send(r, u);\n  meet(r);", "send(r, u);", RACES, RACE),
+    "a message that is too long": ("(to - from) * size, s", "(to - from) * size + 8, s", ADDRESSES, "overflow"),
     "tables filled by each engine": (
         "pthread_once(&tables_are_filled, fill_tables)", "fill_tables()", RACES, RACE
     ),
@@ -108,7 +110,7 @@ def test_faults_are_found(text, fault, sanitizers, message, tmp_path):
     assert before.count(text) == 1
     file.write_text(before.replace(text, fault))
     driver = build_driver(tmp_path, f"{sanitizers} -Wno-unused", source=source)
-    for words in (("networks", "60"), ("engines",), ("memory",)):
+    for words in (("networks", "60"), ("ranks", "20"), ("engines",), ("memory",)):
         done = drive(driver, *words)
         if done.returncode:
             break

@@ -518,7 +518,7 @@ static void exchange(Replay *r, int64_t key) {
   r->pending = 0;
 }
 // The rows of mini-batches that gradients are computed from, and the parts' losses.
-static void share_rows(Replay *r, const Update *u) {
+static void send_rows(Replay *r, const Update *u) {
   const Setup *s = &r->setup;
   if (s->ranks == 1) return;
   for (int64_t q = 0; q < s->ranks; q++) {
@@ -531,7 +531,7 @@ static void share_rows(Replay *r, const Update *u) {
   exchange(r, u->rows);
 }
 // The sums of the groups, to whoever has the slices, and their losses.
-static void share_sums(Replay *r, const Update *u) {
+static void send_sums(Replay *r, const Update *u) {
   const Setup *s = &r->setup;
   const int64_t *cuts = r->number_of_rank;
   (void)u;
@@ -545,7 +545,7 @@ static void share_sums(Replay *r, const Update *u) {
   exchange(r, SUMS);
 }
 // What has become of the slices.
-static void share_parameters(Replay *r, const Update *u) {
+static void send_parameters(Replay *r, const Update *u) {
   const Setup *s = &r->setup;
   if (s->ranks == 1) return;
   add_shares(r, s->theta);
@@ -559,9 +559,9 @@ static void derive_others(Replay *r, int64_t t, int64_t threads) {
   const int64_t *cuts = r->slice_of_rank + r->setup.rank;
   if (r->setup.ranks > 1) derive_slices(r, cuts[0], cuts[1], t, threads);
 }
-static void meet_ranks(Replay *r, int64_t t, void (*share)(Replay *, const Update *), const Update *u) {
+static void meet_ranks(Replay *r, int64_t t, void (*send)(Replay *, const Update *), const Update *u) {
   if (r->setup.ranks == 1) return;
-  if (t == 0) share(r, u);
+  if (t == 0) send(r, u);
   meet(r);
 }
 
@@ -571,7 +571,7 @@ static void share_update(Replay *r, int64_t t, int64_t u) {
   do_parts(r, r->own + t, &update);
   if (t == 0) r->next_slice = r->slice_of_rank[r->setup.rank];
   meet(r);
-  meet_ranks(r, t, share_rows, &update);
+  meet_ranks(r, t, send_rows, &update);
   if (t == 0) {
     r->next_part = 0;
     add_losses(r, &update, update.parts);
@@ -580,7 +580,7 @@ static void share_update(Replay *r, int64_t t, int64_t u) {
   if (t == 0 && update.rows == r->setup.batch) r->pace.until = u + 1 + alone_after(&r->pace, seconds());
   meet(r);
   if (r->setup.ranks > 1) {
-    meet_ranks(r, t, share_parameters, &update);
+    meet_ranks(r, t, send_parameters, &update);
     derive_others(r, t, r->crew);
     meet(r);
   }
@@ -588,12 +588,13 @@ static void share_update(Replay *r, int64_t t, int64_t u) {
 }
 static void do_update(Replay *r, int64_t u) {
   const Update update = update_of(r, u);
-  r->next_part = 0, r->next_slice = r->slice_of_rank[r->setup.rank];
+  r->next_part = 0;
+  r->next_slice = r->slice_of_rank[r->setup.rank];
   do_parts(r, r->own, &update);
-  share_rows(r, &update);
+  send_rows(r, &update);
   add_losses(r, &update, update.parts);
   do_slices(r, r->own, &update);
-  share_parameters(r, &update);
+  send_parameters(r, &update);
   derive_others(r, 0, 1);
   add_penalties(r, &update);
 }
@@ -639,11 +640,11 @@ static void full_batch(Replay *r, int64_t t) {
   if (end < shards) return;
   meet(r);
   const Update update = {s->rows, 0, r->piece->done + 1, 0, count_of(r, 0, s->rows), 0};
-  meet_ranks(r, t, share_sums, &update);
+  meet_ranks(r, t, send_sums, &update);
   do_slices(r, own, &update);
   meet(r);
   if (t) return;
-  share_parameters(r, &update);
+  send_parameters(r, &update);
   add_losses(r, &update, s->groups);
   add_penalties(r, &update);
 }
