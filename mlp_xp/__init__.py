@@ -17,7 +17,7 @@ from .kernels import ACTIVATIONS
 from .loop import State, epochs
 from .mlp import MLP, Forward, Gradient
 from .objective import OUTPUTS
-from .optim import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .optim import LBFGS, SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 from .params import INITIALIZERS
 from .runs.agreement import RankError
 from .runs.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS",
     "INITIALIZERS",
+    "LBFGS",
     "MLP",
     "OUTPUTS",
     "SGD",

@@ -141,7 +141,7 @@ def fit(
             final = False
             if state.whole:
                 answers = [is_true(callback(state)) for callback in run]
-                final = ranks.any(any(answers)) or state.epoch == epochs
+                final = ranks.any(any(answers)) or state.done.final or state.epoch == epochs
                 watch.accept(state, final)
             keeper.after(state, final)
             if final:

@@ -17,7 +17,7 @@ from .devices.blas_threads import default_threads
 from .engines import Done, Engine, Ranks, Setup, choose_plan, make_engine
 from .mlp import MLP
 from .objective import Objective
-from .optim import SGD, Optimizer, OptimizerState
+from .optim import LBFGS, SGD, Optimizer, OptimizerState
 from .rows.checks import check_weights
 from .rows.plan import Plan
 from .snapshot import Snapshot, check_snapshot
@@ -201,7 +201,7 @@ def epochs(
     """
     optimizer = SGD() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer must be SGD(...), Adam(...) or AdamW(...), got {optimizer!r}")
+        raise ValueError(f"optimizer must be SGD(...), Adam(...), AdamW(...) or LBFGS(...), got {optimizer!r}")
     if epochs is not None:
         check_count("epochs", epochs)
     ranks = None if comm is None else Ranks(comm)
@@ -211,6 +211,8 @@ def epochs(
     if weights is not None:
         targets = replace(targets, weights=check_weights(weights, rows.shape[0], model.dtype))
     if batch_size is not None:
+        if isinstance(optimizer, LBFGS):
+            raise ValueError(f"LBFGS takes all rows at once, got batch_size {batch_size!r}; leave it out")
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     if start is not None:
         check_snapshot(start, model, optimizer, rows.shape[0], batch_size)
@@ -252,13 +254,14 @@ def _run(
     start: Snapshot | None,
     pause: Callable[[], bool] | None,
 ) -> Generator[State, None, None]:
-    epoch, done = 0, Done()
+    epoch, done, final = 0, Done(), False
     if start is not None:
         epoch, done = start.epoch, Done(start.update, start.rows, start.loss_sum, start.seconds)
         engine.restore(start.optimizer)
+        final = optimizer.is_over(start.optimizer)
     model.pixels = pixels
     with engine:
-        while last is None or epoch < last:
+        while not final and (last is None or epoch < last):
             epoch += 1
             lr = optimizer.rate(epoch)
             engine.begin(model.theta, epoch, lr, done)
@@ -267,4 +270,4 @@ def _run(
                     done = engine.advance(pause)
                     model.theta = engine.theta()
                 yield State(epoch, done.updates == engine.updates, done, lr, model, engine)
-            done = Done()
+            done, final = Done(), done.final

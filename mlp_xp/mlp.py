@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -110,7 +111,7 @@ class MLP:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles are made of: parameters travel by way of the host, kernels not at all."""
-        state = {name: value for name, value in self.__dict__.items() if name != "kernels"}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("kernels", "_parameters")}
         return state | {"_theta": self.device.to_host(self.theta).copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,6 +128,12 @@ class MLP:
     @theta.setter
     def theta(self, value: Any) -> None:
         self._theta = check_vector("theta", self.device.asarray(value), self.layout.size, self.kernels.dtype)
+        self.__dict__.pop("_parameters", None)
+
+    @cached_property
+    def _parameters(self) -> Parameters:
+        """W[l] and b[l] of theta: views, if the library has views."""
+        return self.layout.split(self.theta, self.device.xp)
 
     @property
     def weights(self) -> list[np.ndarray[Any, Any]]:
@@ -177,7 +184,7 @@ class MLP:
         """Return every Z[l] and A[l] (n, n_l) for the rows of `X` (n, n_0), as arrays of the device."""
         k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
-            params = self.layout.split(self.theta, self.device.xp)
+            params = self._parameters
             A = forward(self.network, k, params, self._array(self.open(X)))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
@@ -207,8 +214,7 @@ class MLP:
             n = rows.shape[0]
             X, y = self._array(rows), self.device.asarray(self.targets(y, n).y)
             zero = self.layout.split(self.device.zeros((self.layout.size,), self.dtype), xp)
-            params = self.layout.split(self.theta, xp)
-            loss, dZ = grad_sum(self.network, GenericKernels(xp, self.dtype), params, X, y, into=zero)
+            loss, dZ = grad_sum(self.network, GenericKernels(xp, self.dtype), self._parameters, X, y, into=zero)
             return loss / n, Gradient([dW / n for dW in zero.W[1:]], [db / n for db in zero.b[1:]], dZ[1:])
 
     def outputs(self, X: Any, ranks: Any = None) -> np.ndarray[Any, Any]:
@@ -218,8 +224,7 @@ class MLP:
         any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
         """
         with self.device.active():
-            rows = self.open(X)
-            params = self.layout.split(self.theta, self.device.xp)
+            rows, params = self.open(X), self._parameters
             result = np.empty((rows.shape[0], self.sizes[-1]), dtype=self.dtype)
 
             def compute(part: slice) -> None:

@@ -438,3 +438,14 @@ def test_bytes_count_as_pixels_and_floats_as_they_are_whatever_was_trained_on():
         assert_allclose(model.outputs(X), as_pixels, rtol=1e-5)
         assert_allclose(model.forward(X).A[-1], as_pixels, rtol=1e-5)
         assert_allclose(model.outputs(X / 255), as_pixels, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_whose_squares_overflow_are_finite_and_an_infinity_among_them_is_found(dtype):
+    model = mx.MLP([3, 2], output="identity", dtype=dtype)
+    huge = np.full((4, 3), np.finfo(dtype).max, dtype) * np.array([1, -1, 0.5], dtype)
+    assert model.open(huge).shape == (4, 3)
+    for spoiler in (np.inf, -np.inf, np.nan):
+        huge[2, 1] = spoiler
+        with pytest.raises(ValueError, match=NOT_FINITE):
+            model.open(huge)

@@ -469,7 +469,7 @@ def test_whole_numbers_that_look_like_pixels_are_pixels(tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", X=np.array([[low], [1], [top]]), y=np.array([0, 1, 300]))
         train, test = datasets.load(tmp_path / "a.npz")
         assert train.X.dtype == test.X.dtype == dtype
-        assert train.y.dtype == np.int64
+        assert train.y.dtype == np.int32
 
 
 SCALES = st.tuples(st.sampled_from([-1, 0, 0, 0]), st.sampled_from([1, 100, 127, 128, 200, 255, 256, 1000]))

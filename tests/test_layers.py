@@ -27,7 +27,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"optim"},
     {"objective", "rows", "mlp", "snapshot", "convert"},
     {"engines"},
-    {"loop", "lbfgs"},
+    {"loop"},
     {"callbacks"},
     {"runs"},
     {"fit"},
@@ -49,7 +49,9 @@ OPTIONAL = {  # who may import a library that is not a dependency; "plots" stand
     "onnx": {"convert"},
     "onnxruntime": set(),
     "pooch": {"datasets"},
-    "scipy": {"lbfgs", "estimators"},
+    "h5py": {"datasets"},
+    "zarr": {"datasets"},
+    "scipy": {"estimators"},
     "sklearn": {"estimators"},
 }
 
@@ -74,10 +76,9 @@ def imports(name, source):
             for alias in node.names:
                 inner = f"{whole}.{alias.name}"
                 yield inner if inner in FILES else whole
-        elif isinstance(node, ast.Call) and ast.unparse(node).startswith(
-            ("import_module('", "importlib.import_module('")
-        ):
-            yield ast.literal_eval(node.args[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
+            if isinstance(node.args[0], ast.Constant):
+                yield node.args[0].value
 
 
 GRAPH = {name: set(imports(name, path.read_text(encoding="utf-8"))) for name, path in FILES.items()}

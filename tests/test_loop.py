@@ -197,7 +197,7 @@ def test_nothing_is_trained_before_the_first_state(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "sgd"}, r"optimizer must be SGD\(...\), Adam\(...\) or AdamW\(...\), got 'sgd'"),
+        ({"optimizer": "sgd"}, r"optimizer must be SGD\(...\), Adam\(...\), AdamW\(...\) or LBFGS\(...\), got 'sgd'"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"epochs": 2.5}, "epochs must be a whole number of at least 1, got 2.5"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),

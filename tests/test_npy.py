@@ -145,8 +145,8 @@ def test_files_that_do_not_make_data_are_refused(tmp_path):
         ("no labels", {"X": X}, "there are \\['x'\\]"),
         ("twice", {"X": X, "x": X, "y": y}, "both name x"),
         ("others", {"images": X, "labels": y}, "there are \\[\\]"),
-        ("strings", {"X": np.array(["a"]), "y": y}, "X.npy: is not a plain array"),
-        ("objects", {"X": np.array([None]), "y": y}, "X.npy: is not a plain array"),
+        ("strings", {"X": np.array(["a"]), "y": y}, "X.npy: not a plain array"),
+        ("objects", {"X": np.array([None]), "y": y}, "X.npy: not a plain array"),
         ("counts", {"X": X, "y": y[:-1]}, "90 samples but 89 labels"),
     ):
         with pytest.raises(ValueError, match=problem):

@@ -167,5 +167,5 @@ def test_bad_arguments(make, message):
 
 
 def test_tables_name_every_class():
-    assert set(OPTIMIZERS.values()) == {mx.SGD, mx.Adam, mx.AdamW}
+    assert set(OPTIMIZERS.values()) == {mx.SGD, mx.Adam, mx.AdamW, mx.LBFGS}
     assert set(SCHEDULES.values()) == {mx.Schedule, mx.StepDecay, mx.ExponentialDecay, mx.CosineDecay, mx.WarmUp}

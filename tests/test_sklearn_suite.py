@@ -9,7 +9,7 @@ import pytest
 import sklearn.neural_network
 
 from mlp_xp.estimators import MLPClassifier
-from mlp_xp.lbfgs import LossAndGradient
+from mlp_xp.estimators.lbfgs import LossAndGradient
 from mlp_xp.params import Parameters
 
 THEIRS = Path(sklearn.neural_network.__file__).parent / "tests" / "test_mlp.py"

@@ -156,15 +156,31 @@ def test_a_model_predicts_and_scores_rows_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["strict", "torch", "jax", "cuda"])
-def test_other_devices_take_the_rows_into_their_memory(tmp_path, device):
-    X, y = draw(n=500)
-    for data in (mapped(tmp_path / "X.npy", X), Source(X)):
+@pytest.mark.parametrize("batch_size", [None, 77])
+def test_other_devices_have_the_bits_of_an_array(tmp_path, monkeypatch, device, batch_size):
+    for name, rows in (("BLOCK", 64), ("WINDOW", 512)):
+        monkeypatch.setattr(f"mlp_xp.rows.stored.{name}", rows)
+    X, y = draw(n=600)
+    source = Source(X)
+    for data in (mapped(tmp_path / "X.npy", X), source):
         thetas = []
         for one in (data, X):
             model = mx.MLP([D, 4, 3], device=device, seed=1)
-            mx.fit(model, one, y, epochs=2)
+            order = {"order": lambda epoch: shuffled_chunks(1, epoch, 600)} if data is source and batch_size else {}
+            for _ in mx.epochs(model, one, y, epochs=2, batch_size=batch_size, **order):
+                pass
             thetas.append(model.device.to_host(model.theta))
         assert_array_equal(*thetas)
+
+
+@pytest.mark.parametrize("device", ["strict", "torch"])
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_a_library_on_the_processor_never_has_all_rows(monkeypatch, device, batch_size):
+    monkeypatch.setattr("mlp_xp.devices.base.Device.shard_rows", 1024)
+    X, y = draw("float32")
+    source = Source(X)
+    mx.fit(mx.MLP([D, 4, 3], device=device, seed=1), source, y, epochs=1, batch_size=batch_size)
+    assert source.longest <= BLOCK
 
 
 @pytest.mark.needs("h5py")

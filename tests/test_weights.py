@@ -14,8 +14,8 @@ from mlp_xp.devices.blas_threads import other_blas_libraries
 from mlp_xp.engines import Done, Setup
 from mlp_xp.engines.host import HostEngine, as_stored
 from mlp_xp.engines.threads import ThreadEngine
+from mlp_xp.estimators.lbfgs import LossAndGradient, lbfgs
 from mlp_xp.kernels.functions import LOSSES
-from mlp_xp.lbfgs import LossAndGradient, lbfgs
 from mlp_xp.objective import Objective
 from mlp_xp.optim import AdamEpsilonHat, SGDOfSteps, Steered
 from mlp_xp.rows.csr import CsrRows

@@ -28,7 +28,12 @@ MAX_TOML = 1 << 14  # bytes; with MAX_DOTS, for tomllib takes quadratic time and
 MAX_DOTS = 64  # in a line
 MAX_JSON = 1 << 20  # bytes; config.json lists the names of up to 65,536 classes
 MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
-RATES = {"sgd": 0.2, "adam": 0.005, "adamw": 0.005}  # of each optimizer, for batches of 128 and a falling rate
+RATES = {
+    "sgd": 0.2,
+    "adam": 0.005,
+    "adamw": 0.005,
+    "lbfgs": 1.0,
+}  # of each optimizer, for batches of 128 and a falling rate
 NOT_OPTIONS = ("labels", "samples")  # what a run's config.json says of its data
 
 
@@ -58,7 +63,7 @@ class Config:
     epochs: int | None = _option(
         None, "the most epochs to train for; 5 for MNIST, and more for less data, if not given", metavar="N", free=True
     )
-    batch_size: int = _option(128, "samples per update; 0 takes all at once", metavar="N")
+    batch_size: int = _option(128, "samples per update; 0 takes all at once, as lbfgs has to", metavar="N")
     optimizer: str = _option("adam", "how parameters are updated", tuple(RATES))
     lr: float = _option(RATES["adam"], "learning rate; of sgd 0.2 (1 - momentum) if not given", metavar="ETA")
     lr_bias: float | None = _option(None, "a learning rate of their own for the biases", metavar="ETA")
@@ -137,6 +142,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         hint = did_you_mean(preset, PRESETS)
         raise ValueError(f"unknown preset {preset!r}{hint}; choose from {', '.join(PRESETS)}")
     options = (PRESETS[preset] if preset else {}) | chosen
+    if options.get("optimizer") == "lbfgs":
+        options = {"batch_size": 0} | options
     config = replace(Config(), **options)
     return config if "lr" in options else replace(config, lr=_fitting_rate(config))
 

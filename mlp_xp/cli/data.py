@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..datasets import Dataset, fashion_mnist, load, mnist, moons, spirals, xor
+from ..datasets.maps import in_file
 from .config import Config
 from .errors import did_you_mean
 
@@ -120,7 +121,7 @@ def split_off(train: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset
     kept = max(1, round(share * len(train.X)))
     if kept >= len(train.X):
         raise ValueError(f"--validation {share} takes all {len(train.X)} training samples; keep some to train with")
-    if isinstance(train.X, np.memmap):
+    if in_file(train.X):
         return Dataset(train.X[:-kept], train.y[:-kept]), Dataset(train.X[-kept:], train.y[-kept:])
     order = np.random.default_rng(seed).permutation(len(train.X))
     rest, part = np.sort(order[kept:]), np.sort(order[:kept])

@@ -27,7 +27,7 @@ from ..fit import DivergenceError, fit
 from ..loop import State
 from ..mlp import MLP
 from ..objective import OUTPUTS
-from ..optim import OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
+from ..optim import LBFGS, OPTIMIZERS, SCHEDULES, CosineDecay, Optimizer, WarmUp
 from ..runs.agreement import Agreement
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import RunFolder
@@ -38,6 +38,7 @@ from .config import Config, parse
 from .data import Data, load_data
 from .distributed import run_on_ranks
 from .errors import printable
+from .pace import duration, measure_pace
 from .presets import PRESETS
 
 __all__ = ["main", "run"]
@@ -74,7 +75,7 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
     with ranks.together():
         data = load_data(config)
         notes += data.notes
-        epochs = config.epochs or enough_epochs(len(data.train.X))
+        epochs = config.epochs or enough_epochs(len(data.train.X), config.optimizer)
         model, optimizer = make_model(config, data), make_optimizer(config, epochs)
         config = replace(config, epochs=epochs, init=model.init)  # a run says what was chosen for it
         model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
@@ -84,7 +85,7 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
             rehearsal = Rehearsal(folder, resume=config.resume is not None)
             with suppress(Ready):
                 _train(config, epochs, data, notes, model, optimizer, rehearsal, ranks)
-            print(*_outlook(config, data, model, optimizer, path), sep="\n")
+            print(*_outlook(config, data, model, optimizer, path, rehearsal.start), sep="\n")
             return None
         kept = asdict(replace(config, resume=None))
         checkpoint = Checkpoint(folder, config.checkpoint_every, config.resume is not None, kept)
@@ -94,9 +95,12 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
     return path
 
 
-def enough_epochs(samples: int) -> int:
-    """Return how many epochs to train for: 5 with MNIST's 60,000 samples, and with fewer as many as see no fewer."""
-    return min(1000, max(5, 300_000 // samples))
+def enough_epochs(samples: int, optimizer: str) -> int:
+    """Return how many epochs to train for: 5 with MNIST's 60,000 samples, and with fewer as many as see no fewer.
+
+    By L-BFGS it is 100, for an epoch is one step there, and it ends by itself.
+    """
+    return min(1000, max(100 if optimizer == "lbfgs" else 5, 300_000 // samples))
 
 
 class Ready(Exception):  # noqa: N818 - nothing went wrong
@@ -105,6 +109,8 @@ class Ready(Exception):  # noqa: N818 - nothing went wrong
 
 class Rehearsal(Checkpoint):
     """What a dry run has in the place of a checkpoint: all is made ready for a training, and nothing is written."""
+
+    start: Snapshot | None = None
 
     def _saved(self) -> Record | None:
         """Look at the run to resume without locking its folder."""
@@ -116,6 +122,7 @@ class Rehearsal(Checkpoint):
 
     def begin(self, start: Snapshot | None) -> NoReturn:
         """End the rehearsal."""
+        self.start = start
         raise Ready
 
 
@@ -164,21 +171,28 @@ def _train(
         raise DivergenceError(f"{error}; {left} {folder}") from None
 
 
-def _outlook(config: Config, data: Data, model: MLP, optimizer: Optimizer, path: Path) -> list[str]:
-    """Return what a run would do."""
+def _outlook(
+    config: Config, data: Data, model: MLP, optimizer: Optimizer, path: Path, start: Snapshot | None
+) -> list[str]:
+    """Return what a run would do, from the beginning or from where it was."""
     rows, batch_size = model.open(data.train.X), config.batch_size or None
-    plan = choose_plan(rows, model, optimizer, config.plan, config.epochs, batch_size)
+    begun, before = (0, None) if start is None else (start.epoch, start.plan)
+    plan = choose_plan(rows, model, optimizer, config.plan, config.epochs, batch_size, before)
     memory = []
     if isinstance(model.device, NumpyDevice):
         size = estimate_memory(
             model, rows, batch_size=batch_size, optimizer=optimizer, plan=plan.kind, threads=config.threads
         )
         memory = [f"about {size / 1e6:,.0f} MB of memory, beside the data and what the import takes"]
+    pace = measure_pace(model, data.train, optimizer, batch_size, plan.kind, config.threads)
+    epoch = len(data.train.X) * pace.training + len((data.validation or data.test).X) * pace.evaluation
+    in_all = duration(((config.epochs or 0) - begun) * epoch)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
     return [
         fill(f"{model}", WIDTH),
         fill(f"plan {plan.kind}: {plan.reason}", WIDTH),
         *memory,
+        f"about {duration(epoch)} an epoch, {in_all} in all, by a trial on {pace.rows:,} samples",
         f"{', '.join(counts[:-1])} and {counts[-1]} samples",
         f"would write {printable(path)}",
     ]
@@ -257,6 +271,8 @@ def make_model(config: Config, data: Data) -> MLP:
 
 def make_optimizer(config: Config, epochs: int) -> Optimizer:
     """Return the optimizer of a configuration, with its schedule over so many epochs."""
+    if config.optimizer == "lbfgs":
+        return LBFGS(l2=config.l2)
     schedule = SCHEDULES[config.schedule]
     spread = {"epochs": max(1, epochs - config.warm_up)} if schedule is CosineDecay else {}
     if schedule is SCHEDULES["step"]:

@@ -7,6 +7,7 @@ from .files import load
 from .idx import read_idx
 from .mnist import mnist
 from .records import Dataset
+from .shards import Shards
 from .toys import moons, spirals, xor
 
-__all__ = ["Dataset", "fashion_mnist", "load", "mnist", "moons", "read_idx", "spirals", "xor"]
+__all__ = ["Dataset", "Shards", "fashion_mnist", "load", "mnist", "moons", "read_idx", "spirals", "xor"]

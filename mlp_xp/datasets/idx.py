@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import open_regular
-from .limits import CHUNK, MAX_FILE, Limits
+from .limits import ANY_SIZE, CHUNK, Limits
 from .maps import map_rest, stays_in_file
 from .packed import GzipStream
 from .records import Part
@@ -82,7 +82,7 @@ def read_array(path: str | os.PathLike[str], limits: Limits, samples: bool, sha2
     Samples of more than 256 MiB that are not packed stay in the file: the array is a map.
     """
     try:
-        with open_regular(path, MAX_FILE) as file:
+        with open_regular(path, ANY_SIZE) as file:
             packed = os.fstat(file.fileno()).st_size if file.peek(2)[:2] == b"\x1f\x8b" else None
             stream: Stream = file if packed is None else GzipStream(file)
             header, dtype, shape = _read_header(stream)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CHUNK", "MAX_BYTES", "MAX_FILE", "Limits", "available_memory"]
+__all__ = ["ANY_SIZE", "CHUNK", "MAX_BYTES", "MAX_FILE", "Limits", "available_memory"]
 
 MAX_BYTES = 4 << 30  # of samples and labels, together
 MAX_FILE = 64 << 30
+ANY_SIZE = 1 << 62  # for files whose header says how much is read of them
 CHUNK = 1 << 20
 FREE_RATIO = 32 << 20  # bytes that may be packed as tightly as they can be
 MAX_RATIO = 200  # MNIST has 5; a file of zeros has 1000

@@ -1,4 +1,4 @@
-"""Samples of a large file stay in it: they are mapped, and the system reads what is used."""
+"""Samples of a large file stay in it: what is used of them is read, by the system or block by block."""
 
 from __future__ import annotations
 
@@ -10,10 +10,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAPPED", "map_rest", "stays_in_file"]
+__all__ = ["MAPPED", "Span", "in_file", "map_rest", "stays_in_file"]
 
 MAPPED = 1 << 28  # bytes: less is read, so that its rows can be shuffled
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))  # native: others are converted
+
+
+class Span:
+    """Rows that follow one another in an object with ``shape`` (n, ...), ``dtype`` and ``X[i:j]``; each is flattened.
+
+    A slice of it is a span, too. Nothing is read before ``np.asarray`` makes an array of it.
+    """
+
+    def __init__(self, source: Any, start: int = 0, stop: int | None = None) -> None:
+        self._source, self._start = source, start
+        self._stop = int(source.shape[0]) if stop is None else stop
+        self.shape = (self._stop - start, math.prod(map(int, source.shape[1:])))
+        self.dtype = np.dtype(source.dtype)
+        self.ndim, self.size = 2, math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Span:
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError(f"rows in a file come one after another, X[i:j]; got a step of {step}")
+        return Span(self._source, self._start + start, self._start + max(start, stop))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        block = np.asarray(self._source[self._start : self._stop], dtype)
+        return block.reshape(len(block), self.shape[1])
+
+
+def in_file(X: Any) -> bool:
+    """Return whether samples have stayed in their file."""
+    return isinstance(X, np.memmap | Span)
 
 
 def stays_in_file(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:

@@ -24,6 +24,7 @@ from .limits import MAX_FILE, Limits
 from .records import Part
 
 TRAIN, TEST, UNSPLIT = ("x_train", "y_train"), ("x_test", "y_test"), ("x", "y")
+NAMES = {*TRAIN, *TEST, *UNSPLIT}
 LAYOUTS = ((TRAIN, TEST), (TRAIN,), (UNSPLIT,))
 MAX_DIRECTORY = 1 << 18  # bytes; room for some 4,000 members
 
@@ -91,7 +92,7 @@ def find(members: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for member in members:
         name = member.lower().removesuffix(".npy")
-        if name in found and name in {*TRAIN, *TEST, *UNSPLIT}:
+        if name in found and name in NAMES:
             raise ValueError(f"{found[name]!r} and {member!r} both name {name}; keep one of them")
         found[name] = member
     return found
@@ -99,7 +100,7 @@ def find(members: Iterable[str]) -> dict[str, str]:
 
 def choose(members: set[str]) -> tuple[tuple[str, str], ...]:
     """Return the pairs of samples and labels that there are, the training pair first."""
-    present = members & {*TRAIN, *TEST, *UNSPLIT}
+    present = members & NAMES
     for pairs in LAYOUTS:
         if present == {name for pair in pairs for name in pair}:
             return pairs
@@ -117,7 +118,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, limits: Limits, samples: bo
         try:
             shape, dtype, order, length = read_header(stream)
         except ValueError as error:
-            raise ValueError(f"{name} {error}") from error
+            raise ValueError(f"{name}: {error}") from error
         held = info.file_size - length
         size = math.prod(shape) * dtype.itemsize
         if size != held:
@@ -134,9 +135,7 @@ def read_header(stream: Stream) -> tuple[tuple[int, ...], np.dtype[Any], Literal
     header = stream.read(int.from_bytes(length, "little"))
     match = HEADER.fullmatch(header)
     if magic != MAGIC or match is None:
-        raise ValueError(
-            f"is not a plain array of integers or floats: it starts with {(magic + length + header)[:80]!r}"
-        )
+        raise ValueError(f"not a plain array of integers or floats: it starts with {(magic + length + header)[:80]!r}")
     shape = tuple(int(size) for size in match["shape"].split(b", "))
     order: Literal["C", "F"] = "F" if match["fortran"] == b"True" else "C"
     return shape, np.dtype(match["dtype"].decode()), order, len(MAGIC) + 2 + len(header)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_seed
+from .maps import Span, in_file
 
 MAX_LABEL = 65_535
 BLOCK = 1 << 20  # numbers that are checked at a time, so that a check takes no memory to speak of
@@ -30,9 +31,12 @@ class Dataset(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a file holds, as it holds it: samples (n, ...), labels (n,) or (n, 1) if there are any, and where from."""
+    """What a file holds, as it holds it: samples (n, ...), labels (n,) or (n, 1) if there are any, and where from.
 
-    X: NDArray[Any]
+    Samples are an array or, if they stay in their file, a memory map or a :class:`~mlp_xp.datasets.maps.Span`.
+    """
+
+    X: Any
     y: NDArray[Any] | None
     source: str
 
@@ -51,7 +55,7 @@ def make_datasets(parts: Sequence[Part]) -> list[Dataset]:
 
 
 def check_part(part: Part) -> Part:
-    """Return a part with samples (n, d) and labels (n,), ``uint8`` if they fit, else ``int64``; samples stay raw.
+    """Return a part with samples (n, d) and labels (n,), ``uint8`` if they fit, else ``int32``; samples stay raw.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def check_part(part: Part) -> Part:
     X, y, source = part
     if X.ndim == 0 or X.size == 0:
         raise ValueError(f"{source}: samples of shape {X.shape}; at least one row and one column are needed")
-    X = X.reshape(len(X), -1)
+    X = X if isinstance(X, Span) else X.reshape(len(X), -1)
     if X.dtype.kind == "f":
         _check_numbers(X, np.isfinite, "samples must be finite, so remove or fill such values", source)
     if y is None:
@@ -76,7 +80,7 @@ def check_part(part: Part) -> Part:
     return Part(X, _check_labels(y, source), source)
 
 
-def scale(parts: Sequence[Part], pixels: bool | None = None) -> list[NDArray[Any]]:
+def scale(parts: Sequence[Part], pixels: bool | None = None) -> list[Any]:
     """Return the samples (n, d) of the parts of one source in one dtype: one decision about their scale.
 
     Parameters
@@ -102,7 +106,7 @@ def scale(parts: Sequence[Part], pixels: bool | None = None) -> list[NDArray[Any
         if pixels and X.dtype != np.uint8:
             advice = "the model was trained on pixels, so samples must be whole numbers from 0 to 255"
             _check_numbers(X, lambda x: (x >= 0) & (x <= 255) & (x == np.trunc(x)), advice, source)
-    return [part.X.astype(dtype, copy=False) for part in parts]
+    return [_astype(part.X, dtype) for part in parts]
 
 
 def split(part: Part, seed: int) -> list[Part]:
@@ -115,11 +119,16 @@ def split(part: Part, seed: int) -> list[Part]:
     if n < 2:
         raise ValueError(f"{source}: {n} row cannot be split into training and test data; at least 2 are needed")
     cut = n - max(1, n // 6)
-    if isinstance(X, np.memmap):
+    if in_file(X):
         _log.info("%s: the last %d rows are the test data, in the order of the file", source, n - cut)
         return [Part(X[rows], None if y is None else y[rows], source) for rows in (slice(cut), slice(cut, n))]
     order = np.random.default_rng(check_seed(seed)).permutation(n)
     return [Part(X[rows], None if y is None else y[rows], source) for rows in (order[:cut], order[cut:])]
+
+
+def _astype(X: Any, dtype: np.dtype[Any]) -> Any:
+    """Return samples of a dtype; floats that stay in their file are left for the model to convert."""
+    return X if in_file(X) and X.dtype.kind == dtype.kind else np.asarray(X).astype(dtype, copy=False)
 
 
 def _are_pixels(parts: Sequence[Part]) -> bool:
@@ -127,8 +136,9 @@ def _are_pixels(parts: Sequence[Part]) -> bool:
     are_bytes = [part.X.dtype == np.uint8 for part in parts]
     if all(are_bytes):
         return True
-    whole = all(part.X.dtype.kind != "f" for part in parts)
-    low, high = (min(part.X.min() for part in parts), max(part.X.max() for part in parts)) if whole else (0, 0)
+    others = [part.X for part, is_bytes in zip(parts, are_bytes, strict=True) if not is_bytes]
+    whole = all(X.dtype.kind != "f" for X in others)
+    low, high = (min(X.min() for X in others), max(X.max() for X in others)) if whole else (0, 0)
     pixels = whole and low >= 0 and (high > 127 or any(are_bytes)) and high <= 255
     if any(are_bytes) and not pixels:
         types = " and ".join(str(part.X.dtype) for part in parts)
@@ -141,13 +151,12 @@ def _are_pixels(parts: Sequence[Part]) -> bool:
     return pixels
 
 
-def _check_numbers(X: NDArray[Any], right: Test, advice: str, source: str) -> None:
+def _check_numbers(X: Any, right: Test, advice: str, source: str) -> None:
     place = _first_fault(X, right)
     if place:
         row, column = place
-        raise ValueError(
-            f"{source}: row {row}, column {column} of the samples (counted from 0) is {X[place]}; {advice}"
-        )
+        value = np.asarray(X[row : row + 1])[0, column]
+        raise ValueError(f"{source}: row {row}, column {column} of the samples (counted from 0) is {value}; {advice}")
 
 
 def _check_labels(y: NDArray[Any], source: str) -> NDArray[Any]:
@@ -159,14 +168,14 @@ def _check_labels(y: NDArray[Any], source: str) -> NDArray[Any]:
             f"{source}: the label of row {place[0]} (counted from 0) is {y[place]}; "
             f"labels are whole numbers from 0 to {MAX_LABEL}, the number of the class"
         )
-    return y.astype(np.uint8 if y.max() < 256 else np.int64)
+    return y.astype(np.uint8 if y.max() < 256 else np.int32)
 
 
-def _first_fault(values: NDArray[Any], right: Test) -> tuple[int, ...] | None:
+def _first_fault(values: Any, right: Test) -> tuple[int, ...] | None:
     """Return the index of the first of the values (n, ...) that is not right, looking at some rows at a time."""
     rows = max(1, BLOCK * len(values) // values.size)
     for start in range(0, len(values), rows):
-        fits = right(values[start : start + rows])
+        fits = right(np.asarray(values[start : start + rows]))
         if not fits.all():
             row, *rest = np.unravel_index(int(fits.argmin()), fits.shape)
             return (start + int(row), *map(int, rest))

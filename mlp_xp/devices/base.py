@@ -201,9 +201,27 @@ class Device:
         """Return a new array of zeros with this shape and dtype name."""
         return self.xp.zeros(shape, dtype=getattr(self.xp, dtype), device=self.where)
 
+    def assemble(self, blocks: Iterable[np.ndarray[Any, Any]], shape: tuple[int, ...], dtype: str) -> Array:
+        """Return a new array (n, ...) of blocks of its rows that come from the host, one after another."""
+        X, first = self.zeros(shape, dtype), 0
+        for block in blocks:
+            X[first : first + len(block), ...] = self.asarray(block)
+            first += len(block)
+        return X
+
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
         """Return `x` as a NumPy array, after waiting for the device if necessary. A NumPy array is not copied."""
         return x if type(x) is np.ndarray else np.asarray(x)
+
+    def dot(self, x: Array, y: Array) -> float:
+        """(P,), (P,) -> their scalar product, with products and sums in float64 if the device has it."""
+        wide = getattr(self.xp, self.widest)
+        return float(self.xp.sum(self.xp.astype(x, wide, copy=False) * self.xp.astype(y, wide, copy=False)))
+
+    @property
+    def widest(self) -> str:
+        """The name of the widest floating dtype that the device computes in."""
+        return "float64"
 
     def synchronize(self) -> None:
         """Wait until the device has done everything that it was asked for."""

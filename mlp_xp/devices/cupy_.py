@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -71,6 +72,10 @@ class CupyDevice(Device):
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         with self.active():
             return super().zeros(shape, dtype)
+
+    def assemble(self, blocks: Iterable[np.ndarray[Any, Any]], shape: tuple[int, ...], dtype: str) -> Array:
+        with self.active():
+            return super().assemble(blocks, shape, dtype)
 
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
         if type(x) is np.ndarray:

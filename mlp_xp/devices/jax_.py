@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .base import Array, Device
 
-__all__ = ["JaxDevice"]
+__all__ = ["JaxDevice", "wide_numbers"]
 
 
 class JaxDevice(Device):
@@ -35,10 +36,33 @@ class JaxDevice(Device):
     def _is_here(self, x: Array) -> bool:
         return bool(x.device == self.xp.zeros(()).device)
 
+    def assemble(self, blocks: Iterable[np.ndarray[Any, Any]], shape: tuple[int, ...], dtype: str) -> Array:
+        return self.xp.concat([self.asarray(block) for block in blocks])  # nothing is written into an array of JAX
+
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
         host = np.asarray(x)
         return host.astype(np.float32) if host.dtype.name == "bfloat16" else host  # NumPy has none of its own
 
+    def dot(self, x: Array, y: Array) -> float:
+        with wide_numbers():
+            return super().dot(x, y)
+
     def hardware(self) -> str | None:
         place = self.xp.zeros(()).device
         return None if place.platform == "cpu" else str(place.device_kind)
+
+
+@contextmanager
+def wide_numbers() -> Iterator[None]:
+    """Keep 64 bits, here and now only: of the sum of losses, and of Python's numbers beside arrays, as in NumPy.
+
+    JAX's default of 32 bits would leave Adam's 1 - beta**t four digits. It keeps Python's numbers apart from arrays
+    ("weak types"), so no array becomes wider.
+    """
+    jax = importlib.import_module("jax")
+    if hasattr(jax, "enable_x64"):
+        wide = jax.enable_x64(True)
+    else:  # JAX before 0.8
+        wide = importlib.import_module("jax.experimental").enable_x64()
+    with wide:
+        yield

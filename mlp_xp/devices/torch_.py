@@ -53,6 +53,10 @@ class TorchDevice(Device):
         x = x.detach().resolve_neg().cpu()
         return np.asarray(x.float() if x.dtype == self.xp.bfloat16 else x)  # NumPy has no bfloat16
 
+    @property
+    def widest(self) -> str:
+        return "float32" if self.where is not None and self.where.type == "mps" else "float64"
+
     def synchronize(self) -> None:
         if self.where is not None and self.where.type == "cuda":
             import torch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import singledispatch
 
 from ..devices import CupyDevice, Device, JaxDevice, NumpyDevice, TorchDevice
 from ..mlp import MLP
 from ..objective import Objective
-from ..optim import Optimizer
+from ..optim import LBFGS, SGD, Optimizer
 from ..rows.plan import Plan, make_plan
 from ..rows.source import InMemory, Rows
 from ..rows.stored import StoredRows
@@ -70,7 +71,12 @@ def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: O
 
 def make_engine(setup: Setup) -> Engine:
     """Return the fastest engine for the model's device."""
-    return _engine_on(setup.model.device, setup)
+    device, optimizer = setup.model.device, setup.optimizer
+    if not isinstance(optimizer, LBFGS):
+        return _engine_on(device, setup)
+    from .lbfgs import LbfgsEngine
+
+    return LbfgsEngine(setup.model, optimizer, _engine_on(device, replace(setup, optimizer=SGD())))
 
 
 @singledispatch

@@ -65,6 +65,13 @@ class Setup:
         shuffled = shuffled_chunks if come_in_blocks(rows) else shuffled_rows
         return shuffled(self.model.seed, epoch, rows.shape[0])
 
+    def updates_at_once(self, count: int) -> int:
+        """Return how many updates to do before `pause` is asked, given a number that a clock suggests.
+
+        All ranks do as many as the first, and so ask equally often.
+        """
+        return count if self.ranks is None else self.ranks.of_first(count)
+
 
 class Done(NamedTuple):
     """How far an epoch has come.
@@ -76,12 +83,15 @@ class Done(NamedTuple):
     loss_sum : float or 0-d array of the device
         Sum of the rows' losses, with the penalty.
     seconds : float, or an object that ``float`` converts once the device is done
+    final : bool
+        Whether the optimizer has nothing left to do: no epoch follows.
     """
 
     updates: int = 0
     rows: int = 0
     loss_sum: SupportsFloat = 0.0
     seconds: SupportsFloat = 0.0
+    final: bool = False
 
 
 class Engine(Protocol):

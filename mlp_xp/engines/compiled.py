@@ -147,8 +147,8 @@ class CompiledEngine:
         with self._setup.model.device.active():
             while self._at < self._steps:
                 count = max(1, int(longest / self._seconds))
-                if self._ranks is not None and pause is not None:  # they ask equally often
-                    count = self._ranks.of_first(count)
+                if pause is not None:
+                    count = self._setup.updates_at_once(count)
                 count = min(self._steps_at_hand(), count)
                 start = perf_counter()
                 self._piece(count)

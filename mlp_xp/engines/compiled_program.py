@@ -24,14 +24,14 @@ from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
 from ..model import Network, grad_sum
 from ..objective import Objective
-from ..optim import SGD, Adam, AdamEpsilonHat, Optimizer, SGDOfSteps
+from ..optim import LBFGS, SGD, Adam, AdamEpsilonHat, Optimizer, SGDOfSteps
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from ..rows.stored import StoredRows
 
 __all__ = ["buffer_widths", "constants_of", "instructions_of", "program_of", "why_not"]
 
-_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat)
+_OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat, LBFGS)  # the last one asks for gradients alone
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
 
 

@@ -19,6 +19,7 @@ from ..optim import OptimizerState
 from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
 from ..rows.plan import Plan
+from ..rows.stored import StoredRows
 from .base import Done, Setup
 from .reduce import AcrossRanks, InOrder, Reducer, add_in_order, groups_of
 
@@ -50,10 +51,17 @@ class HostEngine:
         self._weighted = setup.targets.weights is not None
 
     def _make_batches(self, setup: Setup) -> Batches:
-        rows, y = setup.rows.to(self.device), setup.targets.on(self.device)
+        rows, y = setup.rows, setup.targets.on(self.device)
+        if not isinstance(rows, StoredRows) or self.device.hardware() is not None:  # the processor has no other memory
+            rows = rows.to(self.device)
         if setup.batch_size is None:
-            return FullBatch(shards_as_stored(rows, y, self.device.shard_rows))
+            return FullBatch(shards_as_stored(rows, y, self._shard_rows, self.device))
         return MiniBatches(rows, y, self.device, setup.row_order, setup.batch_size)
+
+    @property
+    def _shard_rows(self) -> int:
+        """Rows of a full batch to work on at a time."""
+        return self.device.shard_rows
 
     def _make_reducer(self, setup: Setup) -> Reducer:
         """Return what adds up the gradients of groups; a mini-batch is a single one, and each rank does all of it."""
@@ -86,7 +94,7 @@ class HostEngine:
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
         began, losses = perf_counter(), []
-        updates, rows, loss_sum, seconds = self._done
+        updates, rows, loss_sum, seconds, _ = self._done
         with self.device.active():
             for shards in self._left:
                 updates += 1

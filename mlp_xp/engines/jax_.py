@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..devices import Array
+from ..devices.jax_ import wide_numbers
 from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.source import InMemory
 from ..rows.stored import StoredRows
 from .base import Done, Setup
 from .host import HostEngine
-from .jax_program import program_of, wide_numbers
+from .jax_program import program_of
 
 __all__ = ["JaxEngine", "why_not"]
 
@@ -105,7 +106,10 @@ class JaxEngine:
         with self._device.active(), wide_numbers():
             while updates < self.updates:
                 seconds = _UNASKED if pause is None else _PIECE
-                count = min(max(1, whole - updates), max(1, int(seconds / self._seconds)))
+                count = max(1, int(seconds / self._seconds))
+                if pause is not None:
+                    count = self._setup.updates_at_once(count)
+                count = min(max(1, whole - updates), count)
                 start = perf_counter()
                 losses = self._piece(updates, count, losses)
                 self._seconds = max((perf_counter() - start) / count, 1e-9)

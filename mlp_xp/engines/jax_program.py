@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,7 +17,7 @@ from ..optim import SGD, Adam, AdamW, Optimizer, OptimizerState
 from ..params import Layout, Parameters
 from .base import Setup
 
-__all__ = ["Program", "program_of", "wide_numbers"]
+__all__ = ["Program", "program_of"]
 
 _CPU_SHARD = 1024  # rows, whose activations stay in the cache of a core
 _SMALL = 16_384  # parameters, up to which one vector is updated faster than many arrays
@@ -164,20 +162,3 @@ def _shared_program(
 ) -> Program:  # fmt: skip
     # formulas are here to be compared: a name may come to stand for another one
     return Program(g, objective, Layout(sizes), dtype, optimizer, True, shard_rows)
-
-
-@contextmanager
-def wide_numbers() -> Iterator[None]:
-    """Keep 64 bits, here and now only: of the sum of losses, and of Python's numbers beside arrays, as in NumPy.
-
-    JAX's default of 32 bits would leave Adam's 1 - beta**t four digits. It keeps Python's numbers apart from arrays
-    ("weak types"), so no array becomes wider.
-    """
-    if hasattr(jax, "enable_x64"):
-        wide = jax.enable_x64(True)
-    else:  # JAX before 0.8
-        from jax.experimental import enable_x64
-
-        wide = enable_x64()
-    with wide:
-        yield

@@ -12,7 +12,7 @@ from ..kernels.torch_ import TorchKernels
 from ..model import grad_sum
 from ..optim import SGD, Adam, AdamW
 from ..params import GradSum, Parameters
-from ..rows.batches import Batches, FullBatch, Shard, shards_as_stored
+from ..rows.batches import Shard
 from .base import Done, Setup
 from .host import HostEngine
 
@@ -38,11 +38,9 @@ class TorchEngine(HostEngine):
         self._steps_backward = setup.batch_size is not None and plain
         self._number = torch.zeros((), device=theta.device)  # of updates, where Adam's kernel looks for it
 
-    def _make_batches(self, setup: Setup) -> Batches:
-        if setup.batch_size is not None or not setup.model.theta.is_cpu:
-            return super()._make_batches(setup)
-        y = setup.targets.on(self.device)
-        return FullBatch(shards_as_stored(setup.rows.to(self.device), y, min(_CPU_SHARD, self.device.shard_rows)))
+    @property
+    def _shard_rows(self) -> int:
+        return min(_CPU_SHARD, self.device.shard_rows) if self.model.theta.is_cpu else self.device.shard_rows
 
     def _make_kernels(self, setup: Setup) -> TorchKernels:
         return TorchKernels(self.device.xp, self.model.dtype)
@@ -62,7 +60,7 @@ class TorchEngine(HostEngine):
         if self.groups > 1:
             return super()._mean_gradient(shards, count)
         gradient = self._slopes.zero_()
-        return self._pass(shards, 1 / count, self._into), sum(shard.X.shape[0] for shard in shards), gradient
+        return self._pass(shards, 1 / count, self._into), sum(shard.rows for shard in shards), gradient
 
     def _pass(self, shards: Sequence[Shard], scale: float, into: Parameters) -> Any:
         """Return the sum () of the losses of some shards; `scale` times their gradients is added to `into`."""

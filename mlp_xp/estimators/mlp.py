@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
-from sklearn.utils.validation import _check_sample_weight
 
 from ..kernels import GenericKernels
-from ..lbfgs import LossAndGradient, lbfgs
 from ..loop import State
 from ..mlp import MLP
 from ..objective import Objective
-from .arrays import home_of, on_host, take
+from .arrays import home_of, take
+from .data import Data, HeldOut, as_columns, check_row_weights
 from .descent import Descent, Order
+from .lbfgs import LossAndGradient, lbfgs
 from .network import Network
+from .tasks import CallbackSupportMixin, Tasks
 
 __all__ = ["MultilayerPerceptron"]
 
@@ -43,22 +44,7 @@ _LOSSES = {
 """The losses here, by scikit-learn's of an estimator and the last activation: those that scikit-learn reports."""
 
 
-class Data(NamedTuple):
-    """Samples (n, d), targets (n, k), and the weights of rows (n,) or None."""
-
-    X: Any
-    y: Any
-    weights: _Matrix | None
-
-
-class HeldOut(NamedTuple):
-    """Rows to stop early by, and their targets as the loss takes them."""
-
-    data: Data
-    targets: _Matrix
-
-
-class MultilayerPerceptron(Network):
+class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
     """A multilayer perceptron with scikit-learn's interface.
 
     Trained parameters are kept as ``coefs_`` and ``intercepts_`` alone, so that an estimator can be copied, stored, and
@@ -143,8 +129,8 @@ class MultilayerPerceptron(Network):
             self._check_home(X, "partial_fit" if incremental else "fit", self._home())
         X, y = self._read(X, y, reset=first)
         self._learn_targets(y, incremental)
-        weights = self._weights(y, _check_weights(sample_weight, y))
-        y = _columns(self._targets(y))
+        given = Data(X, y, check_row_weights(sample_weight, y))
+        weights, y = self._weights(y, given.weights), as_columns(self._targets(y))
         self.n_outputs_ = y.shape[1]
         if held_out is not None:
             if home_of(held_out.X) != home_of(X):
@@ -154,24 +140,27 @@ class MultilayerPerceptron(Network):
         if first:
             self._initialize(X)
         model = self.to_mlp()
+        most = 1 if incremental else self.max_iter
+        tasks = Tasks(self, "partial_fit" if incremental else "fit", most, given, model)
         data = Data(X, y, weights)
         if self.solver == "lbfgs":
-            self._minimize(model, data)
+            self._minimize(model, data, tasks)
         else:
-            self._descend(model, data, held_out, incremental)
+            self._descend(model, data, held_out, incremental, tasks)
         coefs, intercepts = self._parameters_on_host()
         if not all(np.isfinite(p).all() for p in (*coefs, *intercepts)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
             )
+        tasks.close()
         return self
 
     def _read_held_out(self, data: Data) -> Data:
         """Return the rows to hold out, checked."""
         X, y = self._read(data.X, data.y, reset=False)
-        weights = _check_weights(data.weights, y)
-        y = _columns(self._held_out_targets(y))
+        weights = check_row_weights(data.weights, y)
+        y = as_columns(self._held_out_targets(y))
         if y.shape[1] != self.n_outputs_:
             raise ValueError(f"y_val has {y.shape[1]} columns, and y has {self.n_outputs_}; give the same ones")
         return Data(X, y, weights)
@@ -186,17 +175,17 @@ class MultilayerPerceptron(Network):
         output = model.objective.output._replace(loss=loss)
         return Objective(output, l2_sum=float(self.alpha))
 
-    def _minimize(self, model: MLP, data: Data) -> None:
+    def _minimize(self, model: MLP, data: Data, tasks: Tasks) -> None:
         """Train by "lbfgs"."""
         function = LossAndGradient(
             model, self._rows(model, data.X), data.y, self._objective(model), data.weights, self.plan
         )
-        result = lbfgs(model, function, max_iter=self.max_iter, max_evaluations=self.max_fun, tol=self.tol)
-        self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
+        result = lbfgs(model, function, max_iter=self.max_iter, max_evaluations=self.max_fun, tol=self.tol, tasks=tasks)
+        self.n_iter_ = result.nit if tasks.ended else _check_optimize_result("lbfgs", result, self.max_iter)
         self.loss_, self.loss_curve_ = float(result.fun), result.losses
         self.coefs_, self.intercepts_ = self._parameters(model)
 
-    def _descend(self, model: MLP, data: Data, held_out: Data | None, incremental: bool) -> None:
+    def _descend(self, model: MLP, data: Data, held_out: Data | None, incremental: bool, tasks: Tasks) -> None:
         """Train by "sgd" or "adam"."""
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = Descent.of(self)
@@ -216,7 +205,7 @@ class MultilayerPerceptron(Network):
         )  # fmt: skip
         try:
             with closing(states):
-                ended = any(self._ends_with(state, held) for state in states)
+                ended = any(self._ends_with(state, held) | tasks.end() for state in tasks.epochs(states))
             if not (ended or incremental):
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
@@ -294,13 +283,3 @@ class MultilayerPerceptron(Network):
         if score > self.best_validation_score_:
             self.best_validation_score_, self._best = score, self._parameters(model)
         return improves
-
-
-def _columns(y: _Matrix) -> _Matrix:
-    """(n,) or (n, k) -> (n, 1) or (n, k)."""
-    return y.reshape(len(y), -1)
-
-
-def _check_weights(weights: Any, y: _Matrix) -> _Matrix | None:
-    """Return the weights of rows (n,) on the host, in float64 or float32, if there are any."""
-    return None if weights is None else np.asarray(_check_sample_weight(on_host(weights), y))

@@ -9,10 +9,12 @@ from typing import Any
 
 from .adam import Adam, AdamEpsilonHat, AdamW
 from .base import Optimizer, OptimizerState
+from .lbfgs import LBFGS
 from .schedules import SCHEDULES, CosineDecay, ExponentialDecay, Schedule, Steered, StepDecay, WarmUp
 from .sgd import SGD, SGDOfSteps
 
 __all__ = [
+    "LBFGS",
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
@@ -30,4 +32,4 @@ __all__ = [
     "WarmUp",
 ]
 
-OPTIMIZERS: dict[str, Any] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: dict[str, Any] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "lbfgs": LBFGS}

@@ -67,6 +67,10 @@ class Optimizer:
         """Whether an update is theta -= lr g and nothing else, so that the backward pass may take it on its way."""
         return False
 
+    def is_over(self, state: OptimizerState) -> bool:
+        """Return whether the optimizer has nothing left to do: a training that goes on from `state` ends at once."""
+        return False
+
     def init(self, theta: Array) -> OptimizerState:
         """Return the state before the first update: arrays shaped like `theta` (P,), and numbers."""
         raise NotImplementedError

@@ -49,14 +49,16 @@ class StoredShard:
     source : StoredRows
     start, stop : int
     y : array (stop - start, ...), or Weighted
+    device : Device
+        Where the rows are taken to.
     """
 
-    def __init__(self, source: StoredRows, start: int, stop: int, y: Array | Weighted) -> None:
-        self._source, self._start, self._stop, self.y = source, start, stop, y
+    def __init__(self, source: StoredRows, start: int, stop: int, y: Array | Weighted, device: Device) -> None:
+        self._source, self._start, self._stop, self.y, self._device = source, start, stop, y, device
         self.rows = stop - start
 
     def __iter__(self) -> Iterator[Array | Weighted]:
-        yield self._source.block(self._start, self._stop)
+        yield self._device.asarray(self._source.block(self._start, self._stop))
         yield self.y
 
 
@@ -83,12 +85,15 @@ class FullBatch:
         yield self.shards
 
 
-def shards_as_stored(rows: Rows, y: Array | Weighted, shard_rows: int) -> list[Shard]:
-    """Cut rows and their targets (n, ...) into shards of so many rows: views, if the library has views."""
+def shards_as_stored(rows: Rows, y: Array | Weighted, shard_rows: int, device: Device) -> list[Shard]:
+    """Cut rows and their targets (n, ...) into shards of so many rows: views, if the library has views.
+
+    Rows in a file are read, and taken to the device, whenever a shard of them is used.
+    """
     n = rows.shape[0]
     cuts = [(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
     if isinstance(rows, StoredRows):
-        return [StoredShard(rows, i, j, y[i:j, ...]) for i, j in cuts]  # type: ignore[misc]
+        return [StoredShard(rows, i, j, y[i:j, ...], device) for i, j in cuts]  # type: ignore[misc]
     return [Shard(rows.block(i, j), y[i:j, ...]) for i, j in cuts]
 
 
@@ -116,7 +121,7 @@ class MiniBatches:
     Parameters
     ----------
     rows : Rows
-        Where the device computes.
+        Where the device computes, or in a file.
     y : array (n, ...), or Weighted
     device : Device
     order : callable
@@ -134,9 +139,10 @@ class MiniBatches:
     def __call__(self, epoch: int) -> Iterator[list[Shard]]:
         """Yield one shard for each update of the epoch."""
         xp, first = self._device.xp, 0
-        order = self._device.asarray(self._order(epoch))
-        y = self._y.take(order, xp) if isinstance(self._y, Weighted) else xp.take(self._y, order, axis=0)
-        for X in self._in_order(order):
+        order = self._order(epoch)
+        index = self._device.asarray(order)
+        y = self._y.take(index, xp) if isinstance(self._y, Weighted) else xp.take(self._y, index, axis=0)
+        for X in map(self._device.asarray, self._in_order(index if self._rows.home else order)):
             for i in range(0, X.shape[0], self._batch_size):
                 stop = min(i + self._batch_size, X.shape[0])
                 yield [Shard(X[i:stop, :], y[first + i : first + stop, ...])]

@@ -63,8 +63,10 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
         return X
     if pixels and xp.isdtype(X.dtype, "integral") and bool(xp.max(X) > 1):
         warnings.warn(NOT_PIXELS.format(X.dtype), stacklevel=4)
-    with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
-        numbers = xp.astype(X, getattr(xp, dtype), copy=False) if on_device else X.astype(dtype, copy=False)
+    numbers = X
+    if X.dtype != getattr(xp, dtype):
+        with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
+            numbers = xp.astype(X, getattr(xp, dtype))
     for block in blocks:
         check_finite(numbers[block, :], X[block, :], xp)
     return numbers
@@ -155,6 +157,8 @@ def is_indicator(blocks: Iterable[Array], xp: Any) -> bool:
 
 def check_finite(numbers: Array, X: Array, xp: Any) -> None:
     """Check numbers (m, d) that were made of the rows X (m, d)."""
+    if xp is np and math.isfinite(np.vdot(numbers, numbers)):  # squares may overflow; if not, that was the fastest look
+        return
     if bool(xp.all(xp.isfinite(numbers))):
         return
     if numbers.dtype != X.dtype and bool(xp.all(xp.isfinite(X))):

@@ -120,7 +120,11 @@ class StoredRows:
         """Return the rows themselves on the CPU; any other device takes them into its memory, all of them."""
         if isinstance(device, NumpyDevice):
             return self
-        return InMemory(device.asarray(self.block(0, self.shape[0])), device)
+        return InMemory(device.assemble(self.in_blocks(0, WINDOW), self.shape, self.dtype.name), device)
+
+    def in_blocks(self, first: int, size: int) -> Iterator[_Vector]:
+        """Yield the rows from `first` on, so many at a time; a thread reads ahead."""
+        return ahead(self.block(i, i + size) for i in range(first, self.shape[0], size))
 
     def fingerprint(self, digest: Digest) -> str:
         for i in range(0, self.shape[0], BLOCK):

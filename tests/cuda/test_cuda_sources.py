@@ -56,6 +56,6 @@ def test_every_row_has_a_block() -> None:
 @pytest.mark.parametrize(("device", "shards"), [(NumpyDevice("cpu", np), 59), (CupyDevice("cuda", np), 1)])
 def test_full_batch_of_mnist_is_one_shard_on_a_gpu(device: Device, shards: int) -> None:
     X, y = np.zeros((60_000, 1)), np.zeros(60_000)
-    cut = shards_as_stored(InMemory(X), y, device.shard_rows)
+    cut = shards_as_stored(InMemory(X), y, device.shard_rows, device)
     assert len(cut) == shards
     assert sum(len(shard.X) for shard in cut) == 60_000

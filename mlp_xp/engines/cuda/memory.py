@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 
+from ...devices import Device
+from ...rows.stored import StoredRows
 from ..base import Setup
 from .engine import CudaEngine
 
@@ -31,7 +34,10 @@ def make_cuda_engine(setup: Setup) -> CudaEngine:
     device, reason = setup.model.device, ""
     size, on_host = setup.batch_size or setup.rows.shape[0], setup.rows.home is None
     with device.active():
+        in_vain = isinstance(setup.rows, StoredRows) and not _has_room(device, setup.rows)
         for streamed, shard_rows in _attempts(device.shard_rows, size, on_host):
+            if in_vain and not streamed:  # to find out would read the file
+                continue
             what = f"shards of {shard_rows} rows, with the data on the {'host' if streamed else 'device'}"
             try:
                 engine = CudaEngine(setup, shard_rows, streamed).take_memory()
@@ -49,6 +55,13 @@ def make_cuda_engine(setup: Setup) -> CudaEngine:
         f"device {device.name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "
         f"{setup.model.layout.size} parameters: {reason} Use smaller layers, or device 'cpu'"
     )
+
+
+def _has_room(device: Device, rows: StoredRows) -> bool:
+    """Return whether the device's free memory would hold the rows."""
+    pool, free = device.xp.get_default_memory_pool(), device.xp.cuda.runtime.memGetInfo()[0]
+    room = min(free + pool.free_bytes(), (pool.get_limit() or math.inf) - pool.used_bytes())
+    return bool(math.prod(rows.shape) * rows.dtype.itemsize < room)
 
 
 def _attempts(shard_rows: int, size: int, on_host: bool) -> Iterator[tuple[bool, int]]:

@@ -115,7 +115,7 @@ class MiniBatch:
         self._kernels, self._sizes, self._shard_rows, self._step = kernels, sizes, shard_rows, step
         rows, y, device = setup.rows, setup.targets.y, setup.model.device
         if setup.plan.columns is None:
-            X = device.asarray(rows.block(0, rows.shape[0]))
+            X = rows.to(device).block(0, rows.shape[0])
         else:
             columns, extents = setup.plan.order
             X = _take(rows, np.arange(rows.shape[0]), columns[: _width(extents, rows.shape[1])], device)

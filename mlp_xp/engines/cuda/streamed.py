@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, cycle
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ...kernels.cuda.operations import CudaKernels
 from ...rows.source import Rows
+from ...rows.stored import BLOCK, come_in_blocks
 from ..base import Setup
 from .gather import Picked, Room, Shard, cut, gather
 
@@ -17,7 +18,7 @@ __all__ = ["Streamed"]
 
 
 class Streamed:
-    """Rows that stay in the host's memory and visit the device in chunks, the next while one is worked on.
+    """Rows that stay on the host, or in a file, and visit the device in chunks, the next while one is worked on.
 
     There are two places for a chunk, each on the device and in pinned memory of the host. Copies have a stream of their
     own; events keep them from overwriting what is still read, and the host from overwriting what is still copied.
@@ -62,7 +63,8 @@ class Streamed:
     def _all(self, order: np.ndarray[Any, Any] | None, updates: int) -> Iterator[Shard]:
         """Yield the shards of an epoch after so many updates; the next chunk sets out before one is worked on."""
         pairs = zip(cycle(self._places), self._chunks(updates), strict=False)
-        loaded = (self._load(place, first, chunk, order) for place, (first, chunk) in pairs)
+        read = self._reader(order, updates)
+        loaded = (self._load(place, first, chunk, order, read) for place, (first, chunk) in pairs)
         coming = next(loaded, None)
         while coming is not None:
             (place, chunk), coming = coming, next(loaded, None)
@@ -84,19 +86,33 @@ class Streamed:
             chunk.append(size)
         yield first, chunk
 
+    def _reader(self, order: np.ndarray[Any, Any] | None, updates: int) -> Callable[[np.ndarray[Any, Any], int], None]:
+        """Return a function that fills an array with the rows of the epoch from some row on, one after another."""
+        rows = self._rows
+        if come_in_blocks(rows):
+            first = sum(self._sizes[:updates])
+            return _Following(rows.in_blocks(first, BLOCK) if order is None else rows.in_order(order, first, 1))
+        if order is None:
+            return lambda out, first: np.copyto(out, rows.block(first, first + len(out)))
+        return lambda out, first: rows.take(order[first : first + len(out)], out=out)
+
     def _load(
-        self, place: _Place, first: int, chunk: list[int], order: np.ndarray[Any, Any] | None
+        self,
+        place: _Place,
+        first: int,
+        chunk: list[int],
+        order: np.ndarray[Any, Any] | None,
+        read: Callable[[np.ndarray[Any, Any], int], None],
     ) -> tuple[_Place, list[int]]:
         """Have a chunk copied to a place on the device, when what is there has been worked on."""
         rows = sum(chunk)
         if place.copied is not None:
             place.copied.synchronize()
+        read(place.pinned_X[:rows], first)
         if order is None:
-            place.pinned_X[:rows] = self._rows.block(first, first + rows)
             place.pinned_y[:rows] = self._y[first : first + rows]
         else:
             index = order[first : first + rows]
-            self._rows.take(index, out=place.pinned_X[:rows])
             self._y.take(index, axis=0, out=place.pinned_y[:rows], mode="clip")  # mode="raise" would copy
         worked_on = self._kernels.xp.cuda.get_current_stream().record()
         with self._copies:
@@ -105,6 +121,22 @@ class Streamed:
             place.y[:rows, ...].set(place.pinned_y[:rows])
             place.copied = self._copies.record()
         return place, chunk
+
+
+class _Following:
+    """Rows that come from a file in the order of the epoch, in blocks of whatever size."""
+
+    def __init__(self, blocks: Iterator[np.ndarray[Any, Any]]) -> None:
+        self._blocks, self._left = blocks, np.empty((0, 0))
+
+    def __call__(self, out: np.ndarray[Any, Any], first: int) -> None:
+        """Fill an array with the rows that are next."""
+        while len(out):
+            if not len(self._left):
+                self._left = next(self._blocks)
+            part = self._left[: len(out)]
+            out[: len(part)] = part
+            out, self._left = out[len(part) :], self._left[len(part) :]
 
 
 class _Place:

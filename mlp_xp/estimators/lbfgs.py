@@ -1,6 +1,7 @@
-"""L-BFGS: all rows at once, and a step along curvature that it learns from the gradients before.
+"""The solver "lbfgs": SciPy's L-BFGS-B, as in scikit-learn, whose runs its steps are.
 
-The gradients come from the engine of the model's device; the method itself is SciPy's, on the host and in float64.
+The gradients come from the engine of the model's device; the method itself is on the host and in float64. The library's
+own, which stays on the device, is :class:`mlp_xp.optim.LBFGS`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+from scipy.optimize import minimize
 
-from .devices.blas_threads import default_threads, one_other_blas_thread
-from .engines import Done, Setup, choose_plan, make_engine
-from .mlp import MLP
-from .objective import Objective
-from .optim import SGD
-from .rows.checks import check_weights
+from ..devices.blas_threads import default_threads, one_other_blas_thread
+from ..engines import Done, Setup, choose_plan, make_engine
+from ..mlp import MLP
+from ..objective import Objective
+from ..optim import SGD
+from ..rows.checks import check_weights
+from .tasks import Tasks
 
 __all__ = ["LossAndGradient", "lbfgs"]
 
@@ -78,6 +81,7 @@ def lbfgs(
     max_iter: int = 200,
     max_evaluations: int = 15_000,
     tol: float = 1e-4,
+    tasks: Tasks | None = None,
 ) -> Any:
     """Train by L-BFGS (Liu and Nocedal 1989), and return SciPy's result, with ``losses`` after each iteration.
 
@@ -90,11 +94,8 @@ def lbfgs(
         The most iterations, and the most gradients.
     tol : float
         Stop when no component of the gradient is larger.
-
-    Raises
-    ------
-    ImportError
-        Without SciPy.
+    tasks : Tasks, optional
+        Each iteration is one of them. While one that is heard ends, the model is where the iteration ended.
 
     Examples
     --------
@@ -105,17 +106,27 @@ def lbfgs(
     >>> model.score(X, y)
     1.0
     """
-    from scipy.optimize import minimize
-
     losses: list[float] = []
+
+    def put(theta: _Vector) -> None:
+        model.theta = model.device.asarray(theta.astype(model.dtype))
+
+    def evaluate(theta: _Vector) -> tuple[float, _Vector]:
+        if tasks is not None:
+            tasks.begin("iteration")
+        return loss_and_gradient(theta)
 
     def record(*, intermediate_result: Any) -> None:
         losses.append(float(intermediate_result.fun))
+        if tasks is not None and tasks.heard:
+            put(intermediate_result.x)
+            if tasks.end():
+                raise StopIteration
 
     start = model.device.to_host(model.theta).astype(np.float64)
     options = {"maxiter": max_iter, "maxfun": max_evaluations, "gtol": tol}
     with loss_and_gradient, one_other_blas_thread:
-        result = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options, callback=record)
-    model.theta, model.pixels = model.device.asarray(result.x.astype(model.dtype)), loss_and_gradient.pixels
-    result.losses = losses
+        result = minimize(evaluate, start, method="L-BFGS-B", jac=True, options=options, callback=record)
+    put(result.x)
+    model.pixels, result.losses = loss_and_gradient.pixels, losses
     return result
