@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..loop import State, epochs
 from ..mlp import MLP
-from ..optim import AdamEpsilonHat, Optimizer, SGDOfSteps, Steered
+from ..optim import AdamEpsilonHat, Optimizer, Schedule, SGDOfSteps, Steered
 from ..snapshot import Snapshot
 
 __all__ = ["Descent", "Order"]
@@ -47,11 +47,13 @@ class Descent:
     solver : {"sgd", "adam"}
     constants : dict of str to number
         What its optimizer is made with, but the learning rate.
-    schedule : {"constant", "invscaling", "adaptive"}
+    schedule : Schedule or {"constant", "invscaling", "adaptive"}
     first_rate, power : float
         The first learning rate, and the power of the rows that "invscaling" divides it by.
     rate : float
         The learning rate of the next epoch.
+    epochs : int
+        Those that are over.
     last : dict, optional
         The fields of the :class:`mlp_xp.snapshot.Snapshot` to go on from.
     """
@@ -60,28 +62,33 @@ class Descent:
         self,
         solver: str,
         constants: dict[str, Any],
-        schedule: str,
+        schedule: Schedule | str,
         first_rate: float,
         power: float,
         rate: float,
+        epochs: int = 0,
         last: dict[str, Any] | None = None,
     ) -> None:
         self._solver, self._constants = solver, constants
         self._schedule, self._first_rate, self._power = schedule, first_rate, power
-        self._rate, self._last = Steered(rate), last
+        self._rate, self._epochs, self._last = Steered(first_rate), epochs, last
+        self._rate.steer(rate)  # which may have fallen to zero
         kind = SGDOfSteps if solver == "sgd" else AdamEpsilonHat
         self._optimizer: Optimizer = kind(self._rate, **constants)
 
     @classmethod
     def of(cls, estimator: Any) -> Self:
         """Return the beginning of a fit by the estimator's parameters as they are now."""
-        sgd, rate = estimator.solver == "sgd", float(estimator.learning_rate_init)
+        sgd, schedule, rate = estimator.solver == "sgd", estimator.learning_rate, float(estimator.learning_rate_init)
+        if isinstance(schedule, Schedule):
+            rate = schedule(1)
+        elif not sgd:
+            schedule = "constant"
         if sgd:
             nesterov = bool(estimator.nesterovs_momentum and estimator.momentum > 0)
             constants = {"momentum": estimator.momentum, "nesterov": nesterov}
         else:
             constants = {"beta1": estimator.beta_1, "beta2": estimator.beta_2, "epsilon": estimator.epsilon}
-        schedule = estimator.learning_rate if sgd else "constant"
         return cls(estimator.solver, constants, schedule, rate, estimator.power_t, rate)
 
     def plain(self) -> dict[str, Any]:
@@ -93,6 +100,7 @@ class Descent:
             "first_rate": self._first_rate,
             "power": self._power,
             "rate": self._rate.lr,
+            "epochs": self._epochs,
             "last": self._last,
         }
 
@@ -118,7 +126,10 @@ class Descent:
 
     def end_epoch(self, rows: int) -> None:
         """Set the learning rate after so many rows, those of all fits of this estimator."""
-        if self._schedule == "invscaling":
+        self._epochs += 1
+        if isinstance(self._schedule, Schedule):
+            self._rate.steer(self._schedule(self._epochs + 1))
+        elif self._schedule == "invscaling":
             self._rate.steer(self._first_rate / (rows + 1) ** self._power)
 
     def ends_on_plateau(self, reason: str, verbose: Any) -> bool:

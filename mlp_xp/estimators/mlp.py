@@ -85,6 +85,19 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
             )
         return self._fit(X, y, sample_weight, Data(X_val, y_val, sample_weight_val), incremental=False)
 
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def initialize(self, X: Any, y: Any) -> Self:
+        """Draw the parameters that :meth:`fit` begins with, for samples (n, d) and targets, and train nothing.
+
+        The estimator can predict and be saved then; `partial_fit`, and `fit` with ``warm_start=True``, begin there.
+        """
+        X, y = self._read(X, y, reset=True)
+        self._learn_targets(y, incremental=False)
+        self.n_outputs_ = as_columns(self._targets(y)).shape[1]
+        self._random_state = check_random_state(self.random_state)
+        self._initialize(X)
+        return self
+
     # What the classifier and the regressor say.
 
     def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:
