@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -109,15 +109,29 @@ class Descent:
         """The learning rate of the next epoch."""
         return self._rate.lr
 
-    def epochs(self, model: MLP, X: Any, y: Any, order: Order, **how: Any) -> Generator[State, None, None]:
-        """Go on with the optimizer's state, by :func:`mlp_xp.loop.epochs`, and keep it as it is when that ends."""
-        start = None
-        if self._last is not None:
+    @property
+    def rule(self) -> Optimizer:
+        """The optimizer that the loop is given."""
+        return self._optimizer
+
+    def epochs(
+        self, model: MLP, X: Any, y: Any, order: Order, start: Snapshot | None = None, **how: Any
+    ) -> Generator[State, None, None]:
+        """Go on from a snapshot of this fit, or else from the last one's state, by :func:`mlp_xp.loop.epochs`."""
+        if start is not None:
+            for epoch in range(start.epoch):
+                order(epoch)  # each one is made of the one before
+        elif self._last is not None:
             start = Snapshot(**self._last | {"epoch": 0, "theta": model.device.to_host(model.theta)})
+        states = epochs(model, X, y, order=order, optimizer=self._optimizer, start=start, **how)
+        return self._keep(states, order, how["batch_size"] is None)
+
+    def _keep(self, states: Iterator[State], order: Order, full: bool) -> Generator[State, None, None]:
+        """Yield the states, and keep that of the optimizer when they end."""
         state = None
         try:
-            for state in epochs(model, X, y, order=order, optimizer=self._optimizer, start=start, **how):
-                if how["batch_size"] is None:  # nobody asked for an order, and one is drawn all the same
+            for state in states:
+                if full:  # nobody asked for an order, and one is drawn all the same
                     order(state.epoch)
                 yield state
         finally:
