@@ -574,7 +574,7 @@ def test_parameters_are_scikit_learns_in_its_order():
         names = list(theirs.get_params())
         own = ours.get_params()
         new = {"class_weight"} if kind == "MLPClassifier" else set()
-        assert own.keys() - set(names) == {"device", "precision", "plan", *new}
+        assert own.keys() - set(names) == {"init", "device", "precision", "plan", *new}
         assert {name: own[name] for name in names} == theirs.get_params()
         assert clone(ours).get_params() == own
 
@@ -675,3 +675,80 @@ def test_targets_in_compressed_form_are_those_in_full(rng):
         compressed.fit(X, scipy.sparse.csr_matrix(Y))
     assert_array_equal(full.coefs_[0], compressed.coefs_[0])
     assert_array_equal(full.predict(X), compressed.predict(X))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What scikit-learn does not have
+
+
+def by_fit(mlp, X, y, optimizer, epochs, batch_size=None):
+    """Return the losses of `mx.fit` from where an estimator begins."""
+    model = clone(mlp).initialize(X, y).to_mlp()
+    return mx.fit(model, X, y, optimizer=optimizer, epochs=epochs, batch_size=batch_size).loss
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_a_schedule_says_the_rate_of_each_epoch(solver):
+    X, y = scale(load_iris().data), load_iris().target
+    schedule = mx.WarmUp(0.02, epochs=3, after=mx.CosineDecay(0.02, epochs=6))
+    mlp = estimators.MLPClassifier(
+        5, solver=solver, learning_rate=schedule, alpha=0, batch_size=150, max_iter=12, momentum=0, random_state=0,
+        nesterovs_momentum=False,
+    )  # fmt: skip
+    optimizer = mx.SGD(schedule) if solver == "sgd" else mx.optim.AdamEpsilonHat(schedule)
+    wanted = by_fit(mlp, X, y, optimizer, 12)
+    mlp.fit(X, y)
+    assert_allclose(mlp.loss_curve_, wanted, rtol=1e-9)
+    assert_allclose(mlp.loss_curve_[-2:], mlp.loss_curve_[-1], rtol=1e-12)  # at its end the cosine is zero
+    parts = clone(mlp)
+    for _ in range(12):
+        parts = pickle.loads(pickle.dumps(parts.partial_fit(X, y, classes=[0, 1, 2])))
+    assert_allclose(parts.loss_curve_, wanted, rtol=1e-9)
+
+
+def test_an_activation_for_each_layer():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier((6, 5), ["tanh", "logistic"], random_state=0, max_iter=5).fit(X, y)
+    assert mlp.to_mlp().activation == ("tanh", "sigmoid")
+    alike = [estimators.MLPClassifier((6, 5), g, random_state=0, max_iter=5).fit(X, y) for g in ("tanh", ("tanh",) * 2)]
+    assert alike[0].loss_curve_ == alike[1].loss_curve_
+    logistic = clone(alike[0]).set_params(activation="logistic").initialize(X, y)
+    first = clone(mlp).initialize(X, y)
+    assert np.abs(first.coefs_[0]).max() > np.sqrt(2 / 10) >= np.abs(logistic.coefs_[0]).max()
+    assert_array_equal(first.coefs_[2].shape, (5, 3))
+    assert np.abs(first.coefs_[2]).max() <= np.sqrt(2 / 8)  # the outputs are drawn like the layer before them
+    for wrong in (["tanh"], ["tanh", "relu", "relu"], ["tanh", "sigmoid"], ["tanh", ["relu"]]):
+        with pytest.raises(ValueError, match="or one for each of the 2 hidden layers, got"):
+            clone(mlp).set_params(activation=wrong).fit(X, y)
+
+
+@pytest.mark.parametrize("init", ["he_normal", "xavier_uniform", "zeros"])
+def test_first_weights_by_another_law(init):
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier(300, init=init, random_state=3).initialize(X, y)
+    assert [W.shape for W in mlp.coefs_] == [(4, 300), (300, 3)]
+    assert not any(b.any() for b in mlp.intercepts_)
+    spread = {"he_normal": np.sqrt(2 / 4), "xavier_uniform": np.sqrt(2 / 304), "zeros": 0}[init]
+    assert_allclose(mlp.coefs_[0].std(), spread, rtol=0.1)
+    assert all(W.flags.c_contiguous for W in mlp.coefs_)
+    assert_array_equal(mlp.coefs_[0], clone(mlp).initialize(X, y).coefs_[0])
+    assert (init == "zeros") == np.array_equal(
+        mlp.coefs_[0], clone(mlp).set_params(random_state=4).initialize(X, y).coefs_[0]
+    )
+    with pytest.raises(ValueError, match="The 'init' parameter of MLPClassifier must be"):
+        clone(mlp).set_params(init="he").fit(X, y)
+
+
+def test_an_estimator_that_was_not_trained_predicts():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier(
+        5, solver="sgd", random_state=0, max_iter=1, warm_start=True, shuffle=False
+    ).initialize(X, y)
+    assert mlp.predict_proba(X).shape == (150, 3)
+    first = mlp.to_mlp().loss_and_gradient(X, y)[0]
+    assert_allclose(mlp.set_params(batch_size=150, alpha=0).fit(X, y).loss_curve_, [float(first)], rtol=1e-9)
+    many = estimators.MLPRegressor(hidden_layer_sizes=4, random_state=0).initialize(X, np.c_[y, y])
+    assert many.predict(X).shape == (150, 2)
+    assert len(many.partial_fit(X, np.c_[y, y]).loss_curve_) == 1
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        many.initialize(X, y[1:])

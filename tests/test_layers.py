@@ -76,9 +76,12 @@ def imports(name, source):
             for alias in node.names:
                 inner = f"{whole}.{alias.name}"
                 yield inner if inner in FILES else whole
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
-            if isinstance(node.args[0], ast.Constant):
-                yield node.args[0].value
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("import_module", "importlib.import_module")
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield node.args[0].value
 
 
 GRAPH = {name: set(imports(name, path.read_text(encoding="utf-8"))) for name, path in FILES.items()}

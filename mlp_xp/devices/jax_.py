@@ -63,6 +63,7 @@ def wide_numbers() -> Iterator[None]:
     if hasattr(jax, "enable_x64"):
         wide = jax.enable_x64(True)
     else:  # JAX before 0.8
-        wide = importlib.import_module("jax.experimental").enable_x64()
+        experimental = importlib.import_module("jax.experimental")
+        wide = experimental.enable_x64()
     with wide:
         yield

@@ -19,6 +19,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_targ
 from sklearn.utils.validation import validate_data
 
 from ..devices import Array
+from ..optim import Schedule
 from .arrays import float_dtypes, like, on_host
 from .hyperparameters import Hyperparameters
 from .mlp import MultilayerPerceptron
@@ -38,10 +39,14 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     Parameters
     ----------
     hidden_layer_sizes, activation, solver, ... : as in scikit-learn
-        With its defaults.
+        With its defaults. `activation` may also be one for each hidden layer, and `learning_rate` a
+        :class:`mlp_xp.Schedule` for "sgd" or "adam", which then says the rate of each epoch.
     class_weight : dict, list of dict or "balanced", optional
         How much the rows of each class count, ``{class: weight}``, times their `sample_weight`; for labels that do not
         exclude each other a dict for each. ``"balanced"`` is n divided by the number of classes and the rows of each.
+    init : str, optional
+        The law of the first weights, a key of :data:`mlp_xp.INITIALIZERS`, such as ``"he_normal"``; biases are zero
+        then. None is scikit-learn's.
     device : str, optional
         Where to train and predict, see :class:`mlp_xp.MLP`. None is where the samples are: on the CPU, or, while
         scikit-learn's ``array_api_dispatch`` is on, the device of their array, which is not copied to the host.
@@ -77,12 +82,12 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] | int = (100,),
-        activation: str = "relu",
+        activation: Sequence[str] | str = "relu",
         *,
         solver: str = "adam",
         alpha: float = 0.0001,
         batch_size: int | str = "auto",
-        learning_rate: str = "constant",
+        learning_rate: Schedule | str = "constant",
         learning_rate_init: float = 0.001,
         power_t: float = 0.5,
         max_iter: int = 200,
@@ -101,6 +106,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         class_weight: Mapping[Any, float] | Sequence[Mapping[Any, float]] | str | None = None,
+        init: str | None = None,
         device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
@@ -111,8 +117,8 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
             power_t=power_t, max_iter=max_iter, shuffle=shuffle, random_state=random_state, tol=tol, verbose=verbose,
             warm_start=warm_start, momentum=momentum, nesterovs_momentum=nesterovs_momentum,
             early_stopping=early_stopping, validation_fraction=validation_fraction, beta_1=beta_1, beta_2=beta_2,
-            epsilon=epsilon, n_iter_no_change=n_iter_no_change, max_fun=max_fun, device=device, precision=precision,
-            plan=plan,
+            epsilon=epsilon, n_iter_no_change=n_iter_no_change, max_fun=max_fun, init=init, device=device,
+            precision=precision, plan=plan,
         )  # fmt: skip
 
     def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -17,15 +18,15 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
 
-from ..kernels import GenericKernels
-from ..loop import State
 from ..mlp import MLP
-from ..objective import Objective
+from ..runs.checkpoint import Checkpoint
+from ..runs.signals import Interrupted
 from .arrays import home_of, take
+from .course import Course
 from .data import Data, HeldOut, as_columns, check_row_weights
 from .descent import Descent, Order
 from .lbfgs import LossAndGradient, lbfgs
-from .network import Network
+from .stopping import Stopping
 from .tasks import CallbackSupportMixin, Tasks
 
 __all__ = ["MultilayerPerceptron"]
@@ -33,25 +34,14 @@ __all__ = ["MultilayerPerceptron"]
 _Matrix = NDArray[Any]
 
 _CALLER = 5  # of fit: that many calls above the training
-_LOSSES = {
-    ("log_loss", "softmax"): "softmax_log_loss",
-    ("log_loss", "logistic"): "sigmoid_log_loss",
-    ("squared_error", "identity"): "half_mean_squared_error",
-    ("poisson", "exp"): "poisson_deviance",
-    ("absolute_error", "identity"): "absolute_error",
-    ("huber", "identity"): "huber",
-}
-"""The losses here, by scikit-learn's of an estimator and the last activation: those that scikit-learn reports."""
 
 
-class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
+class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc]
     """A multilayer perceptron with scikit-learn's interface.
 
     Trained parameters are kept as ``coefs_`` and ``intercepts_`` alone, so that an estimator can be copied, stored, and
     changed like scikit-learn's. They are where the samples were that it was trained on.
     """
-
-    loss = "log_loss"
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(
@@ -63,6 +53,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
         X_val: Any = None,
         y_val: Any = None,
         sample_weight_val: Any = None,
+        checkpoint: Checkpoint | None = None,
         comm: Any = None,
     ) -> Self:
         """Train on samples `X` (n, d) with targets `y` (n,) or (n, k), whose rows may have weights (n,).
@@ -72,16 +63,21 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
         X, y, sample_weight : as in scikit-learn
         X_val, y_val, sample_weight_val : array (m, d), (m,) or (m, k), and (m,), optional
             What early stopping looks at, in place of a part of `X` and `y`. Classes have no weights in them.
+        checkpoint : Checkpoint, optional
+            Save the fit in a folder, between epochs, and go on with the one that is there; see :func:`mlp_xp.fit`. Not
+            for "lbfgs".
         comm : mpi4py.MPI.Comm, optional
             Share the work of "sgd" and "adam" with the other processes of this communicator, which call this with the
             same arguments; see :func:`mlp_xp.fit`. Random numbers are those of rank 0. All get the same parameters, and
             the same bits as without it.
         """
         with self._among(comm):
+            if checkpoint is not None:
+                self._check_keepable()
             if X_val is None and y_val is None:
                 if sample_weight_val is not None:
                     raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
-                return self._fit(X, y, sample_weight, None, incremental=False)
+                return self._fit(X, y, sample_weight, None, incremental=False, checkpoint=checkpoint)
             if X_val is None or y_val is None:
                 raise ValueError("one of X_val and y_val was given without the other; give both, or none")
             if self.solver == "lbfgs" or not self.early_stopping:
@@ -89,7 +85,21 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
                     f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
                     f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
                 )
-            return self._fit(X, y, sample_weight, Data(X_val, y_val, sample_weight_val), incremental=False)
+            held_out = Data(X_val, y_val, sample_weight_val)
+            return self._fit(X, y, sample_weight, held_out, incremental=False, checkpoint=checkpoint)
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def initialize(self, X: Any, y: Any) -> Self:
+        """Draw the parameters that :meth:`fit` begins with, for samples (n, d) and targets, and train nothing.
+
+        The estimator can predict and be saved then; `partial_fit`, and `fit` with ``warm_start=True``, begin there.
+        """
+        X, y = self._read(X, y, reset=True)
+        self._learn_targets(y, incremental=False)
+        self.n_outputs_ = as_columns(self._targets(y)).shape[1]
+        self._random_state = check_random_state(self.random_state)
+        self._initialize(X)
+        return self
 
     # What the classifier and the regressor say.
 
@@ -112,10 +122,6 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
         """Return how much each row counts (n,), given its targets and its own weight."""
         return sample_weight
 
-    def _score(self, P: _Matrix, y: _Matrix, weights: _Matrix | None) -> float:
-        """Return the score of probabilities or values (m, k) for targets (m, k)."""
-        raise NotImplementedError
-
     # Training.
 
     def _is_stochastic(self) -> bool:
@@ -123,7 +129,18 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
             raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
         return True
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, held_out: Data | None, incremental: bool) -> Self:
+    def _check_keepable(self) -> None:
+        """Raise a ValueError if a fit cannot be resumed from a checkpoint."""
+        if self.solver == "lbfgs" or self.warm_start or not isinstance(self.random_state, Integral):
+            raise ValueError(
+                "a checkpoint takes the solver 'sgd' or 'adam', warm_start=False, and a random_state that is a whole "
+                f"number, got {self.solver!r}, {self.warm_start} and {self.random_state!r}"
+            )
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, held_out: Data | None, incremental: bool,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:  # fmt: skip
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         if not first:
             self._check_home(X, "partial_fit" if incremental else "fit", self._home())
@@ -146,7 +163,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
         if self.solver == "lbfgs":
             self._minimize(model, data, tasks)
         else:
-            self._descend(model, data, held_out, incremental, tasks)
+            self._descend(model, data, held_out, incremental, tasks, checkpoint)
         coefs, intercepts = self._parameters_on_host()
         if not all(np.isfinite(p).all() for p in (*coefs, *intercepts)):
             raise ValueError(
@@ -165,16 +182,6 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
             raise ValueError(f"y_val has {y.shape[1]} columns, and y has {self.n_outputs_}; give the same ones")
         return Data(X, y, weights)
 
-    def _objective(self, model: MLP) -> Objective:
-        loss = _LOSSES.get((self.loss, self.out_activation_))
-        if loss is None:
-            raise ValueError(
-                f"loss {self.loss!r} does not go with the outputs of the fit before, {self.out_activation_!r}; set "
-                "warm_start=False, or fit once more before partial_fit"
-            )
-        output = model.objective.output._replace(loss=loss)
-        return Objective(output, l2_sum=float(self.alpha))
-
     def _minimize(self, model: MLP, data: Data, tasks: Tasks) -> None:
         """Train by "lbfgs"."""
         function = LossAndGradient(
@@ -185,7 +192,10 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
         self.loss_, self.loss_curve_ = float(result.fun), result.losses
         self.coefs_, self.intercepts_ = self._parameters(model)
 
-    def _descend(self, model: MLP, data: Data, held_out: Data | None, incremental: bool, tasks: Tasks) -> None:
+    def _descend(
+        self, model: MLP, data: Data, held_out: Data | None, incremental: bool, tasks: Tasks,
+        checkpoint: Checkpoint | None,
+    ) -> None:  # fmt: skip
         """Train by "sgd" or "adam"."""
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = Descent.of(self)
@@ -194,29 +204,36 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
         if self.early_stopping and held_out is None:
             data, held_out = self._split(data)
         held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
-        self._compare(self.get_params(), model, self._rows(model, data.X), data.y, data.weights)
-        n = data.X.shape[0]
+        n, most, rows = data.X.shape[0], 1 if incremental else self.max_iter, self._rows(model, data.X)
+        self._compare(self.get_params(), model, rows, data.y, data.weights)
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
+        size = None if batch_size == n else batch_size
         self.n_iter_ = 0
-        states = self._optimizer.epochs(
-            model, self._rows(model, data.X), data.y, order, objective=self._objective(model), weights=data.weights,
-            epochs=1 if incremental else self.max_iter, batch_size=None if batch_size == n else batch_size,
-            plan=self.plan, comm=self._ranks.comm,
-        )  # fmt: skip
-        try:
-            with closing(states):
-                ended = any(self._ends_with(state, held) | tasks.end() for state in tasks.epochs(states))
-            if not (ended or incremental):
-                warnings.warn(
-                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-                    "converged yet.",
-                    ConvergenceWarning,
-                    stacklevel=_CALLER,
-                )
-        except KeyboardInterrupt:
-            if self._ranks.size > 1:  # the others know nothing of it
+        with Course(self, model, n, checkpoint) as course:
+            start = course.attach(rows, data, size, self._optimizer.rule)
+            states = self._optimizer.epochs(
+                model, rows, data.y, order, start, objective=self._objective(model), weights=data.weights,
+                epochs=most, batch_size=size, plan=self.plan, comm=self._ranks.comm,
+            )  # fmt: skip
+            course.begin(start)
+            try:
+                with closing(states):
+                    ended = course.over or any(
+                        course.ends_with(state, held, tasks.end) for state in tasks.epochs(states, most - self.n_iter_)
+                    )
+                if not (ended or incremental):
+                    warnings.warn(
+                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                        "hasn't converged yet.",
+                        ConvergenceWarning,
+                        stacklevel=_CALLER,
+                    )
+            except Interrupted:
                 raise
-            warnings.warn("Training interrupted by user.", stacklevel=_CALLER)
+            except KeyboardInterrupt:
+                if self._ranks.size > 1:  # the others know nothing of it
+                    raise
+                warnings.warn("Training interrupted by user.", stacklevel=_CALLER)
         self.coefs_, self.intercepts_ = self._best if self.early_stopping else self._parameters(model)
 
     def _split(self, data: Data) -> tuple[Data, Data]:
@@ -243,43 +260,3 @@ class MultilayerPerceptron(CallbackSupportMixin, Network):  # type: ignore[misc]
                 stacklevel=_CALLER + 1,
             )
         return min(int(self.batch_size), n)
-
-    def _ends_with(self, state: State, held: HeldOut | None) -> bool:
-        """Record an epoch, and return whether it is the last one."""
-        self.n_iter_ += 1
-        self.loss_ = float(state.loss_sum) / state.rows
-        self.t_ += state.rows
-        self.loss_curve_.append(self.loss_)
-        if self.verbose:
-            print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-        if held is None:
-            quantity, improves = "Training loss", self._training_improves()
-        else:
-            quantity, improves = "Validation score", self._validation_improves(state.model, held)
-        self._no_improvement_count = 0 if improves else self._no_improvement_count + 1
-        self._optimizer.end_epoch(self.t_)
-        if self._no_improvement_count <= self.n_iter_no_change:
-            return False
-        reason = f"did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
-        ends = self._optimizer.ends_on_plateau(f"{quantity} {reason}", self.verbose)
-        if not ends:
-            self._no_improvement_count = 0
-        return ends
-
-    def _training_improves(self) -> bool:
-        improves = not self.loss_ > self.best_loss_ - self.tol
-        self.best_loss_ = min(self.best_loss_, self.loss_)  # a NaN is not smaller
-        return improves
-
-    def _validation_improves(self, model: MLP, held: HeldOut) -> bool:
-        A = self._linear_outputs(model, held.data.X)
-        losses, _ = self._objective(model).losses(GenericKernels(np, model.dtype), A, held.targets)
-        score = self._score(self._link(A), held.data.y, held.data.weights)
-        self.validation_loss_curve_.append(float(np.average(losses.astype(np.float64), weights=held.data.weights)))
-        self.validation_scores_.append(score)
-        if self.verbose:
-            print(f"Validation score: {score:f}")
-        improves = not score < self.best_validation_score_ + self.tol
-        if score > self.best_validation_score_:
-            self.best_validation_score_, self._best = score, self._parameters(model)
-        return improves

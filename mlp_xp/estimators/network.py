@@ -20,7 +20,7 @@ from ..kernels import GenericKernels
 from ..kernels.functions import sigmoid, softmax
 from ..mlp import MLP
 from ..model import forward
-from ..params import Parameters
+from ..params import Layout, Parameters, initial_theta
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from .arrays import dispatches, home_of, like
@@ -57,17 +57,44 @@ class Network(OnRanks, Hyperparameters):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
         return [self.n_features_in_, *map(int, hidden), self.n_outputs_]
 
+    def _activations(self, hidden: int) -> list[str]:
+        """Return what scikit-learn calls the activations of so many hidden layers."""
+        if isinstance(self.activation, str):
+            return [self.activation] * hidden
+        names = list(self.activation)
+        if len(names) != hidden or any(name not in list(ACTIVATIONS) for name in names):
+            raise ValueError(
+                f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, or one for each of the {hidden} "
+                f"hidden layers, got {names}"
+            )
+        return names
+
+    def _draw(self, sizes: list[int], dtype: str) -> tuple[list[_Matrix], list[_Matrix]]:
+        """Draw the first weights (n_{l-1}, n_l) and biases (n_l,).
+
+        If `init` does not say otherwise, both are uniform, with the bounds of Glorot and Bengio (2010, eq. 16).
+        """
+        activations = self._activations(len(sizes) - 2)
+        if self.init is not None:
+            layout, seed = Layout(tuple(sizes)), int(self._random_state.randint(2**31 - 1))
+            drawn = layout.split(initial_theta(layout, self.init, seed, dtype))
+            return [np.ascontiguousarray(W.T) for W in drawn.W[1:]], drawn.b[1:]
+        coefs, intercepts = [], []
+        last = activations[-1] if activations else self.activation
+        for (fan_in, fan_out), activation in zip(pairwise(sizes), [*activations, last], strict=True):
+            bound = np.sqrt((2.0 if activation == "logistic" else 6.0) / (fan_in + fan_out))
+            coefs.append(self._random_state.uniform(-bound, bound, (fan_in, fan_out)).astype(dtype))
+            intercepts.append(self._random_state.uniform(-bound, bound, fan_out).astype(dtype))
+        return coefs, intercepts
+
     def _initialize(self, X: Any) -> None:
-        """Draw the first parameters, uniform as Glorot and Bengio (2010, eq. 16) have it, and forget former fits."""
+        """Draw the first parameters, and forget former fits."""
         sizes, dtype = self._sizes(), str(X.dtype).rpartition(".")[2]  # "float64", whatever the library
         self.n_iter_ = self.t_ = 0
         self.n_layers_, self.out_activation_ = len(sizes), self._last_activation()
-        self.coefs_: list[Any] = []
-        self.intercepts_: list[Any] = []
-        for fan_in, fan_out in pairwise(sizes):
-            bound = np.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
-            for parameters, shape in ((self.coefs_, (fan_in, fan_out)), (self.intercepts_, fan_out)):
-                parameters.append(like(X, self._random_state.uniform(-bound, bound, shape).astype(dtype)))
+        coefs, intercepts = self._draw(sizes, dtype)
+        self.coefs_: list[Any] = [like(X, W) for W in coefs]
+        self.intercepts_: list[Any] = [like(X, b) for b in intercepts]
         self._best = self.coefs_, self.intercepts_
         if self.solver != "lbfgs":
             self.loss_curve_: list[float] = []
@@ -87,9 +114,8 @@ class Network(OnRanks, Hyperparameters):
         coefs, intercepts = self._parameters_on_host()
         sizes, output = [len(coefs[0]), *map(len, intercepts)], _OUTPUTS[self.out_activation_]
         device = (self._home() or "cpu") if self.device is None else self.device
-        model = MLP(
-            sizes, ACTIVATIONS[self.activation], output, "zeros", coefs[0].dtype.name, device, precision=self.precision
-        )
+        activations = [ACTIVATIONS[name] for name in self._activations(len(sizes) - 2)]
+        model = MLP(sizes, activations, output, "zeros", coefs[0].dtype.name, device, precision=self.precision)
         model.theta = model.layout.join(Parameters([None, *(coef.T for coef in coefs)], [None, *intercepts]))
         return model
 

@@ -15,6 +15,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
 from ..devices import Array
+from ..optim import Schedule
 from .arrays import float_dtypes, like, on_host
 from .hyperparameters import Hyperparameters
 from .mlp import MultilayerPerceptron
@@ -33,8 +34,8 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         Half the squared error; its size, for which outputs are medians; half its square up to 1, and beyond its size
         less 1/2; or half the Poisson deviance on exponentials of outputs.
     hidden_layer_sizes, activation, solver, ... : as in scikit-learn
-        With its defaults.
-    device, precision, plan
+        With its defaults. For what else `activation` and `learning_rate` may be, see :class:`MLPClassifier`.
+    init, device, precision, plan
         As for :class:`MLPClassifier`.
 
     Attributes
@@ -59,12 +60,12 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         self,
         loss: str = "squared_error",
         hidden_layer_sizes: Sequence[int] | int = (100,),
-        activation: str = "relu",
+        activation: Sequence[str] | str = "relu",
         *,
         solver: str = "adam",
         alpha: float = 0.0001,
         batch_size: int | str = "auto",
-        learning_rate: str = "constant",
+        learning_rate: Schedule | str = "constant",
         learning_rate_init: float = 0.001,
         power_t: float = 0.5,
         max_iter: int = 200,
@@ -82,6 +83,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
+        init: str | None = None,
         device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
@@ -92,8 +94,8 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
             power_t=power_t, max_iter=max_iter, shuffle=shuffle, random_state=random_state, tol=tol, verbose=verbose,
             warm_start=warm_start, momentum=momentum, nesterovs_momentum=nesterovs_momentum,
             early_stopping=early_stopping, validation_fraction=validation_fraction, beta_1=beta_1, beta_2=beta_2,
-            epsilon=epsilon, n_iter_no_change=n_iter_no_change, max_fun=max_fun, device=device, precision=precision,
-            plan=plan,
+            epsilon=epsilon, n_iter_no_change=n_iter_no_change, max_fun=max_fun, init=init, device=device,
+            precision=precision, plan=plan,
         )  # fmt: skip
 
     def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:

@@ -44,7 +44,7 @@ class Tasks:
     """
 
     def __init__(self, estimator: Any, name: str, most: int, data: Data, model: MLP) -> None:
-        self._estimator, self._model, self._most = estimator, model, most
+        self._estimator, self._model = estimator, model
         metadata = None if data.weights is None else {"sample_weight": data.weights}
         self._given = {"estimator": estimator, "X": data.X, "y": data.y, "metadata": metadata}
         self.ended = False
@@ -54,9 +54,9 @@ class Tasks:
             self._whole = estimator._init_callback_context(name, max_subtasks=most)
             self._whole.call_on_fit_task_begin(**self._given)
 
-    def epochs(self, states: Iterator[_State]) -> Iterator[_State]:
-        """Yield the states of the epochs, of which there may be as many as there are tasks; begin each one's task."""
-        for _ in range(self._most):
+    def epochs(self, states: Iterator[_State], most: int) -> Iterator[_State]:
+        """Yield the states of so many epochs, and begin each one's task before it."""
+        for _ in range(most):
             self.begin("epoch")
             yield next(states)
 
