@@ -231,10 +231,9 @@ class MLP:
                 A = forward(self.network, self.kernels, params, self.device.asarray(rows.block(part.start, part.stop)))
                 result[part] = self.device.to_host(A[-1])
 
-            if ranks is None:
-                self.device.by_rows(compute, len(result))
-            else:
-                ranks.fill(result, self.device.by_rows(compute, len(result), ranks.share))
+            edges = self.device.by_rows(compute, len(result), range if ranks is None else ranks.share)
+            if ranks is not None:
+                ranks.fill(result, edges)
         return result
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:

@@ -160,7 +160,7 @@ def test_cuda_is_known_to_kernels_engines_and_devices_only():
 
 
 # What is longer, or takes more, and why.
-LONG_MODULES = {"mlp_xp.mlp": 320}  # one public class, half of it docstrings
+LONG_MODULES = {"mlp_xp.mlp": 325}  # one public class, half of it docstrings
 LONG_FUNCTIONS = {
     "mlp_xp.fit.fit": "the public entry: its arguments are what people may ask for",
     "mlp_xp.loop.epochs": "the public entry",
