@@ -86,7 +86,8 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
             rehearsal = Rehearsal(folder, resume=config.resume is not None)
             with suppress(Ready):
                 _train(config, epochs, data, notes, model, optimizer, rehearsal, ranks)
-            print(*_outlook(config, data, model, optimizer, path, rehearsal.start), sep="\n")
+            if ranks.leads:
+                print(*_outlook(config, data, model, optimizer, path, rehearsal.start), sep="\n")
             return None
         kept = asdict(replace(config, resume=None))
         checkpoint = Checkpoint(folder, config.checkpoint_every, config.resume is not None, kept)

@@ -204,24 +204,18 @@ def test_agreements_do_not_run_out():
 # Checkpoints.
 
 
-def saved(comm, folder, resume=False, epochs=6, stop=None, **how):
-    """Return the digest of the parameters after a training with a checkpoint; SIGTERM comes to rank 1 at `stop`."""
+def saved(comm, folder, resume=False, epochs=6, stop=None):
+    """Return history and parameters of a training with a checkpoint; SIGTERM comes to the last rank at `stop`."""
     here = comm is None or comm.rank == comm.size - 1
     callbacks = [] if stop is None else [at_epoch(stop, lambda: here and signal.raise_signal(signal.SIGTERM))]
     keeper = mx.Checkpoint(folder, every="0.0001s", resume=resume)
-    return attempt(
-        lambda: digest(
-            train(
-                comm,
-                checkpoint=keeper,
-                epochs=epochs,
-                callbacks=callbacks,
-                validation=data(50),
-                tol=1e-9,
-                **how,
-            )[1]
-        )
-    )
+
+    def run():
+        how = {"checkpoint": keeper, "epochs": epochs, "callbacks": callbacks, "validation": data(50), "tol": 1e-9}
+        history, theta = train(comm, **how)
+        return history.loss, history.val_loss, digest(theta)
+
+    return attempt(run)
 
 
 @pytest.mark.parametrize("ranks", [(3, None, 2), (None, 2, 3)])
