@@ -70,7 +70,11 @@ def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: O
 
 def make_engine(setup: Setup) -> Engine:
     """Return the fastest engine for the model's device."""
-    return _engine_on(setup.model.device, setup)
+    engine, ranks = _engine_on(setup.model.device, setup), setup.ranks
+    if ranks is not None:
+        what = "its share of each update" if engine.shared else "whole updates"
+        _log.info("rank %d of %d does %s; threads: %d", ranks.rank, ranks.size, what, setup.threads)
+    return engine
 
 
 @singledispatch
