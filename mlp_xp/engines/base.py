@@ -103,7 +103,10 @@ class Engine(Protocol):
     shared: bool
 
     def grad_sum(self, theta: Array) -> GradSum:
-        """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data."""
+        """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data.
+
+        If there are ranks, all of them have to ask.
+        """
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         """Begin an epoch at `theta` (P,), in the order of the data, or continue one that is `done` in part."""
