@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
@@ -23,9 +22,6 @@ from .rows.plan import Plan
 from .snapshot import Snapshot, check_snapshot
 
 __all__ = ["State", "epochs"]
-
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -231,11 +227,7 @@ def epochs(
 
 def _default_threads(ranks: Ranks | None) -> int:
     """Return how many threads each process has if nobody says."""
-    if ranks is None:
-        return default_threads()
-    count = ranks.threads(default_threads())
-    _log.info("rank %d of %d computes on %s", ranks.rank, ranks.size, f"{count} thread{'s' if count > 1 else ''}")
-    return count
+    return default_threads() if ranks is None else ranks.threads(default_threads())
 
 
 def _agreed(pause: Callable[[], bool] | None, ranks: Ranks | None) -> Callable[[], bool] | None:

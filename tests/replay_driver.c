@@ -300,8 +300,9 @@ static int networks_on_ranks(int64_t count) {
     Case *c = make();
     fails_at = -1;
     const double loss = train(c, 1);
-    for (int64_t ranks = 2; ranks <= MOST_RANKS; ranks++)
-      if (ranks_differ(c, ranks, loss, c->vectors)) return printf("network %ld differs on %ld ranks\n", (long)i, (long)ranks), 1;
+    for (long ranks = 2; ranks <= MOST_RANKS; ranks++)
+      if (ranks_differ(c, ranks, loss, c->vectors))
+        return printf("network %ld differs on %ld ranks\n", (long)i, ranks), 1;
     fails_at = between(0, 3);  // on all ranks: they end all the same
     ranks_differ(c, 3, loss, c->vectors);
     drop(c);

@@ -71,12 +71,17 @@ def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: O
 
 def make_engine(setup: Setup) -> Engine:
     """Return the fastest engine for the model's device."""
-    device, optimizer = setup.model.device, setup.optimizer
+    optimizer, ranks = setup.optimizer, setup.ranks
+    gradients = replace(setup, optimizer=SGD()) if isinstance(optimizer, LBFGS) else setup
+    engine = _engine_on(setup.model.device, gradients)
+    if ranks is not None:
+        what = "its share of each update" if engine.shared else "whole updates"
+        _log.info("rank %d of %d does %s; threads: %d", ranks.rank, ranks.size, what, setup.threads)
     if not isinstance(optimizer, LBFGS):
-        return _engine_on(device, setup)
+        return engine
     from .lbfgs import LbfgsEngine
 
-    return LbfgsEngine(setup.model, optimizer, _engine_on(device, replace(setup, optimizer=SGD())))
+    return LbfgsEngine(setup.model, optimizer, engine)
 
 
 @singledispatch

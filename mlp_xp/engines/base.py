@@ -42,8 +42,7 @@ class Setup:
     order : callable, optional
         ``order(epoch)`` is the order of the rows (n,) in an epoch of mini-batches, in place of the model's own.
     ranks : Ranks, optional
-        The processes that share the work; all of them have the same rows. An engine that does not know of them does
-        the whole work in each one.
+        The processes that share the work, if the engine can; all of them have the same rows.
     """
 
     model: MLP
@@ -105,13 +104,19 @@ class Engine(Protocol):
         Updates in an epoch.
     plan : Plan
         As it is carried out.
+    shared : bool
+        Whether the ranks share each update; else each one does all of it.
     """
 
     updates: int
     plan: Plan
+    shared: bool
 
     def grad_sum(self, theta: Array) -> GradSum:
-        """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data."""
+        """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data.
+
+        If there are ranks, all of them have to ask.
+        """
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         """Begin an epoch at `theta` (P,), in the order of the data, or continue one that is `done` in part."""

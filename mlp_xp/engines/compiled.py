@@ -72,7 +72,7 @@ class CompiledEngine:
         self._keeps_all = not setup.optimizer.plain or setup.objective.penalizes
         rows, ranks = setup.batch_size or self._n, setup.ranks
         shared = ranks is not None and ranks.size > 1 and rows * self._padded.size >= _WORTH_SENDING
-        self._ranks = ranks if shared else None
+        self.shared, self._ranks = shared, ranks if shared else None
         self._requests = None if self._ranks is None else Requests(self._ranks)
         self._kept = self._described()
         new, self._run, self._gather, free = (

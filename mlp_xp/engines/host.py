@@ -43,6 +43,7 @@ class HostEngine:
         self.batches = self._make_batches(setup)
         self.updates = self.batches.updates
         self.reducer = self._make_reducer(setup)
+        self.shared = isinstance(self.reducer, AcrossRanks)
         self.kernels = self._make_kernels(setup)
         self._is_bias = self.device.asarray(self.layout.is_bias().astype(self.model.dtype))
         with self.device.active():

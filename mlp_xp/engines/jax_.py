@@ -67,6 +67,8 @@ class JaxEngine:
         One that :func:`why_not` has nothing against.
     """
 
+    shared = False
+
     def __init__(self, setup: Setup) -> None:
         self._setup, self.plan, self._device = setup, setup.plan, setup.model.device
         self._n = setup.rows.shape[0]

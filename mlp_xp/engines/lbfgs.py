@@ -35,7 +35,7 @@ class LbfgsEngine:
 
     def __init__(self, model: MLP, optimizer: LBFGS, inner: Engine) -> None:
         self._model, self._device, self._optimizer = model, model.device, optimizer
-        self._inner, self.plan = inner, inner.plan
+        self._inner, self.plan, self.shared = inner, inner.plan, inner.shared
         self._known: Array | None = None  # the parameters that were handed out, in the order of the data
         self._at: Point | None = None  # the same, with their loss and gradient; None if these are yet to be computed
         self._start: Point | None = None  # of the iteration

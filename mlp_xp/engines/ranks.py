@@ -120,6 +120,7 @@ class Requests:
                 _give_way()
         except BaseException as error:
             self.error = error
+            MPI.Prequest.Waitall(self._known.get(key, []))  # what has begun would write into memory that may be gone
             return 1
         return 0
 

@@ -47,6 +47,8 @@ class CudaEngine:
         Whether the data stay on the host, where they have to be then, and visit the device in every epoch.
     """
 
+    shared = False
+
     def __init__(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
         self.model, self.device, self.plan = setup.model, setup.model.device, setup.plan
         self._setup, self._xp = setup, self.device.xp

@@ -68,13 +68,13 @@ struct Replay {
   REAL *shifts;      // W[1] times the background, a part for each slice; null if there is none
   REAL **sums;      // gradients of groups
   double *losses, *penalties;
-  int64_t slices;          // of all layers
-  int64_t *slice_of_rank;  // where each rank's slices begin, in order, and behind the last one's, how many there are
-  int64_t *number_of_rank;  // likewise their parameters
-  int64_t *sent;           // whether gradients are computed from a buffer, but for that of the features
+  int64_t slices;           // of all layers
+  int64_t *slice_of_rank;   // the first one of each rank, and behind the last rank's, how many there are
+  int64_t *number_of_rank;  // likewise the first of its parameters
+  int64_t *sent;            // whether gradients are computed from a buffer, but for that of the features
   Message *messages;
-  int64_t pending;  // messages
-  int64_t failed;   // what the exchange returned
+  int64_t pending;          // how many of them there are
+  int64_t failed;           // what the exchange returned
   Piece *piece;
   atomic_long crew;  // threads that could be started; 0 until that is known
   atomic_long arrived, phase, next_part, next_slice;
@@ -508,7 +508,8 @@ static void add_message(Replay *r, void *array, int64_t size, int64_t from, int6
 }
 static void add_shares(Replay *r, void *vector) {
   const int64_t *cuts = r->number_of_rank;
-  for (int64_t q = 0; vector && q < r->setup.ranks; q++) add_message(r, vector, sizeof(REAL), cuts[q], cuts[q + 1], q, -1);
+  for (int64_t q = 0; vector && q < r->setup.ranks; q++)
+    add_message(r, vector, sizeof(REAL), cuts[q], cuts[q + 1], q, -1);
 }
 // After a failure nothing is exchanged any more: what is computed then is not used. The time of the others is not ours.
 static void exchange(Replay *r, int64_t key) {
@@ -523,10 +524,10 @@ static void send_rows(Replay *r, const Update *u) {
   if (s->ranks == 1) return;
   for (int64_t q = 0; q < s->ranks; q++) {
     const int64_t first = share(r, u->parts, q), end = share(r, u->parts, q + 1);
+    const int64_t from = row_of_part(u, first), to = row_of_part(u, end);
     add_message(r, r->losses, sizeof(double), first, end, q, -1);
     for (int64_t b = 0; b < s->buffers; b++)
-      if (r->sent[b])
-        add_message(r, r->batch.buffers[b], r->widths[b] * sizeof(REAL), row_of_part(u, first), row_of_part(u, end), q, -1);
+      if (r->sent[b]) add_message(r, r->batch.buffers[b], r->widths[b] * sizeof(REAL), from, to, q, -1);
   }
   exchange(r, u->rows);
 }
