@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -15,6 +17,7 @@ from scipy.optimize import minimize, rosen, rosen_der
 
 import mlp_xp as mx
 from mlp_xp.cli.train import enough_epochs, main
+from mlp_xp.devices import TorchDevice
 from mlp_xp.engines.lbfgs import LbfgsEngine
 from mlp_xp.estimators.lbfgs import LossAndGradient
 from mlp_xp.objective import Objective
@@ -457,15 +460,35 @@ def test_it_has_no_learning_rate():
             mx.LBFGS(*arguments, **settings)
 
 
-def test_scalar_products_have_the_digits_of_float64(rng):
+def test_the_memory_that_it_takes_is_estimated(rng):
+    X, y, optimizer = rng.standard_normal((600, 80)).astype(np.float32), rng.integers(0, 10, 600), mx.LBFGS(tol=0)
+    model = mx.MLP([80, 1000, 10], seed=1)
+    tracemalloc.start()
+    mx.fit(model, X, y, epochs=13, optimizer=optimizer, threads=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < mx.estimate_memory(model, X, optimizer=optimizer, threads=2) < 2 * peak
+
+
+@pytest.mark.needs("torch")
+def test_where_there_is_no_float64_products_are_in_float32():
+    torch = mx.devices.get_device("torch")
+    metal = TorchDevice("torch:mps", torch.xp, SimpleNamespace(type="mps"))
+    assert (torch.widest, metal.widest) == ("float64", "float32")
+    x = torch.asarray(np.arange(4, dtype=np.float32))
+    assert metal.dot(x, x) == 14.0
+
+
+@pytest.mark.parametrize("device", ["cpu", "strict", "torch", "jax", "cuda"])
+def test_scalar_products_have_the_digits_of_float64(device, rng):
     x = rng.standard_normal(10_000).astype(np.float32)
     y = np.concatenate([x[:5000], -x[:5000]]) * 3
     x[5000:] = x[:5000]
     x[0] += np.float32(1e-3)
     wanted = math.fsum(float(a) * float(b) for a, b in zip(x, y, strict=True))
-    for name in ("cpu", "strict", "torch", "jax"):
-        device = mx.devices.get_device(name)
-        assert device.dot(device.asarray(x), device.asarray(y)) == pytest.approx(wanted, rel=1e-9), name
+    there = mx.devices.get_device(device)
+    with there.active():
+        assert there.dot(there.asarray(x), there.asarray(y)) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_the_command_takes_all_rows_and_enough_epochs(tmp_path, capsys, monkeypatch):

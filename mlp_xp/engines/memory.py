@@ -13,7 +13,7 @@ from ..checks import check_count
 from ..devices import NumpyDevice
 from ..devices.blas_threads import default_threads
 from ..mlp import MLP
-from ..optim import SGD, Optimizer
+from ..optim import LBFGS, SGD, Optimizer
 from ..rows.csr import CsrRows
 from ..rows.plan import Plan
 from ..rows.source import Rows
@@ -27,6 +27,7 @@ from .reduce import groups_of
 __all__ = ["estimate_memory"]
 
 _COPIES = 5  # of the parameters: the model's, those to go back to, and what is being made of them
+_SEARCHED = 10  # more by L-BFGS: a search's ends and gradients, its direction, and products in float64
 _PAIRS = 32  # rows, or columns, for which the compiled library has lists of what is not zero
 _INDEXED = 1 << 16
 
@@ -70,7 +71,8 @@ def estimate_memory(
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size)
     item, P = np.dtype(model.dtype).itemsize, Padded(model).size
     state = sum(isinstance(value, np.ndarray) for value in optimizer.init(model.theta).values())
-    parameters = item * P * (2 + state + _COPIES)
+    copies = _COPIES + (_SEARCHED if isinstance(optimizer, LBFGS) else 0)
+    parameters = item * P * (2 + state + copies)
     compiled = chosen.kind in ("dense", "sparse") and why_not(model, optimizer, rows, model.objective) is None
     work = _compiled if compiled else _numpy
     targets = 4 * rows.shape[0] if model.task == "classes" else item * rows.shape[0] * model.sizes[-1]

@@ -163,6 +163,7 @@ def ending_together(comm):
         "stopped": len(train(comm, callbacks=[at_epoch(4, lambda: comm.rank == 2)])[0]),
         "interrupted": interrupted(),
         "failed": attempt(lambda: train(comm, callbacks=[at_epoch(2, fail)])),
+        "lbfgs": digest(train(comm, optimizer=mx.LBFGS(), batch_size=None)[1]),
         "diverged": attempt(lambda: train(comm, optimizer=mx.SGD(lr=1e30))),
         "losses": (history.loss, history.val_loss, history.val_accuracy),
         "theta": digest(theta),
@@ -179,6 +180,7 @@ def test_all_ranks_end_at_the_same_update(tmp_path):
     assert results[0] == results[1] == results[2]
     assert results[0]["losses"] == (history.loss, history.val_loss, history.val_accuracy)
     assert results[0]["theta"] == digest(theta)
+    assert results[0]["lbfgs"] == digest(train(optimizer=mx.LBFGS(), batch_size=None)[1])
     assert results[0]["stopped"] == 4
     assert results[0]["interrupted"][0] == ("KeyboardInterrupt", "")
     assert results[0]["late"] == ("KeyboardInterrupt", "")
