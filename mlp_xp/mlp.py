@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -217,17 +217,21 @@ class MLP:
         If the device is short of memory, it works on fewer rows at a time. On the CPU the result has the same bits for
         any number of threads.
         """
+        rows = self.open(X)
+        result = np.empty((rows.shape[0], self.sizes[-1]), dtype=self.dtype)
+        self._by_rows(rows, result.__setitem__)
+        return result
+
+    def _by_rows(self, rows: Rows, use: Callable[[slice, np.ndarray[Any, Any]], object]) -> None:
+        """Call `use` with each block of rows and its A[L] (m, n_L) on the host, from several threads perhaps."""
         with self.device.active():
-            rows = self.open(X)
             params = self.layout.split(self.theta, self.device.xp)
-            result = np.empty((rows.shape[0], self.sizes[-1]), dtype=self.dtype)
 
             def compute(part: slice) -> None:
                 A = forward(self.network, self.kernels, params, self.device.asarray(rows.block(part.start, part.stop)))
-                result[part] = self.device.to_host(A[-1])
+                use(part, self.device.to_host(A[-1]))
 
-            self.device.by_rows(compute, len(result))
-        return result
+            self.device.by_rows(compute, rows.shape[0])
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Return probabilities (n, n_L): of the classes (rows add up to 1), or of each output being 1.
@@ -253,11 +257,16 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`."""
-        rows = self.open(X)
-        targets = self.targets(y, rows.shape[0]).y
-        A = self.outputs(rows)
-        losses, _ = self.objective.losses(GenericKernels(np, self.dtype), A, targets)
-        predicted = read_outputs(A, self.task)
+        rows, k = self.open(X), GenericKernels(np, self.dtype)
+        n = rows.shape[0]
+        targets, none = self.targets(y, n).y, read_outputs(np.empty((0, self.sizes[-1]), self.dtype), self.task)
+        losses, predicted = np.empty(n, self.dtype), np.empty((n, *none.shape[1:]), none.dtype)
+
+        def look_at(part: slice, A: np.ndarray[Any, Any]) -> None:
+            losses[part], _ = self.objective.losses(k, A, targets[part])
+            predicted[part] = read_outputs(A, self.task)
+
+        self._by_rows(rows, look_at)
         score = r_squared if self.task == "values" else accuracy
         return float(np.mean(losses, dtype=np.float64)), score(targets.reshape(predicted.shape), predicted)
 

@@ -77,6 +77,26 @@ def test_memory_is_estimated_within_a_fifth(case, tmp_path):
     assert 0.8 <= peak / estimate <= 1.2, (estimate, peak)
 
 
+EVALUATED = """
+import numpy as np
+import mlp_xp as mx
+
+X, y, model = np.ones((400_000, 4), np.float32), np.zeros(400_000, np.int32), mx.MLP([4, 50])
+model.evaluate(X[:5000], y[:5000])
+with Peak() as peak:
+    model.evaluate(X, y)
+print(peak.bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which tells anonymous memory")
+def test_an_evaluation_keeps_a_loss_and_a_class_of_each_row_not_all_outputs():
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_MEMORY + EVALUATED], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 20e6  # the outputs would be 80 MB
+
+
 def test_what_costs_memory_raises_the_estimate(cpu_engine):
     X = np.random.default_rng(0).integers(0, 256, (9000, 30), np.uint8)
     model, estimate = mx.MLP([30, 40, 3]), mx.estimate_memory
