@@ -31,7 +31,8 @@ def label_of(seconds: float) -> str:
     """
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 0.9995 or unit == "µs":
-            return f"{seconds * factor:#.3g}".rstrip(".") + f" {unit}"
+            number = seconds * factor
+            return (f"{number:#.3g}".rstrip(".") if number < 999.5 else f"{number:,.0f}") + f" {unit}"
     raise AssertionError("unreachable")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, estimators, fixed_costs, memory, out_of_core, profile, report, time_to_accuracy
+from bench import compare, estimators, fixed_costs, memory, out_of_core, profile, report, scaling, time_to_accuracy
 from bench import map as whole_map
 from bench.cases import CASES, case
 from bench.charts import label_of
@@ -553,3 +553,34 @@ def test_rows_in_files_train_to_the_same_parameters(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(out_of_core, "peak_megabytes", lambda *_: 1.0)
     assert out_of_core.main([*options, "--folder", str(tmp_path / "files")]) == 1
     assert "| shards WRONG |" in (tmp_path / "out-of-core-cpu.md").read_text()
+
+
+def test_cost_model_of_ranks() -> None:
+    full, batches = scaling.Work(60_000, (784, 196, 10)), scaling.Work(60_000, (784, 196, 10), 1024)
+    assert (full.parameters, full.updates, batches.updates) == (155_830, 1, 59)
+    assert full.flops == 60_000 * 2 * (784 * 196 * 2 + 196 * 10 * 3)
+    none, slow = scaling.Link(0, 1e30), scaling.Link(1e-3, 1e6)
+    for work in (full, batches):
+        assert scaling.epoch_seconds(work, 1, 8.0, slow, 4) == (8.0, 0.0)
+        assert scaling.epoch_seconds(work, 4, 8.0, none, 4)[0] == pytest.approx(2.0, rel=1e-6)
+        assert scaling.epoch_seconds(work, 4, 8.0, none, 2)[0] == pytest.approx(4.0, rel=1e-6)  # two cores
+        seconds, exchange = scaling.epoch_seconds(work, 2, 8.0, slow, 2)
+        assert seconds == pytest.approx(4.0 + exchange)
+        assert exchange > work.updates * 2e-3
+    assert scaling.epoch_seconds(full, 3, 16.0, none, 3)[0] == pytest.approx(6.0)  # 16 groups: 6, 5 and 5
+
+
+def test_predictions_of_the_docs_are_those_of_the_model() -> None:
+    page = Path(__file__).parents[1] / "docs" / "scaling.md"
+    assert scaling.predictions() in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.needs("mpi")
+def test_ranks_are_measured_and_compared(tmp_path: Path, capsys) -> None:
+    assert scaling.main(["--ranks", "2", "--rounds", "1", "--rows", "600", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert [(row["case"], row["ranks"]) for row in rows] == [
+        (name, ranks) for name in scaling.CASES for ranks in (1, 2)
+    ]
+    assert all(row["seconds"] > 0 and row["predicted"] > 0 for row in rows)
+    assert (tmp_path / "scaling.md").read_text().count("| full batch |") == 2
