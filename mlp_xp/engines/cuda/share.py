@@ -69,7 +69,10 @@ class Share:
 def share_of(setup: Setup) -> Share | None:
     """Return this rank's share; None if there is no other rank, or if a batch has fewer rows than there are ranks."""
     size = 1 if setup.ranks is None else setup.ranks.size
-    return Share(setup) if 1 < size <= (setup.batch_size or setup.rows.shape[0]) else None
+    if not 1 < size <= (setup.batch_size or setup.rows.shape[0]):
+        return None
+    with setup.model.device.active():
+        return Share(setup)
 
 
 def _part(setup: Setup, part: range) -> Setup:

@@ -111,7 +111,11 @@ def _names(major: int) -> list[str]:
 
     The first has everything, as CuPy's extension asks for the symbols of cuBLAS by its version. The others lead there.
     """
-    return [*(f"lib{name}.so.{major}" for name in ("cublas", "cublasLt", "cudart", "nvrtc")), "libcuda.so.1", "libnccl.so.2"]
+    return [
+        *(f"lib{name}.so.{major}" for name in ("cublas", "cublasLt", "cudart", "nvrtc")),
+        "libcuda.so.1",
+        "libnccl.so.2",
+    ]
 
 
 # Building.
@@ -165,8 +169,9 @@ def _absent(places: Places) -> str:
     """
     texts = ['#include "emulator.h"\nAPI int emulated_missing(const char*);\n']
     for part, status in (("cublas", 15), ("nccl", 3)):
-        extension = next((places.extensions / "cuda/libs").glob(f"{part}.*.so")).read_bytes()
-        wanted = {match.decode() for match in re.findall(rb"\0(%b[A-Z]\w+)(?=\0)" % part.encode(), extension)}
+        extensions = (path.read_bytes() for path in (places.extensions / "cuda/libs").glob(f"{part}.*.so"))
+        name = re.compile(rb"\0(%b[A-Z]\w+)(?=\0)" % part.encode())
+        wanted = {match.decode() for extension in extensions for match in name.findall(extension)}
         own = set(re.findall(rf"({part}\w+)\(", (HERE / f"{part}.cpp").read_text()))
         report = 'API int {0}() {{ emulated_missing("{0}"); return {1}; }}\n'
         texts += [report.format(name, status) for name in sorted(wanted - own)]
