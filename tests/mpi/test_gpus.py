@@ -16,7 +16,7 @@ import pytest
 import mlp_xp as mx
 from mlp_xp.devices import CupyDevice, get_device
 from mlp_xp.engines import Ranks
-from mlp_xp.engines.cuda import memory, share
+from mlp_xp.engines.cuda import engine, memory, share
 from mlp_xp.kernels.cuda import nccl
 from mlp_xp.runs.folder import RunFolder
 
@@ -76,11 +76,20 @@ def trainings(comm):
     for size in (None, 50):
         with mock.patch.object(CupyDevice, "shard_rows", 30):
             found["shards", size] = trained(comm, X, y, batch_size=size)
-        with mock.patch.object(memory, "_attempts", lambda *_: [(True, 30)]):
+        with mock.patch.object(memory, "_attempts", return_value=[(True, 30)]):
             found["streamed", size] = trained(comm, X, y, batch_size=size)
             found["read", size] = trained(comm, Source(wide), y, batch_size=size)
         found["float64", size] = trained(comm, wide.astype("d"), y, dtype="float64", batch_size=size)
         found["weights", size] = trained(comm, X, y, batch_size=size, weights=np.linspace(0.1, 2, N))
+    with mock.patch.object(engine, "_MOST_STEPS", 3):
+        settings = {"batch_size": 16, "optimizer": OPTIMIZERS["adam"]}
+        pauses = iter([False] * 5 + [comm is None or comm.rank == 1])
+        model = mx.MLP(SIZES, "tanh", seed=1, device=get_device("cuda").of_process(comm.rank if comm else 0))
+        states = mx.epochs(model, X, y, comm=comm, epochs=3, pause=lambda: next(pauses), **settings)
+        snapshot = next(state for state in states if not state.whole).snapshot()
+        states.close()
+        assert (snapshot.epoch, snapshot.update) == (1, 6)
+        found["resumed", 16] = trained(comm, X, y, start=snapshot, **settings)
     found["one row", None] = trained(comm, X[:1], y[:1])
     return found
 
@@ -103,13 +112,16 @@ def compare(ranks, function):
 def test_gpus_train_what_one_would():
     found = compare(2, trainings)
     assert [name for name, (*_, shared, _) in found.items() if not shared] == [("one row", None)]
+    theta, losses, *_ = found["adam", 16]
+    assert found["resumed", 16][0].tobytes() == theta.tobytes()
+    assert found["resumed", 16][1] == losses[1:]
 
 
 # ------------------------------------------------------------------------------------- who adds up, and who reads what
 
 
 def told(comm, gpus=9):
-    """Return what a short training trains, what the log says of the way that gradients take, and how many graphs ran."""
+    """Return what short trainings train, what the log says of the way of gradients, and how many graphs ran."""
     from tests.cuda import emulated
 
     records, handler = [], logging.Handler()
@@ -137,7 +149,7 @@ def in_every_way(comm):
     lacking = "it is not installed" if comm.rank == 1 else ""
     with mock.patch.object(share, "Nccl", made), emulated.settings(devices=3):  # before CuPy counts them
         few, enough = told(comm, 2), told(comm)
-        with mock.patch.object(share, "why_no_nccl", lambda: lacking):
+        with mock.patch.object(share, "why_no_nccl", return_value=lacking):
             without = told(comm)
     return few, enough, without, made.call_count
 
