@@ -130,10 +130,10 @@ def told(comm, gpus=9):
     log.addHandler(handler)
     before = emulated.counts()
     try:
-        X, y = draw()
+        X, y = (data[:197] for data in draw())  # the last batch of 7 has no row for some ranks
         found = {
             size: trained(comm, X, y, gpus=gpus, optimizer=OPTIMIZERS["adam"], batch_size=size, weights=weights)
-            for size, weights in ((None, None), (16, None), (50, np.linspace(0.1, 2, N)))
+            for size, weights in ((None, None), (8, None), (7, np.linspace(0.1, 2, 197)))
         }
     finally:
         log.removeHandler(handler)

@@ -68,8 +68,8 @@ class CudaEngine:
     def _make_room(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
         model, xp, share = self.model, self._xp, self._share
         sizes = [self._own[size] for size in self._sizes]
-        rows = min(max(sizes), shard_rows)
-        k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-max(sizes) // rows), rows)
+        rows = min(sizes[0], shard_rows)
+        k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-sizes[0] // rows), rows)
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
         if streamed:
             self.plan = Plan(

@@ -121,7 +121,7 @@ class MiniBatch:
             X = _take(rows, np.arange(rows.shape[0]), columns[: _width(extents, rows.shape[1])], device)
         self._X, self._y = _on_boundary(X), device.asarray(y)
         self._order = kernels.xp.zeros(sum(sizes), dtype=kernels.xp.int32)
-        self._room = Room(kernels, X.shape[1], y, min(max(sizes), shard_rows))
+        self._room = Room(kernels, X.shape[1], y, min(sizes[0], shard_rows))
 
     def begin(self, order: np.ndarray[Any, Any] | None, updates: int) -> None:
         """Begin an epoch with this order of the rows (n,); what `step` says of the updates is true."""

@@ -44,13 +44,22 @@ class Share:
 
     def __init__(self, setup: Setup) -> None:
         assert setup.ranks is not None
-        self.rows, self._device = setup.ranks.share, setup.model.device
-        self.any = setup.ranks.any
-        self.setup = setup if setup.batch_size else _part(setup, setup.ranks.share(setup.rows.shape[0]))
+        self._ranks, self._device = setup.ranks, setup.model.device
+        self.setup = setup if setup.batch_size else _part(setup, self.rows(setup.rows.shape[0]))
         size = setup.model.layout.size + 1  # the loss comes last
         nccl = _nccl(setup.ranks, self._device)
         self.captures = nccl is not None
         self._add_up = _through_host(setup, size) if nccl is None else nccl.add_up
+
+    def rows(self, count: int) -> range:
+        """Return which of `count` rows are this rank's: neighbors, and of fewer rows no more."""
+        each, more = divmod(count, self._ranks.size)
+        first = each * self._ranks.rank + min(more, self._ranks.rank)
+        return range(first, first + each + (self._ranks.rank < more))
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        return self._ranks.any(flag)
 
     def order(self, order: _Vector, batch_size: int) -> _Vector:
         """Return the part of an order of all rows (n,) that this rank takes, batch after batch."""

@@ -39,7 +39,7 @@ class Streamed:
         self._copies = kernels.xp.cuda.Stream(non_blocking=True)
         n, d = self._rows.shape
         self._most = min(shard_rows, n)
-        self._room = Room(kernels, d, self._y, min(max(sizes), shard_rows))
+        self._room = Room(kernels, d, self._y, min(sizes[0], shard_rows))
         self._places = [_Place(kernels.xp, self._rows, self._y, self._most) for _ in range(2)]
         self._flow: Iterator[Shard] = iter(())
 

@@ -31,8 +31,7 @@ class WeightedEngine(HostEngine):
 
     def _grad_sum(self, theta: Array, shards: Sequence[Shard]) -> GradSum:
         xp = self.device.xp
-        own = [part for part in map(self._part, shards) if part.rows]
-        loss, _, gradient = self._add_up(self.layout.split(theta, xp), own)
+        loss, _, gradient = self._add_up(self.layout.split(theta, xp), list(map(self._part, shards)))
         total = xp.concat([gradient, xp.reshape(xp.asarray(loss, dtype=gradient.dtype), (1,))])
         self._share.add_up(total)
         return GradSum(total[-1], sum(shard.rows for shard in shards), total[:-1])
