@@ -6,7 +6,9 @@ import itertools
 import json
 import logging
 import os
+import re
 import subprocess
+import sys
 import warnings
 from unittest import mock
 
@@ -244,6 +246,18 @@ def test_estimators_may_each_have_a_gpu():
     assert first == second
     np.testing.assert_allclose(first, want, rtol=1e-9)
     assert places + others == ["cuda:0", "cuda:1"]
+
+
+def test_cupy_says_why_there_is_no_nccl(monkeypatch):
+    import cupy
+
+    nccl.why_no_nccl.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)  # to be put back
+    monkeypatch.setattr(cupy.cuda, "nccl", None, raising=False)
+    monkeypatch.setattr(cupy._environment, "_preload_library", mock.Mock(side_effect=ImportError("it is gone")))
+    del sys.modules["cupy.cuda.nccl"], cupy.cuda.nccl
+    assert re.search(r"\(it is gone\).* pip install .*nvidia-nccl-cu1\d", nccl.why_no_nccl())
+    nccl.why_no_nccl.cache_clear()
 
 
 @pytest.mark.parametrize(

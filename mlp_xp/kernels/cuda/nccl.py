@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
 from ...devices import Array
@@ -10,6 +11,7 @@ from ...devices import Array
 __all__ = ["Nccl", "new_id", "why_no_nccl"]
 
 
+@cache
 def why_no_nccl() -> str:
     """Return why CuPy has no NCCL, in words, or nothing if it has."""
     with warnings.catch_warnings(record=True) as told:
