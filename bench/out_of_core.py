@@ -29,6 +29,7 @@ import mlp_xp as mx
 from .charts import markdown
 from .compare import RESULTS
 from .machine import describe, limit_threads
+from .rows import MOST_WOBBLE, wobble
 
 __all__ = ["Found", "main", "rows_of", "table", "write"]
 
@@ -189,7 +190,9 @@ def table(found: Sequence[Found]) -> str:
     def speed(name: str, one: Found) -> str:
         return f"{statistics.median(a / b for a, b in zip(getattr(memory, name), getattr(one, name), strict=True)):.0%}"
 
-    return markdown(
+    busy = wobble(memory.seconds) > MOST_WOBBLE
+    note = "\nThe machine was not ours alone: only the CPU time means something.\n" if busy else ""
+    text = markdown(
         ["source", "rows", "s per million rows", "CPU s", "speed", "by CPU time", "peak MB"],
         [
             [
@@ -204,6 +207,7 @@ def table(found: Sequence[Found]) -> str:
             for one in found
         ],
     )
+    return text + note
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

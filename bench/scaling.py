@@ -66,6 +66,8 @@ class Work:
         Units of the layers.
     batch_size : int or None
         Rows of an update; None for all.
+    kept : int
+        Vectors as long as the parameters that are gathered after an epoch: the gradient, and the optimizer's.
     itemsize : int
         Bytes of a number.
     """
@@ -73,6 +75,7 @@ class Work:
     rows: int
     sizes: tuple[int, ...]
     batch_size: int | None = None
+    kept: int = 1
     itemsize: int = 4
 
     @property
@@ -122,6 +125,7 @@ def epoch_seconds(work: Work, ranks: int, alone: float, link: Link, cores: int) 
     busiest = -(-max(parts, ranks) // ranks) / max(parts, ranks)  # the share of the rank that has most
     computing = alone * max(busiest, 1 / min(ranks, cores))
     exchange = work.updates * sum(map(link.seconds, work.bytes_in(ranks)))
+    exchange += link.seconds((1 - 1 / ranks) * work.itemsize * work.parameters * work.kept)
     return computing + exchange, exchange
 
 
@@ -129,8 +133,8 @@ MNIST = 60_000
 CASES = {
     "full batch": Work(MNIST, (784, 196, 10)),
     "full batch, wide": Work(20_000, (784, 1024, 1024, 10)),
-    "batches of 128": Work(MNIST, (784, 196, 10), 128),
-    "batches of 1024": Work(MNIST, (784, 196, 10), 1024),
+    "batches of 256": Work(MNIST, (784, 196, 10), 256, kept=3),
+    "batches of 1024": Work(MNIST, (784, 196, 10), 1024, kept=3),
 }
 """What is measured here."""
 

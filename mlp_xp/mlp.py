@@ -14,9 +14,10 @@ from .convert.tensors import read_model, write_model
 from .convert.torch import Layers, make_sequential, read_sequential
 from .devices import Array, Device, check_precision, get_device
 from .files.tensors import CheckpointError
+from .inference import Inference
 from .kernels import GenericKernels, kernels_for
 from .kernels.functions import softmax
-from .metrics import accuracy, r_squared, read_outputs
+from .metrics import read_outputs
 from .model import Network, check_activations, forward, grad_sum
 from .objective import OUTPUTS, Objective, Targets, check_output
 from .params import Forward, Gradient, Layout, Parameters, check_like, check_vector, fitting_init, initial_theta
@@ -223,18 +224,10 @@ class MLP:
         If the device is short of memory, it works on fewer rows at a time. On the CPU the result has the same bits for
         any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
         """
-        with self.device.active():
-            rows, params = self.open(X), self._parameters
-            result = np.empty((rows.shape[0], self.sizes[-1]), dtype=self.dtype)
+        return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
 
-            def compute(part: slice) -> None:
-                A = forward(self.network, self.kernels, params, self.device.asarray(rows.block(part.start, part.stop)))
-                result[part] = self.device.to_host(A[-1])
-
-            edges = self.device.by_rows(compute, len(result), range if ranks is None else ranks.share)
-            if ranks is not None:
-                ranks.fill(result, edges)
-        return result
+    def _inference(self) -> Inference:
+        return Inference(self.network, self.objective, self._parameters, self.kernels, self.device, self.dtype)
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Return probabilities (n, n_L): of the classes (rows add up to 1), or of each output being 1.
@@ -261,12 +254,7 @@ class MLP:
     def evaluate(self, X: Any, y: Any, ranks: Any = None) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`; `ranks` as for `outputs`."""
         rows = self.open(X)
-        targets = self.targets(y, rows.shape[0]).y
-        A = self.outputs(rows, ranks)
-        losses, _ = self.objective.losses(GenericKernels(np, self.dtype), A, targets)
-        predicted = read_outputs(A, self.task)
-        score = r_squared if self.task == "values" else accuracy
-        return float(np.mean(losses, dtype=np.float64)), score(targets.reshape(predicted.shape), predicted)
+        return self._inference().evaluate(rows, self.targets(y, rows.shape[0]).y, self.sizes[-1], ranks)
 
     @property
     def config(self) -> dict[str, Any]:

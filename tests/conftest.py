@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from unittest import mock
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 
 import mlp_xp as mx
 from mlp_xp.engines import compiled
+
+from .libraries import Later
+
+zarr = Later("zarr")
 
 
 @pytest.fixture
@@ -43,6 +48,13 @@ def cpu_engine(request):
     if request.param == "NumPy":
         request.getfixturevalue("numpy_engine")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def zarr_threads(tmp_path_factory):
+    """Let Zarr start its threads, which stay: one for the loop, and one that works."""
+    with suppress(ImportError), zarr.config.set({"threading.max_workers": 1}):
+        zarr.save_array(str(tmp_path_factory.mktemp("zarr") / "X.zarr"), np.zeros(3))
 
 
 @pytest.fixture

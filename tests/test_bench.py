@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, estimators, fixed_costs, memory, profile, report, time_to_accuracy
+from bench import compare, estimators, fixed_costs, memory, out_of_core, profile, report, time_to_accuracy
 from bench import map as whole_map
 from bench.cases import CASES, case
 from bench.charts import label_of
@@ -536,3 +536,20 @@ def test_estimators_are_compared_on_the_same_results(monkeypatch, capsys) -> Non
     assert table.count("| iris") == 2
     monkeypatch.setattr(estimators, "_AGREE", -1.0)
     assert estimators.main(["--only", "iris, one epoch", "--rounds", "1"]) == 1
+
+
+@pytest.mark.needs("zarr")
+@pytest.mark.usefixtures("zarr_threads")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which tells anonymous memory")
+def test_rows_in_files_train_to_the_same_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_core, "SHARD", 5000)
+    options = ["--rows", "12000", "--rounds", "1", "--out", str(tmp_path)]
+    assert out_of_core.main([*options, "--folder", str(tmp_path / "files")]) == 0
+    first, *others = json.loads((tmp_path / "out-of-core-cpu.json").read_text())["sources"]
+    assert (first["source"], first["peak_mb"]) == ("memory", None)
+    assert [one["source"] for one in others] == ["map", "shards", "zarr"]
+    assert all(one["right"] and one["rows"] == 12_000 and 1 < one["peak_mb"] < 250 for one in others)
+    np.save(tmp_path / "files" / "shards" / "X-000.npy", np.zeros((5000, 784), np.uint8))
+    monkeypatch.setattr(out_of_core, "peak_megabytes", lambda *_: 1.0)
+    assert out_of_core.main([*options, "--folder", str(tmp_path / "files")]) == 1
+    assert "| shards WRONG |" in (tmp_path / "out-of-core-cpu.md").read_text()

@@ -25,13 +25,6 @@ KINDS = [pytest.param(kind, marks=pytest.mark.needs({"h5": "h5py"}.get(kind, kin
 pytestmark = pytest.mark.usefixtures("zarr_threads")
 
 
-@pytest.fixture(scope="module")
-def zarr_threads(tmp_path_factory):
-    """Let Zarr start its threads, which stay: one for the loop, and one that works."""
-    with suppress(ImportError), zarr.config.set({"threading.max_workers": 1}):
-        zarr.save_array(str(tmp_path_factory.mktemp("zarr") / "X.zarr"), np.zeros(3))
-
-
 def save(path, zarr_format=3, chunks=30, **arrays):
     """Write arrays in chunks of so many rows."""
     if path.suffix == ".zarr":

@@ -25,7 +25,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"kernels", "params"},
     {"model", "metrics"},
     {"optim"},
-    {"objective", "rows", "mlp", "snapshot", "convert"},
+    {"objective", "rows", "mlp", "inference", "snapshot", "convert"},
     {"engines"},
     {"loop"},
     {"callbacks"},

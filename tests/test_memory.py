@@ -14,10 +14,12 @@ from mlp_xp import train
 from .measuring import PEAK_OF_MEMORY
 
 TRAINED = """
+import os
 import sys
 import numpy as np
 import mlp_xp as mx
 
+os.chdir(sys.argv[2])
 kind, n, sizes, dtype, settings = eval(sys.argv[1])
 rng = np.random.default_rng(0)
 X = (rng.integers(0, 256, (n, sizes[0]), dtype=np.uint8) * (rng.integers(0, 4, (n, sizes[0]), dtype=np.uint8) == 0))
@@ -28,7 +30,16 @@ class Source:
     def __getitem__(self, rows):
         return X[rows].copy()
 
-data = X if kind == "array" else Source()
+if kind in ("map", "shards"):
+    parts = [X] if kind == "map" else np.array_split(X, 7)
+    for i, part in enumerate(parts):
+        np.save(f"X-{i}.npy", part)
+data = {
+    "array": lambda: X,
+    "source": Source,
+    "map": lambda: np.load("X-0.npy", mmap_mode="r"),
+    "shards": lambda: mx.datasets.Shards([f"X-{i}.npy" for i in range(7)]),
+}[kind]()
 mx.fit(mx.MLP([sizes[0], 10]), X[:2000], y[:2000], epochs=1)
 with Peak() as peak:
     model = mx.MLP(sizes)
@@ -44,20 +55,46 @@ CASES = {
     ),
     "a file, full batch": ("source", 40_000, [784, 196, 10], "float32", "{'plan': 'dense', 'optimizer': mx.SGD(1e-6)}"),
     "a file": ("source", 40_000, [784, 196, 10], "uint8", "{'batch_size': 512, 'optimizer': mx.SGD(1e-3)}"),
+    "a map": ("map", 60_000, [784, 196, 10], "uint8", "{}"),
+    "shards, full batch": (
+        "shards", 40_000, [784, 196, 10], "float32", "{'plan': 'dense', 'optimizer': mx.SGD(1e-6)}"
+    ),
+    "shards": ("shards", 40_000, [784, 196, 10], "uint8", "{'batch_size': 512, 'optimizer': mx.SGD(1e-3)}"),
 }  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which tells anonymous memory")
 @pytest.mark.needs("compiled")
 @pytest.mark.parametrize("case", CASES)
-def test_memory_is_estimated_within_a_fifth(case):
+def test_memory_is_estimated_within_a_fifth(case, tmp_path):
     kind, n, sizes, dtype, settings = CASES[case]
     argument = f"{kind!r}, {n}, {sizes}, {dtype!r}, {settings}"
     done = subprocess.run(
-        [sys.executable, "-c", PEAK_OF_MEMORY + TRAINED, argument], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", PEAK_OF_MEMORY + TRAINED, argument, tmp_path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     estimate, peak = map(int, done.stdout.split())
     assert 0.8 <= peak / estimate <= 1.2, (estimate, peak)
+
+
+EVALUATED = """
+import numpy as np
+import mlp_xp as mx
+
+X, y, model = np.ones((400_000, 4), np.float32), np.zeros(400_000, np.int32), mx.MLP([4, 50])
+model.evaluate(X[:5000], y[:5000])
+with Peak() as peak:
+    model.evaluate(X, y)
+print(peak.bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which tells anonymous memory")
+def test_an_evaluation_keeps_a_loss_and_a_class_of_each_row_not_all_outputs():
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_MEMORY + EVALUATED], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 20e6  # the outputs would be 80 MB
 
 
 def test_what_costs_memory_raises_the_estimate(cpu_engine):

@@ -278,3 +278,28 @@ def test_the_command_trains_on_shards_and_does_not_resume_with_others(tmp_path, 
     write(tmp_path / "data", "X", X, (200, 201, 450))
     assert train.main(["--resume", str(tmp_path / "run"), "--epochs", "4", "--quiet"]) == 2
     assert "data" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("mapped")
+def test_pictures_read_some_of_the_test_data_and_no_array_of_all(tmp_path, monkeypatch):
+    run = pytest.importorskip("mlp_xp.plots.run", exc_type=ImportError)  # matplotlib may be missing
+    rng = np.random.default_rng(0)
+    write(tmp_path, "X", rng.integers(0, 256, (600, 8, 8), dtype=np.uint8), [100, 250])
+    np.save(tmp_path / "y.npy", rng.integers(0, 3, 600))
+    read, fill = [], Shards.__getitem__
+
+    def note(self, rows):
+        read.append(len(range(*rows.indices(600))))
+        return fill(self, rows)
+
+    monkeypatch.setattr("mlp_xp.plots.run.MOST_READ", 20)
+    train_set, test_set = mx.datasets.load(tmp_path)
+    model = mx.MLP([64, 5, 3], seed=0)
+    history = mx.fit(model, *train_set, epochs=1)
+    monkeypatch.setattr(Shards, "__getitem__", note)
+    monkeypatch.setattr(type(model.device), "shard_rows", 64)
+    run.save_run_plots(tmp_path / "plots", model, history, test_set)
+    assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
+        "confusion_matrix", "first_layer_weights", "learning_curves", "most_confidently_wrong", "samples",
+    ]  # fmt: skip
+    assert max(read) <= 64

@@ -197,13 +197,6 @@ def test_hdf5(tmp_path, chunks):
         assert_array_equal(trained(file["X"], y, batch_size=100), trained_in_order(X, y, 100))
 
 
-@pytest.fixture(scope="module")
-def zarr_threads(tmp_path_factory):
-    """Let Zarr start its threads, which stay: one for the loop, and one that works."""
-    with zarr.config.set({"threading.max_workers": 1}):
-        zarr.save_array(str(tmp_path_factory.mktemp("zarr") / "X.zarr"), np.zeros(3))
-
-
 @pytest.mark.needs("zarr")
 @pytest.mark.usefixtures("zarr_threads")
 def test_zarr(tmp_path):

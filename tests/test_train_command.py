@@ -164,10 +164,11 @@ def test_every_preset_passes_a_dry_run_and_writes_nothing(preset, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", preset, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    *model, plan, memory, samples, folder = printed.splitlines()
+    *model, plan, memory, pace, samples, folder = printed.splitlines()
     assert re.fullmatch(r"MLP\(\[.*\): [\d,]+ parameters", " ".join(model))
     assert re.fullmatch(r"plan \w+: .*", plan)
     assert re.fullmatch(r"about \d+ MB of memory, beside the data and what the import takes", memory)
+    assert re.fullmatch(r"about .* an epoch, .* in all, by a trial on [\d,]+ samples", pace)
     assert re.fullmatch(r"[\d,]+ training and [\d,]+ test samples", samples)
     assert re.fullmatch(rf"would write runs/\d+-\d+-{preset}", folder)
     assert not list(tmp_path.iterdir())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..runs.agreement import Agreement
+from ..runs.signals import Interrupted
 from .errors import complain, exit_code
 
 __all__ = ["OPTION", "run_on_ranks"]
@@ -25,7 +27,12 @@ def run_on_ranks(name: str, arguments: Sequence[str], command: Callable[[Agreeme
 
     def run() -> None:
         with Agreement(comm) as ranks:
-            command(ranks)
+            try:
+                command(ranks)
+            except Interrupted as error:
+                if ranks.size > 1:  # the signal that one rank got may be on its way to this one
+                    signal.signal(error.signal, signal.SIG_IGN)
+                raise
 
     return exit_code(name, run, silent=comm is not None and comm.rank > 0)
 

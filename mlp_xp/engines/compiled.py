@@ -36,7 +36,7 @@ SHARD = 512  # rows
 _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
-_WORTH_SENDING = 1e6  # rows times parameters of an update: with less, each rank does all of it itself
+_WORTH_SENDING = 3e7  # rows times parameters of an update: with less, messages take longer than each rank to do all
 MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
 
 _Vector = np.ndarray[Any, Any]

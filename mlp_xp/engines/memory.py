@@ -107,7 +107,7 @@ def _compiled(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, thread
     masks = 0
     if isinstance(rows, CsrRows):
         masks = mask_bytes(n, d) + n * (4 * words + 24)
-    elif sparse and mask_bytes(n, d) <= MARKED:
+    elif sparse and mask_bytes(n, d) <= MARKED and not come_in_blocks(rows):
         masks = mask_bytes(n, d)
     elif sparse:  # of the rows at hand
         frame += capacity * words * 8

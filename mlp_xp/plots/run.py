@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..datasets.maps import Span
 from ..files.atomic import replace_file
 from ..mlp import MLP
 from ..objective import OUTPUTS
@@ -24,6 +25,7 @@ from .values import predicted_against_true
 
 __all__ = ["save_predictions", "save_run_plots"]
 
+MOST_READ = 10_000  # rows of samples in files, from which pictures are chosen
 SMALLEST_SIDE = 8  # a row of fewer than 8x8 numbers is a table whose width happens to be a square
 
 
@@ -62,7 +64,9 @@ def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, tes
     if images:
         write("first_layer_weights", (5.5, 6.2), weight_images, model.weights[0], (side, side))
 
-    X, y = np.asarray(test[0]), np.asarray(test[1])
+    X, y = test[0], np.asarray(test[1])
+    X = X if isinstance(X, Span) else np.asarray(X)
+    seen = np.asarray(X[:MOST_READ]) if isinstance(X, Span) else X
     if output.task == "values":
         write("predicted_against_true", (5.4, 5.0), predicted_against_true, y, model.predict(X))
     elif output.task == "classes" or k == 1:
@@ -70,12 +74,13 @@ def save_run_plots(folder: str | os.PathLike[str], model: MLP, history: Any, tes
         names = range(max(k, 2))
         write("confusion_matrix", matrix_size(len(names)), confusion_matrix, y, model.predict(X), names)
         if d == 2 and len(names) <= len(PALETTE):
-            seen = X / 255 if X.dtype == np.uint8 else X  # as the model sees them, for the plane between them
-            write("decision_regions", (6.4, 5.0), decision_regions, model, seen, y)
+            scaled = seen / 255 if X.dtype == np.uint8 else seen  # as the model sees them, for the plane between them
+            write("decision_regions", (6.4, 5.0), decision_regions, model, scaled, y[: len(seen)])
         if images:
-            write("samples", (6.6, 6.6), sample_grid, X, y)
+            write("samples", (6.6, 6.6), sample_grid, seen, y[: len(seen)])
         if images and output.probability:
-            write("most_confidently_wrong", (6.8, 7.0), most_confidently_wrong, X, y, model.predict_proba(X))
+            P = model.predict_proba(seen)
+            write("most_confidently_wrong", (6.8, 7.0), most_confidently_wrong, seen, y[: len(seen)], P)
 
 
 def save_predictions(path: str | os.PathLike[str], X: Any, names: Any, P: Any, truth: Any) -> None:

@@ -152,9 +152,10 @@ class Checkpoint:
 
     def after(self, state: Any, final: bool) -> None:
         """Save the state handed out by the loop, if it is time to; stop the training if a signal asked for it."""
-        signal = self._ranks.most(self._signals.received or 0)
         epoch_due = self.epochs is not None and state.whole and state.epoch % self.epochs == 0
-        if final or epoch_due or signal or self._ranks.any(monotonic() >= self._next):
+        due = self._ranks.any(final or epoch_due or self.is_due())
+        signal = self._ranks.most(self._signals.received or 0)  # after the question, or one that came now was not saved
+        if due or signal:
             began, snapshot = monotonic(), state.snapshot()
             self._ranks.first(lambda: self.folder.save(self._record(snapshot)))
             self._took.append(monotonic() - began)

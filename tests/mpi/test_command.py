@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -16,6 +17,7 @@ from mlp_xp import train
 from mlp_xp.runs.folder import RunFolder
 from mlp_xp.runs.record import read
 from tests.mpi.launch import MPIEXEC, ROOT
+from tests.mpi.test_runs import ranks_of
 
 pytestmark = pytest.mark.needs("mpi")
 
@@ -131,6 +133,18 @@ def test_a_run_that_was_preempted_goes_on_to_the_same_bits(number, table, tmp_pa
     assert train.main([*map(str, options), "--quiet", "--out", str(tmp_path / "whole")]) == 0
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole")]
     assert models[0] == models[1]
+
+
+def test_a_signal_may_reach_each_rank_at_another_time(tmp_path):
+    launched = start(tmp_path, "--data", "moons", "--epochs", "100000", "--report-every", "1", "--out", "run", ranks=2)
+    while not launched.stdout.readline().strip().startswith("5 "):
+        assert launched.poll() is None
+    for rank in ranks_of(launched):
+        os.kill(rank, signal.SIGTERM)
+        time.sleep(0.05)  # for the first one it is over by then
+    _, err = launched.communicate(timeout=60)
+    assert launched.returncode == 143
+    assert (err.count("stopped by SIGTERM"), err.count("\n")) == (1, 1), err
 
 
 def test_other_data_than_it_was_started_with_are_refused(tmp_path, rng):

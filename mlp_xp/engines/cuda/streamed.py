@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, cycle
 from typing import Any
 
@@ -42,9 +42,15 @@ class Streamed:
         self._room = Room(kernels, d, self._y, min(sizes[0], shard_rows))
         self._places = [_Place(kernels.xp, self._rows, self._y, self._most) for _ in range(2)]
         self._flow: Iterator[Shard] = iter(())
+        self._following: _Following | None = None
 
     def begin(self, order: np.ndarray[Any, Any] | None, updates: int) -> None:
         """Begin an epoch with this order of the rows (n,), None for that of the data, after so many updates."""
+        rows, first = self._rows, sum(self._sizes[:updates])
+        if come_in_blocks(rows):
+            self._following = _Following(
+                rows.in_blocks(first, BLOCK) if order is None else rows.in_order(order, first, 1)
+            )
         self._flow = self._all(order, updates)
 
     def shards(self, rows: int) -> Iterator[Shard]:
@@ -54,7 +60,7 @@ class Streamed:
 
     def end(self) -> None:
         """Forget the epoch: its iterator knows this object, which would keep the memory until a garbage collection."""
-        self._flow = iter(())
+        self._flow, self._following = iter(()), None
 
     def samples(self) -> Iterator[Shard]:
         """Yield a shard of each size, with whatever is in it."""
@@ -63,8 +69,7 @@ class Streamed:
     def _all(self, order: np.ndarray[Any, Any] | None, updates: int) -> Iterator[Shard]:
         """Yield the shards of an epoch after so many updates; the next chunk sets out before one is worked on."""
         pairs = zip(cycle(self._places), self._chunks(updates), strict=False)
-        read = self._reader(order, updates)
-        loaded = (self._load(place, first, chunk, order, read) for place, (first, chunk) in pairs)
+        loaded = (self._load(place, first, chunk, order) for place, (first, chunk) in pairs)
         coming = next(loaded, None)
         while coming is not None:
             (place, chunk), coming = coming, next(loaded, None)
@@ -86,34 +91,24 @@ class Streamed:
             chunk.append(size)
         yield first, chunk
 
-    def _reader(self, order: np.ndarray[Any, Any] | None, updates: int) -> Callable[[np.ndarray[Any, Any], int], None]:
-        """Return a function that fills an array with the rows of the epoch from some row on, one after another."""
-        rows = self._rows
-        if come_in_blocks(rows):
-            first = sum(self._sizes[:updates])
-            return _Following(rows.in_blocks(first, BLOCK) if order is None else rows.in_order(order, first, 1))
-        if order is None:
-            return lambda out, first: np.copyto(out, rows.block(first, first + len(out)))
-        return lambda out, first: rows.take(order[first : first + len(out)], out=out)
-
     def _load(
-        self,
-        place: _Place,
-        first: int,
-        chunk: list[int],
-        order: np.ndarray[Any, Any] | None,
-        read: Callable[[np.ndarray[Any, Any], int], None],
+        self, place: _Place, first: int, chunk: list[int], order: np.ndarray[Any, Any] | None
     ) -> tuple[_Place, list[int]]:
         """Have a chunk copied to a place on the device, when what is there has been worked on."""
         rows = sum(chunk)
         if place.copied is not None:
             place.copied.synchronize()
-        read(place.pinned_X[:rows], first)
+        if self._following is not None:
+            self._following.fill(place.pinned_X[:rows])
+        elif order is None:
+            place.pinned_X[:rows] = self._rows.block(first, first + rows)
+        else:
+            self._rows.take(order[first : first + rows], out=place.pinned_X[:rows])
         if order is None:
             place.pinned_y[:rows] = self._y[first : first + rows]
         else:
-            index = order[first : first + rows]
-            self._y.take(index, axis=0, out=place.pinned_y[:rows], mode="clip")  # mode="raise" would copy
+            # mode="raise" would copy
+            self._y.take(order[first : first + rows], axis=0, out=place.pinned_y[:rows], mode="clip")
         worked_on = self._kernels.xp.cuda.get_current_stream().record()
         with self._copies:
             self._copies.wait_event(worked_on)
@@ -129,7 +124,7 @@ class _Following:
     def __init__(self, blocks: Iterator[np.ndarray[Any, Any]]) -> None:
         self._blocks, self._left = blocks, np.empty((0, 0))
 
-    def __call__(self, out: np.ndarray[Any, Any], first: int) -> None:
+    def fill(self, out: np.ndarray[Any, Any]) -> None:
         """Fill an array with the rows that are next."""
         while len(out):
             if not len(self._left):
