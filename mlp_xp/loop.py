@@ -175,7 +175,7 @@ def epochs(
         ``order(epoch)`` is the order of the rows, an array (n,) of the host, in an epoch of mini-batches.
     comm : mpi4py.MPI.Comm, optional
         Share the work with the other processes of this communicator, which call this with the same arguments. The
-        states that come are the same in all of them, and the same bits as without it.
+        states that come are the same in all of them, and the same bits as without it; on GPUs, up to rounding.
 
     Yields
     ------

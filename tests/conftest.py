@@ -72,6 +72,16 @@ def small_workspace(request, monkeypatch):
 
 
 @pytest.fixture
+def emulated(request):
+    """Return the module that counts what the emulated CUDA does and changes how it behaves."""
+    if not request.config.getoption("emulated_cuda"):
+        pytest.skip("looks into the emulated CUDA: python -m pytest --emulated-cuda")
+    from .cuda import emulated
+
+    return emulated
+
+
+@pytest.fixture
 def second_gpu():
     """Return the device string of a GPU that is not the current one, or skip."""
     try:

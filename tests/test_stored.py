@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from scipy import sparse
 
 import mlp_xp as mx
 from mlp_xp.kernels.cpu import compiled
+from mlp_xp.rows.csr import CsrRows
 from mlp_xp.rows.opening import open_rows
+from mlp_xp.rows.source import InMemory
 from mlp_xp.rows.stored import BLOCK, WINDOW, StoredRows, ahead, shuffled_chunks
 
 from .libraries import Later
@@ -238,6 +241,25 @@ def test_any_rows_can_be_taken(rng):
     X = rng.standard_normal((3000, D)).astype(np.float32)
     rows, index = StoredRows(Source(X), D, "float32"), rng.integers(0, 3000, 500)
     assert_array_equal(rows.take(index), X[index])
+
+
+@pytest.mark.parametrize("kind", ["array", "map", "source", "CSR"])
+def test_a_part_is_rows_like_any_other(kind, tmp_path, rng):
+    X = draw("float32", 3000)[0]
+    rows = {
+        "array": lambda: InMemory(X),
+        "map": lambda: StoredRows(mapped(tmp_path / "X.npy", X), D, "float32"),
+        "source": lambda: StoredRows(Source(X), D, "float32"),
+        "CSR": lambda: CsrRows(sparse.csr_array(X), "float32"),
+    }[kind]()
+    part, of_part = rows.part(500, 2900), rows.part(500, 2900).part(100, 2000)
+    for some, want in ((part, X[500:2900]), (of_part, X[600:2500]), (rows.part(7, 8), X[7:8])):
+        assert (type(some), some.shape, some.dtype, some.pixels) == (type(rows), want.shape, "f", False)
+        assert_array_equal(some.block(0, 5000), want)
+        index = rng.integers(0, len(want), 50)
+        assert_array_equal(some.take(index), want[index])
+        assert_array_equal(some.to(CPU).block(1, 3), want[1:3])
+    assert_array_equal(rows.block(0, 3000), X)
 
 
 def test_the_next_item_is_made_while_one_is_in_use():

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..callbacks import Evaluation, History, Progress
-from ..devices import PRECISIONS, NumpyDevice
+from ..devices import PRECISIONS, NumpyDevice, get_device
 from ..devices.blas_threads import at_most
 from ..engines import choose_plan
 from ..engines.memory import estimate_memory
@@ -73,11 +73,12 @@ def run(config: Config, ranks: Agreement | None = None) -> Path | None:
     if config.tol is not None and not config.validation:
         config = replace(config, validation=SHARE)
         notes = [f"--tol watches {SHARE:.0%} of the training data, kept for validation: test data choose nothing"]
+    local = ranks.local()
     with ranks.together():
         data = load_data(config)
         notes += data.notes
         epochs = config.epochs or enough_epochs(len(data.train.X), config.optimizer)
-        model, optimizer = make_model(config, data), make_optimizer(config, epochs)
+        model, optimizer = make_model(config, data, local), make_optimizer(config, epochs)
         config = replace(config, epochs=epochs, init=model.init)  # a run says what was chosen for it
         model.targets(data.test.y, model.open(data.test.X).shape[0])  # with validation data, fit never sees these
     path = ranks.first(lambda: _choose_path(config))
@@ -218,8 +219,8 @@ def _choose_path(config: Config) -> Path:
     return path
 
 
-def make_model(config: Config, data: Data) -> MLP:
-    """Return the untrained model of a configuration, as wide as the data need."""
+def make_model(config: Config, data: Data, local: int) -> MLP:
+    """Return the untrained model of a configuration, as wide as the data need, for a process of this machine."""
     outputs = len(data.labels) if OUTPUTS.get(config.output, OUTPUTS["softmax"]).task == "classes" else 1
     return MLP(
         [data.train.X.shape[1], *config.hidden, outputs],
@@ -228,7 +229,7 @@ def make_model(config: Config, data: Data) -> MLP:
         init=config.init,
         dtype=PRECISIONS[config.precision],
         precision=config.precision,
-        device=config.device,
+        device=get_device(config.device).of_process(local),
         seed=config.seed,
     )
 

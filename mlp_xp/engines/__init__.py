@@ -124,10 +124,10 @@ def _(device: TorchDevice, setup: Setup) -> Engine:
 
 @_engine_on.register
 def _(device: CupyDevice, setup: Setup) -> Engine:
-    if setup.targets.weights is not None:  # its kernels do not know of them
-        from .host import HostEngine, as_stored
+    if setup.targets.weights is not None:
+        from .cuda.weighted import make_weighted_engine
 
-        return HostEngine(as_stored(setup))
+        return make_weighted_engine(setup)
     from .cuda.memory import make_cuda_engine
 
     return make_cuda_engine(setup)

@@ -71,6 +71,15 @@ class Ranks:
         counts = [stop - start for start, stop in zip(starts, stops, strict=True)]
         self.comm.Allgatherv(MPI.IN_PLACE, [rows, counts, starts, MPI.BYTE])
 
+    def local(self) -> int:
+        """Return the number of this process among the ranks of its machine."""
+        from mpi4py import MPI
+
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        number = int(node.rank)
+        node.Free()
+        return number
+
     def threads(self, cores: int) -> int:
         """Return how many threads each of the ranks that share this one's cores can have: at least one."""
         from mpi4py import MPI

@@ -69,7 +69,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         comm : mpi4py.MPI.Comm, optional
             Share the work of "sgd" and "adam" with the other processes of this communicator, which call this with the
             same arguments; see :func:`mlp_xp.fit`. Random numbers are those of rank 0. All get the same parameters, and
-            the same bits as without it.
+            the same bits as without it; on GPUs, up to rounding.
         """
         with self._among(comm):
             if checkpoint is not None:

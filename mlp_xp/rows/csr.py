@@ -47,6 +47,9 @@ class CsrRows:
         """Return all rows where `device` computes, zeros included."""
         return InMemory(self.matrix.toarray()).to(device)
 
+    def part(self, start: int, stop: int) -> CsrRows:
+        return CsrRows(self.matrix[start:stop], self.dtype.name)
+
     def fingerprint(self, digest: Digest) -> str:
         for part in (self.starts, self.columns, self.matrix.data):
             digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)

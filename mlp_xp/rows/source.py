@@ -52,6 +52,9 @@ class Rows(Protocol):
     def to(self, device: Device) -> Rows:
         """Return the same rows where `device` computes, moved there if they are on the host."""
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Return rows `start` to `stop` as rows of their own, where they are."""
+
     def fingerprint(self, digest: Digest) -> str:
         """Add all rows to a digest, in the same bytes on every device, and return dtype and shape in words."""
 
@@ -85,6 +88,9 @@ class InMemory:
             return self
         X = device.asarray(self._X)
         return self if X is self._X else InMemory(X, device)
+
+    def part(self, start: int, stop: int) -> InMemory:
+        return InMemory(self.block(start, stop), self.home)
 
     def fingerprint(self, digest: Digest) -> str:
         for i in range(0, self.shape[0], _HASHED_AT_ONCE):

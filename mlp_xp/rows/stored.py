@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from itertools import pairwise
 from typing import Any, TypeGuard, TypeVar
 
@@ -67,7 +68,7 @@ class StoredRows:
         if given.kind not in "biuf":
             raise ValueError(f"X must hold real numbers, got dtype {given}")
         check_shape(source.shape, width)
-        self._source = source
+        self._source, self._first = source, 0
         self.shape: tuple[int, int] = (int(source.shape[0]), width)
         self.pixels = given == np.uint8
         self.dtype = given if self.pixels else np.dtype(dtype)
@@ -90,6 +91,7 @@ class StoredRows:
             warnings.warn(NOT_PIXELS.format(given), stacklevel=5)
 
     def _read(self, start: int, stop: int) -> _Vector:
+        start, stop = start + self._first, stop + self._first
         block = np.asarray(self._source[start:stop])
         if block.shape != (stop - start, self.shape[1]):
             raise ValueError(
@@ -121,6 +123,12 @@ class StoredRows:
         if isinstance(device, NumpyDevice):
             return self
         return InMemory(device.assemble(self.in_blocks(0, WINDOW), self.shape, self.dtype.name), device)
+
+    def part(self, start: int, stop: int) -> StoredRows:
+        part = copy(self)
+        part.shape, part._first = (stop - start, self.shape[1]), self._first + start
+        part.in_place = None if self.in_place is None else self.in_place[start:stop]
+        return part
 
     def in_blocks(self, first: int, size: int) -> Iterator[_Vector]:
         """Yield the rows from `first` on, so many at a time; a thread reads ahead."""

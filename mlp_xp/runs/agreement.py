@@ -123,6 +123,10 @@ class Agreement:
         """Return how many threads this process should have if nobody says, beside those that share its cores."""
         return None if self.size == 1 else self._ranks.threads(default_threads())
 
+    def local(self) -> int:
+        """Return the number of this process among those of its machine."""
+        return 0 if self.size == 1 else self._ranks.local()
+
     def compare(self, described: Mapping[str, Any]) -> None:
         """Raise the same ValueError on all ranks if they do not describe themselves alike."""
         mine = {name: _ADDRESS.sub("", str(value)) for name, value in described.items()}

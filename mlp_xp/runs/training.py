@@ -127,7 +127,8 @@ def sketch(model: MLP, data: tuple[Rows, Targets]) -> dict[str, Any]:
     return {
         "data": _sampled(*data),
         "first parameters": f"sha256 {hashlib.sha256(theta.data).hexdigest()}",
-        "device": model.device.name,
+        "device": model.device.name.partition(":")[0],
+        "hardware": model.device.hardware(),
         "precision": model.precision,
         "python": platform.python_version(),
         **versions(),

@@ -515,9 +515,9 @@ def test_small_batches_travel_together(batch_size: int, chunks: list[int], rng, 
     leave_on_host(monkeypatch)
     sent, load = [], Streamed._load
 
-    def load_and_note(self: Any, place: Any, first: int, chunk: list[int], order: Any) -> Any:
+    def load_and_note(self: Any, place: Any, first: int, chunk: list[int], *more: Any) -> Any:
         sent.append(sum(chunk))
-        return load(self, place, first, chunk, order)
+        return load(self, place, first, chunk, *more)
 
     monkeypatch.setattr(Streamed, "_load", load_and_note)
     run = Run(rng, targets, batch_size=batch_size)

@@ -455,6 +455,20 @@ def test_add_shards(real: str, accumulate: bool, block: tuple[int, int], shards:
     assert_close(into, parts[:, 7:307].astype(np.float64).sum(axis=0) + accumulate * before, real)
 
 
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@each_real
+def test_collect_adds_up_every_range(real: str, block: tuple[int, int], gpu: Gpu, rng: Any) -> None:
+    problem = UpdateProblem(real, gpu, rng)
+
+    def run() -> tuple[Any, ...]:
+        into = gpu.unwritten(problem.parameters, dtype=problem.dtype)
+        problem.launch("collect", block, into, problem.ranges, np.int32(problem.parameters))
+        return (into,)
+
+    (into,) = gpu.in_every_order(run)
+    assert_close(into, problem.gradient() * problem.ROWS, real)
+
+
 @each_real
 def test_tick_counts_and_begins_each_epoch_anew(real: str, gpu: Gpu, rng: Any) -> None:
     totals = rng.standard_normal((5, 700)).astype(REALS[real])

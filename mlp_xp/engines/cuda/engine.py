@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from ..host import HostEngine, as_stored
 from .clock import Clock
 from .gather import Shard
 from .rows import MiniBatch, WholeBatch
+from .share import Share
 from .streamed import Streamed
 from .update import Ranges, make_update
 
@@ -45,44 +46,51 @@ class CudaEngine:
         Rows to work on at a time.
     streamed : bool
         Whether the data stay on the host, where they have to be then, and visit the device in every epoch.
+    share : Share, optional
+        Of this rank, if several compute each update together.
     """
 
-    shared = False
-
-    def __init__(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
+    def __init__(self, setup: Setup, shard_rows: int, streamed: bool, share: Share | None = None) -> None:
         self.model, self.device, self.plan = setup.model, setup.model.device, setup.plan
-        self._setup, self._xp = setup, self.device.xp
+        self._setup, self._xp, self._share = setup, self.device.xp, share
+        self.shared = share is not None
         self._network = Network(self.model.network.g, setup.objective)
         n = setup.rows.shape[0]
         self._size = size = setup.batch_size or n
         self._sizes = (size,) * (n // size) + (n % size,) * (n % size > 0)
         self.updates = len(self._sizes)
         self._done = Done()
-        self._make_room(setup, shard_rows, streamed)
+        self._own = {rows: rows if share is None else len(share.rows(rows)) for rows in self._sizes}
+        self._make_room(setup if share is None else share.setup, shard_rows, streamed)
         self._clock = Clock(self._xp)
         self._known, self._count = self.model.theta, 0
 
     def _make_room(self, setup: Setup, shard_rows: int, streamed: bool) -> None:
-        model, xp = self.model, self._xp
-        rows = min(self._size, shard_rows)
-        k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-self._size // rows), rows)
+        model, xp, share = self.model, self._xp, self._share
+        sizes = [self._own[size] for size in self._sizes]
+        rows = min(sizes[0], shard_rows)
+        k = self._kernels = KeptKernels(xp, model.dtype, model.precision, -(-sizes[0] // rows), rows)
         self._step, self._sums = xp.zeros(2, dtype=xp.int32), xp.zeros(1, dtype=xp.float64)
         if streamed:
             self.plan = Plan(
                 "dense", "the data come from the host: the device has no room for them", self.model.sizes[0]
             )
-            self._rows: WholeBatch | MiniBatch | Streamed = Streamed(k, setup, self._sizes, shard_rows)
+            self._rows: WholeBatch | MiniBatch | Streamed = Streamed(k, setup, sizes, shard_rows)
         elif setup.batch_size is None:
             self._rows = WholeBatch(k, setup, shard_rows)
         else:
-            self._rows = MiniBatch(k, setup, self._sizes, shard_rows, self._step)
+            self._rows = MiniBatch(k, setup, sizes, shard_rows, self._step)
         self._theta = self.plan.inward(model.theta, model)
         self._gradients = xp.zeros(model.theta.shape, dtype=model.theta.dtype)
         self._params, self._into = (model.layout.split(vector, xp) for vector in (self._theta, self._gradients))
         self._update = make_update(k, setup, self._theta, self._step)
         self._outward = self.plan.outward(self.device.asarray(np.arange(model.layout.size, dtype=np.int32)), model)
         self._tables: dict[int, Ranges] = {}
-        self._graphs = Graphs(xp, self._rows.captures and self._update.captures)
+        if share is not None:
+            self._total = xp.zeros(model.layout.size + 1, dtype=model.theta.dtype)  # gradient and loss of all ranks
+            self._table_of_total = xp.asarray(self._table(self._total).view(np.uint8))
+        captures = self._rows.captures and self._update.captures
+        self._graphs = Graphs(xp, captures and (share is None or share.captures))
 
     def take_memory(self) -> Self:
         """Compute the gradient of a shard of each size, with whatever is in it, and make room for what epochs hand out.
@@ -114,6 +122,8 @@ class CudaEngine:
             self._done = done
             self._update.begin(epoch, lr)
             order = None if self._setup.batch_size is None else self._setup.row_order(epoch)
+            if order is not None and self._share is not None:
+                order = self._share.order(order, self._size)
             self._rows.begin(order, done.updates)
 
     def advance(self, pause: Callable[[], bool] | None) -> Done:
@@ -173,8 +183,8 @@ class CudaEngine:
     def _take_step(self, rows: int) -> None:
         """Launch one step, of so many rows."""
         k = self._kernels
-        self._gradient(self._rows.shards(rows))
-        ranges = self._ranges(rows)
+        self._gradient(self._rows.shards(self._own[rows]))
+        ranges = self._ranges(rows) if self._share is None else self._exchange(rows, self._share)
         parameters, real = np.int32(self._theta.size), k.dtype
         if l2 := self._setup.objective.l2_of(rows):
             grid = grid_for(self._theta.size, THREADS, PENALTY_BLOCKS)
@@ -194,20 +204,40 @@ class CudaEngine:
             if k.grad_sum(self._network, self._params, X, y, self._into) is None:
                 grad_sum(self._network, k, self._params, X, y, self._into)
 
+    def _exchange(self, rows: int, share: Share) -> Ranges:
+        """Launch the sum over all ranks of what their shares of a step left; return where it is."""
+        k, total = self._kernels, self._total
+        if self._own[rows]:
+            collect, size = Kernel("optimizers", "collect", block=(32, THREADS // 32)), total.size
+            k.launch(collect, grid_for(size, 32, size), total, self._ranges(rows).table, np.int32(size))
+        else:
+            total.fill(0)
+        share.add_up(total)
+        k.begin_step()
+        k.take_totals(1)[...] = total[-1:]
+        return Ranges(self._table_of_total, 1, rows)
+
     def _ranges(self, rows: int) -> Ranges:
-        """Return where a step of so many rows leaves its gradients."""
+        """Return where a step of so many rows leaves its gradients, and the sum of losses as one number more."""
         if rows not in self._tables:
-            table, k = np.zeros(2 * len(self.model.layout.blocks), RANGE), self._kernels
-            lengths = [n for d, h in pairwise(self.model.sizes) for n in (h, d * h)]  # b and W, layer by layer
-            table["end"] = np.cumsum(lengths)
-            size, first = self._gradients.itemsize, k._address(self._gradients)
-            table["gradient"] = first + size * (table["end"] - lengths)
-            table["shards"] = 1
-            table["is_bias"] = [1, 0] * len(self.model.layout.blocks)
+            table, k = self._table(self._gradients), self._kernels
             if k.head_gradients is not None:
                 parts, head = k.head_gradients
                 for row, at in ((0, 0), (2, head.hidden), (3, head.hidden + head.classes)):
-                    table["gradient"][row] = k._address(parts) + size * at
+                    table["gradient"][row] = k._address(parts) + parts.itemsize * at
                     table["stride"][row], table["shards"][row] = head.gradients, parts.shape[0]
-            self._tables[rows] = Ranges(k.xp.asarray(table.view(np.uint8)), int(table["shards"].max()), rows)
+            loss = np.array([(self._theta.size + 1, k._address(k.totals), 1, k.used, 0)], RANGE)
+            whole = np.concatenate([table, loss]).view(np.uint8)
+            self._tables[rows] = Ranges(k.xp.asarray(whole), int(table["shards"].max()), rows)
         return self._tables[rows]
+
+    def _table(self, gradients: Array) -> np.ndarray[Any, Any]:
+        """Return the ranges of gradients (P,), layer by layer."""
+        layers = range(len(self.model.layout.blocks))
+        table = np.zeros(2 * len(layers), RANGE)
+        lengths = [n for d, h in pairwise(self.model.sizes) for n in (h, d * h)]  # b and W
+        table["end"] = np.cumsum(lengths)
+        table["gradient"] = self._kernels._address(gradients) + gradients.itemsize * (table["end"] - lengths)
+        table["shards"] = 1
+        table["is_bias"] = [1, 0] * len(layers)
+        return table

@@ -10,6 +10,7 @@ from ...devices import Device
 from ...rows.stored import StoredRows
 from ..base import Setup
 from .engine import CudaEngine
+from .share import share_of
 
 __all__ = ["make_cuda_engine"]
 
@@ -34,22 +35,28 @@ def make_cuda_engine(setup: Setup) -> CudaEngine:
     device, reason = setup.model.device, ""
     size, on_host = setup.batch_size or setup.rows.shape[0], setup.rows.home is None
     with device.active():
-        in_vain = isinstance(setup.rows, StoredRows) and not _has_room(device, setup.rows)
+        share = share_of(setup)
+        rows = setup.rows if share is None else share.setup.rows
+        any_rank = bool if share is None else share.any  # the parameters' order is that of the plan, on all ranks
+        in_vain = any_rank(isinstance(rows, StoredRows) and not _has_room(device, rows))
         for streamed, shard_rows in _attempts(device.shard_rows, size, on_host):
             if in_vain and not streamed:  # to find out would read the file
                 continue
             what = f"shards of {shard_rows} rows, with the data on the {'host' if streamed else 'device'}"
+            engine = None
             try:
-                engine = CudaEngine(setup, shard_rows, streamed).take_memory()
+                engine = CudaEngine(setup, shard_rows, streamed, share).take_memory()
             except Exception as error:
                 if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SHORTAGE):
                     raise
                 reason = str(error)
                 _log.warning("%s has no memory for %s: %s", device.name, what, reason)
-            else:
+            failed = any_rank(engine is None)
+            if engine is not None and not failed:
                 if reason:
                     _log.warning("%s goes on with %s", device.name, what)
                 return engine
+            engine, reason = None, reason or "another rank has too little memory."
             device.xp.get_default_memory_pool().free_all_blocks()
     raise MemoryError(
         f"device {device.name!r} has too little memory even for {_LEAST_ROWS} rows at a time and "

@@ -103,7 +103,7 @@ class MiniBatch:
     kernels, setup
         As for :class:`WholeBatch`; of the plan only the columns that no row needs are left out.
     sizes : sequence of int
-        Rows of each update of an epoch.
+        Rows of each update of an epoch, the same number but for the last.
     shard_rows : int
     step : array of int32 (2,)
         On the device; the second is the number of updates in this epoch, so far.
@@ -120,7 +120,7 @@ class MiniBatch:
             columns, extents = setup.plan.order
             X = _take(rows, np.arange(rows.shape[0]), columns[: _width(extents, rows.shape[1])], device)
         self._X, self._y = _on_boundary(X), device.asarray(y)
-        self._order = kernels.xp.zeros(X.shape[0], dtype=kernels.xp.int32)
+        self._order = kernels.xp.zeros(sum(sizes), dtype=kernels.xp.int32)
         self._room = Room(kernels, X.shape[1], y, min(sizes[0], shard_rows))
 
     def begin(self, order: np.ndarray[Any, Any] | None, updates: int) -> None:

@@ -48,6 +48,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (i < count && threadIdx.y == 0) into[i] = accumulate ? into[i] + sum : sum;
 }
 
+// into[i] = the sum of what the ranges have of i, for i < count: what ranks tell one another.
+extern "C" __global__ void __launch_bounds__(THREADS) collect(REAL* into, const Range* ranges, int count) {
+  __shared__ REAL sums[THREADS];
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  long long begin = 0;
+  const Range range = i < count ? find(ranges, i, begin) : Range{};
+  const REAL sum = add_up(sums, range.gradient + (i - begin), range.stride, range.shards);
+  if (i < count && threadIdx.y == 0) into[i] = sum;
+}
+
 // What one thread needs to update one parameter.
 struct Update {
   int parameter;

@@ -58,6 +58,7 @@ struct Capture {
   std::vector<std::function<int()>> nodes;
   cudaStreamCaptureMode mode;
   bool invalid = false;
+  bool urgent = false;  // other processes wait for what is in it
 };
 struct Stream {
   int device;
@@ -71,5 +72,6 @@ struct Stream {
 
 Stream* stream_of(cudaStream_t handle);  // null if there is none
 int ask(Stream* stream, std::function<int()> run);  // for work, or for its place in a graph
+int ask_urgently(Stream* stream, std::function<int()> run);  // likewise, but other processes wait for it
 int refuse(Stream* stream, int error);              // and invalidate the stream's capture
 int finish_all();

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 HERE = Path(__file__).parent
-PARTS = "state", "memory", "streams", "kernels", "cublas", "absent"
+PARTS = "state", "memory", "streams", "kernels", "cublas", "nccl", "absent"
 BUILD = "g++ -std=c++17 -O2 -fPIC -Wall -Wextra -Werror"
 KERNEL_FLAGS = "-std=c++17 -O1 -fno-strict-aliasing -ffp-contract=off -fPIC -w -fpermissive"
 JUMP = 14  # bytes: jmp *0(%rip), and the address
@@ -111,7 +111,11 @@ def _names(major: int) -> list[str]:
 
     The first has everything, as CuPy's extension asks for the symbols of cuBLAS by its version. The others lead there.
     """
-    return [*(f"lib{name}.so.{major}" for name in ("cublas", "cublasLt", "cudart", "nvrtc")), "libcuda.so.1"]
+    return [
+        *(f"lib{name}.so.{major}" for name in ("cublas", "cublasLt", "cudart", "nvrtc")),
+        "libcuda.so.1",
+        "libnccl.so.2",
+    ]
 
 
 # Building.
@@ -138,8 +142,8 @@ def _build(places: Places, flags: str, folder: Path) -> None:
     headers, name = places.headers(), _names(places.major)[0]
     for path in HERE.glob("*.h"):
         (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "absent.cpp").write_text(_absent_cublas(places))
-    (folder / "exports.map").write_text(f"{name} {{ global: cu*; nvrtc*; emulated_*; local: *; }};\n")
+    (folder / "absent.cpp").write_text(_absent(places))
+    (folder / "exports.map").write_text(f"{name} {{ global: cu*; nvrtc*; nccl*; emulated_*; local: *; }};\n")
     objects = [str(folder / f"{part}.o") for part in PARTS]
     sources = [*(HERE / f"{part}.cpp" for part in PARTS[:-1]), folder / "absent.cpp"]
     commands = [
@@ -158,17 +162,20 @@ def _build(places: Places, flags: str, folder: Path) -> None:
         _run(["g++", "-shared", "-x", "c++", "/dev/null", f"-Wl,-soname,{other}", *near, "-o", f"{folder}/{other}"])
 
 
-def _absent_cublas(places: Places) -> str:
-    """Return the text of functions for the names that CuPy's extension wants to find, and nobody has emulated.
+def _absent(places: Places) -> str:
+    """Return the text of functions for the names that CuPy's extensions want to find, and nobody has emulated.
 
-    Their answer is CUBLAS_STATUS_NOT_SUPPORTED.
+    Their answer is CUBLAS_STATUS_NOT_SUPPORTED, or ncclInternalError.
     """
-    extension = next((places.extensions / "cuda/libs").glob("cublas.*.so")).read_bytes()
-    wanted = {match.decode() for match in re.findall(rb"\0(cublas[A-Z]\w+)(?=\0)", extension)}
-    own = set(re.findall(r"(cublas\w+)\(", (HERE / "cublas.cpp").read_text()))
-    report = 'API int {0}() {{ emulated_missing("{0}"); return 15; }}\n'
-    texts = [report.format(name) for name in sorted(wanted - own)]
-    return "".join(['#include "emulator.h"\nAPI int emulated_missing(const char*);\n', *texts])
+    texts = ['#include "emulator.h"\nAPI int emulated_missing(const char*);\n']
+    for part, status in (("cublas", 15), ("nccl", 3)):
+        extensions = (path.read_bytes() for path in (places.extensions / "cuda/libs").glob(f"{part}.*.so"))
+        name = re.compile(rb"\0(%b[A-Z]\w+)(?=\0)" % part.encode())
+        wanted = {match.decode() for extension in extensions for match in name.findall(extension)}
+        own = set(re.findall(rf"({part}\w+)\(", (HERE / f"{part}.cpp").read_text()))
+        report = 'API int {0}() {{ emulated_missing("{0}"); return {1}; }}\n'
+        texts += [report.format(name, status) for name in sorted(wanted - own)]
+    return "".join(texts)
 
 
 def _run(command: list[str]) -> None:

@@ -126,5 +126,6 @@ RUNTIME cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->maxThreadsPerBlock = 1024;
   properties->major = 9;
   properties->multiProcessorCount = MULTIPROCESSORS;
+  properties->pciBusID = 1 + device;
   RETURN(exists(device) ? 0 : cudaErrorInvalidDevice);
 }

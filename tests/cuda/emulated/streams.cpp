@@ -104,6 +104,12 @@ int ask(Stream* stream, std::function<int()> run) {
   stream->capture->nodes.push_back(std::move(run));
   return 0;
 }
+int ask_urgently(Stream* stream, std::function<int()> run) {
+  if (int error = ask(stream, std::move(run))) return error;
+  if (!stream->capture) return finish(stream->last);
+  stream->capture->urgent = true;
+  return 0;
+}
 
 // -------------------------------------------------------------------------------------------------------------- copies
 
@@ -276,7 +282,7 @@ RUNTIME cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 RUNTIME cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   LOCK;
   emulated_counts[GRAPHS]++;
-  RETURN(ask(stream_of(stream), [capture = held(graph)] {
+  RETURN((held(graph)->urgent ? ask_urgently : ask)(stream_of(stream), [capture = held(graph)] {
     for (auto& node : capture->nodes)
       if (int error = node()) return error;
     return 0;
