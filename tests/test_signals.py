@@ -451,8 +451,8 @@ import mlp_xp as mx
 from mlp_xp.cli.errors import exit_code
 
 def train(epochs, **settings):
-    X, y = np.zeros((200_000, 1), np.uint8), np.zeros(200_000, int)  # its 100 outputs a row take 76 MiB
-    mx.fit(mx.MLP([1, 100]), X[:10], y[:10], epochs=epochs, threads=1, validation=(X, y),
+    X, y = np.zeros((5_000_000, 1), np.uint8), np.zeros(5_000_000, np.uint8)  # labels, losses, predictions: 76 MiB
+    mx.fit(mx.MLP([1, 2]), X[:10], y[:10], epochs=epochs, threads=1, validation=(X, y),
            checkpoint=mx.Checkpoint(sys.argv[1], **settings))
 
 train(1)
