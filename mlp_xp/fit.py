@@ -17,7 +17,7 @@ from .mlp import MLP
 from .optim import SGD, Optimizer
 from .runs.agreement import Agreement
 from .runs.checkpoint import Checkpoint, Unsaved
-from .runs.training import Training, of_parameters, sampled
+from .runs.training import Training, parameters_digest, sampled
 
 __all__ = ["DivergenceError", "fit"]
 
@@ -92,8 +92,8 @@ def fit(
     ------
     ValueError
         If an argument does not fit, the checkpoint is not of the same run, or the processes of `comm` disagree on what
-        to do; the message lists how. The model is as it was. The same if callbacks leave them with different
-        parameters, after that epoch.
+        to do; the message lists how. The model is as it was. After an epoch, if callbacks have given these processes
+        different parameters.
     RankError
         If another process of `comm` raised an error.
     DivergenceError
@@ -149,7 +149,7 @@ def fit(
                 answers = [is_true(callback(state)) for callback in run]
                 final = ranks.any(any(answers)) or state.done.final or state.epoch == epochs
                 if ranks.size > 1 and (final or ranks.any(watch.is_replaced)):
-                    ranks.compare({f"parameters after epoch {state.epoch}": of_parameters(model)})
+                    ranks.compare({f"parameters after epoch {state.epoch}": parameters_digest(model)})
                 watch.accept(state, final)
             keeper.after(state, final)
             if final:

@@ -22,7 +22,7 @@ from ..snapshot import Snapshot, check_snapshot
 from .record import Record
 from .versions import versions
 
-__all__ = ["Training", "of_parameters", "sampled", "sketch"]
+__all__ = ["Training", "parameters_digest", "sampled", "sketch"]
 
 _SAMPLES, _SAMPLED = 64, 32  # places in the data, and rows at each, that stand for all
 
@@ -125,7 +125,7 @@ def sketch(model: MLP, data: tuple[Rows, Targets], validation: tuple[Rows, Targe
     return {
         "data": sampled(*data),
         "validation": None if validation is None else sampled(*validation),
-        "first parameters": of_parameters(model),
+        "first parameters": parameters_digest(model),
         "device": model.device.name.partition(":")[0],
         "hardware": model.device.hardware(),
         "precision": model.precision,
@@ -134,7 +134,7 @@ def sketch(model: MLP, data: tuple[Rows, Targets], validation: tuple[Rows, Targe
     }
 
 
-def of_parameters(model: MLP) -> str:
+def parameters_digest(model: MLP) -> str:
     """Return dtype, shape and a SHA-256 of the parameters."""
     theta = np.ascontiguousarray(model.device.to_host(model.theta))
     return f"{theta.dtype} {theta.shape} with sha256 {hashlib.sha256(theta.data).hexdigest()}"
