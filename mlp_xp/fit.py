@@ -17,7 +17,7 @@ from .mlp import MLP
 from .optim import SGD, Optimizer
 from .runs.agreement import Agreement
 from .runs.checkpoint import Checkpoint, Unsaved
-from .runs.training import Training
+from .runs.training import Training, parameters_digest, sampled
 
 __all__ = ["DivergenceError", "fit"]
 
@@ -92,7 +92,8 @@ def fit(
     ------
     ValueError
         If an argument does not fit, the checkpoint is not of the same run, or the processes of `comm` disagree on what
-        to do; the message lists how. The model is as it was.
+        to do; the message lists how. The model is as it was. After an epoch, if callbacks have given these processes
+        different parameters.
     RankError
         If another process of `comm` raised an error.
     DivergenceError
@@ -108,14 +109,16 @@ def fit(
             check_count("epochs", epochs)
             threads = share if threads is None else check_count("threads", threads)
             optimizer = SGD() if optimizer is None else optimizer
-            run = [each for each in check_callbacks(callbacks) if ranks.leads or not getattr(each, "of_rank_0", False)]
+            given = [
+                each for each in check_callbacks(callbacks) if ranks.leads or not getattr(each, "of_rank_0", False)
+            ]
             rows = model.open(X)
             targets = model.targets(y, rows.shape[0])
             measured = None if validation is None else Evaluation("val", *_pair(validation), comm)
             watched = "loss" if validation is None else "val_loss"
             stopping = EarlyStopping(0.0 if tol is None else tol, patience, watched)
             history = History()
-            run = [*([measured] if measured else ()), *run, *([] if tol is None else [stopping]), history]
+            run = [*([measured] if measured else ()), *given, *([] if tol is None else [stopping]), history]
             keeper = Unsaved() if checkpoint is None else checkpoint
             closing.enter_context(at_most(threads))
             watch = closing.enter_context(_Watch(model))
@@ -124,7 +127,10 @@ def fit(
             stateful = [callback for callback in run[:-1] if is_stateful(callback)]
             checked = None if measured is None else measured.data
             training = Training(model, optimizer, (rows, targets), checked, batch_size, plan, history, stateful)
-            sketch = {} if ranks.size == 1 else {**training.sketch(), "epochs": epochs, "checkpoint": checkpoint}
+            sketch = {}
+            if ranks.size > 1:
+                shared = {"callbacks with comm": _shared(given, ranks.size)}
+                sketch = {**training.sketch(), **shared, "epochs": epochs, "checkpoint": checkpoint}
         ranks.compare(sketch)
         start = keeper.attach(training, ranks)
         epochs = training.last(start, epochs)
@@ -142,6 +148,8 @@ def fit(
             if state.whole:
                 answers = [is_true(callback(state)) for callback in run]
                 final = ranks.any(any(answers)) or state.done.final or state.epoch == epochs
+                if ranks.size > 1 and (final or ranks.any(watch.is_replaced)):
+                    ranks.compare({f"parameters after epoch {state.epoch}": parameters_digest(model)})
                 watch.accept(state, final)
             keeper.after(state, final)
             if final:
@@ -157,6 +165,15 @@ def _begin(run: Sequence[Any], model: MLP, closing: ExitStack) -> None:
         if hasattr(callback, "close"):
             closing.callback(callback.close)
     check_measures(run)
+
+
+def _shared(callbacks: Sequence[Any], size: int) -> list[str]:
+    """Return what those callbacks are whose work so many ranks share."""
+    return [
+        f"{each!r} of {sampled(*each.data)}"
+        for each in callbacks
+        if isinstance(each, Evaluation) and each.data and each.ranks and each.ranks.size == size
+    ]
 
 
 class _Watch:
@@ -188,12 +205,17 @@ class _Watch:
             self.finite = self.before
             self._check_theta(state)
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether callbacks have assigned other parameters."""
+        return self.model.theta is not self.seen
+
     def accept(self, state: State, final: bool) -> None:
         """Check what callbacks have measured and changed; go on from here."""
         for name, value in state.metrics.items():
             if name.endswith("_loss") and not math.isfinite(value):
                 self._end(state, f"{name} is {value}")
-        if final or self.model.theta is not self.seen:
+        if final or self.is_replaced:
             self._check_theta(state)
         self.before = self.model.theta
 

@@ -35,8 +35,9 @@ class Evaluation:
     y : array
         As for :meth:`mlp_xp.MLP.loss_and_gradient`.
     comm : mpi4py.MPI.Comm, optional
-        Share the work with the other processes of this communicator, which have the same data, model and callback. What
-        is measured has the same bits in all of them as without it.
+        Share the work with the other processes of this communicator, which have the same data, model and callback, in
+        the same place; ``fit(..., comm=comm)`` compares them. What is measured has the same bits in all of them as
+        without it.
 
     Raises
     ------

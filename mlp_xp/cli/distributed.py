@@ -13,6 +13,7 @@ from .errors import complain, exit_code
 __all__ = ["OPTION", "run_on_ranks"]
 
 OPTION = "--distributed"  # belongs to a process, not to a run: no file keeps it
+_ENDING = ("-h", "--help", "--dry-run")  # nothing is trained with one of them
 
 
 def run_on_ranks(name: str, arguments: Sequence[str], command: Callable[[Agreement], object]) -> int:
@@ -27,6 +28,7 @@ def run_on_ranks(name: str, arguments: Sequence[str], command: Callable[[Agreeme
 
     def run() -> None:
         with Agreement(comm) as ranks:
+            ranks.compare({option: "given" for option in _ENDING if option in arguments})
             try:
                 command(ranks)
             except Interrupted as error:

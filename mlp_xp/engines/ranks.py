@@ -34,15 +34,25 @@ class Ranks:
     ----------
     rank, size : int
         The number of this process, and how many there are.
+
+    Raises
+    ------
+    ValueError
+        If it is no communicator of one group of processes.
     """
 
     def __init__(self, comm: Any) -> None:
-        try:
-            self.comm = comm.Get_attr(_key())
-        except AttributeError:
+        if not hasattr(comm, "Get_attr"):
             raise ValueError(
                 f"comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, got {type(comm).__name__}"
-            ) from None
+            )
+        if not comm:
+            raise ValueError(
+                "comm is MPI.COMM_NULL, which Split gives to processes that are in no group; leave them out"
+            )
+        if comm.Is_inter():
+            raise ValueError("comm is an intercommunicator, between two groups of processes; give comm.Merge()")
+        self.comm = comm.Get_attr(_key())
         if self.comm is None:
             self.comm = comm.Dup()
             comm.Set_attr(_key(), self.comm)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
-from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
@@ -23,6 +23,7 @@ from ..optim import Schedule
 from .arrays import float_dtypes, like, on_host
 from .hyperparameters import Hyperparameters
 from .mlp import MultilayerPerceptron
+from .ranks import fitting
 
 __all__ = ["MLPClassifier"]
 
@@ -189,7 +190,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
         return float(np.average(right, weights=weights))
 
     @available_if(lambda estimator: estimator._is_stochastic())  # type: ignore[untyped-decorator]
-    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @fitting
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
         """Train for one epoch; the first call has to name all `classes` (k,) that `y` may hold in any."""
         if self.class_weight == "balanced":

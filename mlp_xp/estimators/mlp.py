@@ -26,6 +26,7 @@ from .course import Course
 from .data import Data, HeldOut, as_columns, check_row_weights
 from .descent import Descent, Order
 from .lbfgs import LossAndGradient, lbfgs
+from .ranks import fitting
 from .stopping import Stopping
 from .tasks import CallbackSupportMixin, Tasks
 
@@ -33,7 +34,7 @@ __all__ = ["MultilayerPerceptron"]
 
 _Matrix = NDArray[Any]
 
-_CALLER = 5  # of fit: that many calls above the training
+_CALLER = 6  # of fit: that many calls above the training
 
 
 class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc]
@@ -43,7 +44,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
     changed like scikit-learn's. They are where the samples were that it was trained on.
     """
 
-    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @fitting
     def fit(
         self,
         X: Any,
@@ -68,25 +69,24 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
             for "lbfgs".
         comm : mpi4py.MPI.Comm, optional
             Share the work of "sgd" and "adam" with the other processes of this communicator, which call this with the
-            same arguments; see :func:`mlp_xp.fit`. Random numbers are those of rank 0. All get the same parameters, and
-            the same bits as without it; on GPUs, up to rounding.
+            same arguments, which they compare; see :func:`mlp_xp.fit`. Random numbers are those of rank 0. All get the
+            same parameters, and the same bits as without it; on GPUs, up to rounding.
         """
-        with self._among(comm):
-            if checkpoint is not None:
-                self._check_keepable()
-            if X_val is None and y_val is None:
-                if sample_weight_val is not None:
-                    raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
-                return self._fit(X, y, sample_weight, None, incremental=False, checkpoint=checkpoint)
-            if X_val is None or y_val is None:
-                raise ValueError("one of X_val and y_val was given without the other; give both, or none")
-            if self.solver == "lbfgs" or not self.early_stopping:
-                raise ValueError(
-                    f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
-                    f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
-                )
-            held_out = Data(X_val, y_val, sample_weight_val)
-            return self._fit(X, y, sample_weight, held_out, incremental=False, checkpoint=checkpoint)
+        if checkpoint is not None:
+            self._check_keepable()
+        if X_val is None and y_val is None:
+            if sample_weight_val is not None:
+                raise ValueError("sample_weight_val was given without X_val and y_val, whose rows it weighs")
+            return self._fit(X, y, sample_weight, None, incremental=False, checkpoint=checkpoint)
+        if X_val is None or y_val is None:
+            raise ValueError("one of X_val and y_val was given without the other; give both, or none")
+        if self.solver == "lbfgs" or not self.early_stopping:
+            raise ValueError(
+                f"X_val and y_val are for early stopping, got solver={self.solver!r} and early_stopping="
+                f"{self.early_stopping}; set early_stopping=True, with the solver 'sgd' or 'adam'"
+            )
+        held_out = Data(X_val, y_val, sample_weight_val)
+        return self._fit(X, y, sample_weight, held_out, incremental=False, checkpoint=checkpoint)
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def initialize(self, X: Any, y: Any) -> Self:
@@ -154,12 +154,15 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
                 raise ValueError("X_val must use the same namespace and the same device as X; move one of them")
             held_out = self._read_held_out(held_out)
         self._random_state = self._ranks.first(lambda: check_random_state(self.random_state))
-        if first:
-            self._initialize(X)
-        model = self.to_mlp()
+        data = Data(X, y, weights)
+        with self._ranks.together():
+            if first:
+                self._initialize(X)
+            model = self.to_mlp()
+            sketch = self._sketch(model, data, held_out, checkpoint)
+        self._ranks.compare(sketch)
         most = 1 if incremental else self.max_iter
         tasks = Tasks(self, "partial_fit" if incremental else "fit", most, given, model)
-        data = Data(X, y, weights)
         if self.solver == "lbfgs":
             self._minimize(model, data, tasks)
         else:
@@ -205,7 +208,6 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
             data, held_out = self._split(data)
         held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
         n, most, rows = data.X.shape[0], 1 if incremental else self.max_iter, self._rows(model, data.X)
-        self._compare(self.get_params(), model, rows, data.y, data.weights)
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         size = None if batch_size == n else batch_size
         self.n_iter_ = 0

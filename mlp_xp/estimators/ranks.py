@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
+from sklearn.base import BaseEstimator, _fit_context
+
 from ..mlp import MLP
+from ..objective import Targets
 from ..rows.source import Rows
 from ..runs.agreement import Agreement
 from ..runs.training import sketch
+from .data import Data
 
-__all__ = ["OnRanks"]
+__all__ = ["OnRanks", "fitting"]
 
 _FREE = ("random_state", "verbose")  # parameters that ranks may have of their own: rank 0 draws for all
 
 
-class OnRanks:
-    """An estimator that knows, while `fit` has a communicator, who shares its work."""
+def fitting(method: Callable[..., Any]) -> Any:
+    """Make a method one that fits, as scikit-learn does, among the processes of its `comm`, if it is given one.
+
+    They meet before parameters are checked: one that is refused on some ranks is an error on all.
+    """
+    checked = _fit_context(prefer_skip_nested_validation=True)(method)
+
+    @wraps(method)
+    def fit(estimator: OnRanks, *arguments: Any, **named: Any) -> Any:
+        with estimator._among(named.get("comm")):
+            return checked(estimator, *arguments, **named)
+
+    return fit
+
+
+class OnRanks(BaseEstimator):  # type: ignore[misc]
+    """An estimator that knows, while it is fitted with a communicator, who shares its work."""
 
     _ranks = Agreement()
+
+    def _rows(self, model: MLP, X: Any) -> Rows:
+        """Return samples that were checked."""
+        raise NotImplementedError
 
     @contextmanager
     def _among(self, comm: Any) -> Iterator[None]:
@@ -31,9 +55,13 @@ class OnRanks:
             finally:
                 del self._ranks
 
-    def _compare(self, parameters: dict[str, Any], model: MLP, rows: Rows, y: Any, weights: Any) -> None:
-        """Raise a ValueError on all ranks unless model, data and parameters are the same on all."""
-        if self._ranks.size > 1:
-            given = {name: value for name, value in parameters.items() if name not in _FREE}
-            targets = replace(model.targets(y, len(y)), weights=weights)
-            self._ranks.compare({**given, **sketch(model, (rows, targets))})
+    def _sketch(self, model: MLP, data: Data, held_out: Data | None, checkpoint: Any) -> dict[str, Any]:
+        """Return what has to be the same on all ranks; nothing if there is one."""
+        if self._ranks.size == 1:
+            return {}
+        given = {name: value for name, value in self.get_params().items() if name not in _FREE}
+        validation = None if held_out is None else self._opened(model, held_out)
+        return {**given, "checkpoint": checkpoint, **sketch(model, self._opened(model, data), validation)}
+
+    def _opened(self, model: MLP, data: Data) -> tuple[Rows, Targets]:
+        return self._rows(model, data.X), replace(model.targets(data.y, len(data.y)), weights=data.weights)

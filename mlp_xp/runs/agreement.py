@@ -21,6 +21,7 @@ __all__ = ["Agreement", "RankError"]
 _PATIENCE = 5.0  # seconds that a rank in trouble waits for the others to be in the same trouble
 _POLL = 0.0002
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function: another one in each process
+_HASH = re.compile(r"( with[a-z ]* sha256 [0-9a-f]{12})[0-9a-f]{52}")
 
 _T = TypeVar("_T")
 
@@ -133,10 +134,11 @@ class Agreement:
         everyones = self._gather(mine)
         problems = []
         for name in dict.fromkeys(name for each in everyones for name in each):
-            holders: dict[str, list[str]] = {}
-            for rank, each in enumerate(everyones):
-                holders.setdefault(each.get(name, "missing"), []).append(str(rank))
-            if len(holders) > 1:
+            said = [each.get(name, "missing") for each in everyones]
+            if len(set(said)) > 1:
+                holders: dict[str, list[str]] = {}
+                for rank, value in enumerate(_shortened(said)):
+                    holders.setdefault(value, []).append(str(rank))
                 who = [f"{brief(value)} on rank {brief(', '.join(ranks))}" for value, ranks in holders.items()]
                 problems.append(f"{name} is {', '.join(who)}")
         if problems:
@@ -172,6 +174,12 @@ class Agreement:
             traceback.print_exc(file=sys.__stderr__)
             sys.__stderr__.flush()
         self._arrivals.Abort(1)
+
+
+def _shortened(said: list[str]) -> list[str]:
+    """Return texts that differ without their hashes if they still do, or else with the first digits of them."""
+    plain = [_HASH.sub("", text) for text in said]
+    return plain if len(set(plain)) > 1 else [_HASH.sub(r"\1", text) for text in said]
 
 
 def _described(error: BaseException) -> _Problem:

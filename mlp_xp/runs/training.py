@@ -22,7 +22,7 @@ from ..snapshot import Snapshot, check_snapshot
 from .record import Record
 from .versions import versions
 
-__all__ = ["Training", "sketch"]
+__all__ = ["Training", "parameters_digest", "sampled", "sketch"]
 
 _SAMPLES, _SAMPLED = 64, 32  # places in the data, and rows at each, that stand for all
 
@@ -63,8 +63,7 @@ class Training:
 
     def sketch(self) -> dict[str, Any]:
         """Return what :meth:`settings` does at next to no cost, from a sample of the data, and what else decides."""
-        validation = None if self.validation is None else _sampled(*self.validation)
-        return {**self._choices(), **sketch(self.model, self.data), "validation": validation}
+        return {**self._choices(), **sketch(self.model, self.data, self.validation)}
 
     def _choices(self) -> dict[str, Any]:
         batch_size = self.batch_size
@@ -121,18 +120,24 @@ class Training:
         return int(self.data[0].shape[0])
 
 
-def sketch(model: MLP, data: tuple[Rows, Targets]) -> dict[str, Any]:
-    """Return what the bits of a training depend on beside its settings, with a sample of the data, at little cost."""
-    theta = np.ascontiguousarray(model.device.to_host(model.theta))
+def sketch(model: MLP, data: tuple[Rows, Targets], validation: tuple[Rows, Targets] | None) -> dict[str, Any]:
+    """Return what the bits of a training depend on beside its settings, with samples of the data, at little cost."""
     return {
-        "data": _sampled(*data),
-        "first parameters": f"sha256 {hashlib.sha256(theta.data).hexdigest()}",
+        "data": sampled(*data),
+        "validation": None if validation is None else sampled(*validation),
+        "first parameters": parameters_digest(model),
         "device": model.device.name.partition(":")[0],
         "hardware": model.device.hardware(),
         "precision": model.precision,
         "python": platform.python_version(),
         **versions(),
     }
+
+
+def parameters_digest(model: MLP) -> str:
+    """Return dtype, shape and a SHA-256 of the parameters."""
+    theta = np.ascontiguousarray(model.device.to_host(model.theta))
+    return f"{theta.dtype} {theta.shape} with sha256 {hashlib.sha256(theta.data).hexdigest()}"
 
 
 def _described(callback: Any) -> str:
@@ -158,7 +163,7 @@ def _fingerprint(rows: Rows, targets: Targets) -> str:
     return f"{' and '.join(shapes)} with sha256 {digest.hexdigest()}"
 
 
-def _sampled(rows: Rows, targets: Targets) -> str:
+def sampled(rows: Rows, targets: Targets) -> str:
     """Return what :func:`_fingerprint` does, of all targets and of rows from all over the data."""
     digest = hashlib.sha256()
     for start in range(0, rows.shape[0], max(_SAMPLED, -(-rows.shape[0] // _SAMPLES))):

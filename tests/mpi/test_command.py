@@ -113,6 +113,15 @@ def test_an_error_of_another_rank_is_told_by_the_first(table, tmp_path):
     assert os.listdir(elsewhere) == []
 
 
+def test_options_that_end_a_run_are_for_all_ranks(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [MPIEXEC, "-n", "1", *COMMAND, "--dry-run", ":", "-n", "1", *COMMAND, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    for what in ("--help is missing on rank 0, given on rank 1", "--dry-run is given on rank 0, missing on rank 1"):
+        assert what in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_was_preempted_goes_on_to_the_same_bits(number, table, tmp_path, monkeypatch):
     """The launcher passes the signal on to all, as a scheduler does."""

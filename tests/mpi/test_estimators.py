@@ -50,27 +50,51 @@ def fits(comm, folder):
     X, y = data()
     one = X.copy()
     one[0, 0] = np.nan
+
+    def fit(y=y, validation=(None, None), X=X, **parameters):
+        mlp = MLPClassifier(hidden_layer_sizes=parameters.pop("hidden", 6), max_iter=2, random_state=0, **parameters)
+        return attempt(lambda: mlp.fit(X, y, X_val=validation[0], y_val=validation[1], comm=comm))
+
+    held = {"solver": "adam", "early_stopping": True}
     return {
         "same": same,
         "begun": kept(folder, comm, max_iter=2),
         "copied": copied and learned(clone(ours).fit(X, y, comm=comm)) == learned(ours),
         "drawn": learned(fitted("adam", comm, random_state=None)),
-        "other": attempt(lambda: MLPClassifier(alpha=only_on(comm, 1, 0.1, 0.2)).fit(X, y, comm=comm)),
-    }, attempt(lambda: MLPClassifier().fit(only_on(comm, 1, X, one), y, comm=comm))
+        "other": {
+            "alpha": fit(alpha=only_on(comm, 1, 0.1, 0.2)),
+            "alpha ": fit(alpha=only_on(comm, 1, 0.1, 0.2), solver="lbfgs"),
+            "data": fit(y=only_on(comm, 1, y, 1 - y), solver="lbfgs"),
+            "validation": fit(validation=(X[:50], only_on(comm, 1, y, 1 - y)[:50]), **held),
+            "validation ": fit(validation=(X[: 50 + comm.rank], y[: 50 + comm.rank]), **held),
+            "checkpoint": attempt(
+                lambda: MLPClassifier(random_state=0).fit(
+                    X, y, checkpoint=only_on(comm, 1, None, mx.Checkpoint(folder)), comm=comm
+                )
+            ),
+        },
+    }, {
+        "data": fit(X=only_on(comm, 1, X, one)),
+        "parameter": fit(alpha=only_on(comm, 1, 0.1, -1)),
+        "sizes": fit(hidden=only_on(comm, 1, 6, (6, 0))),
+    }
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_shared_fit_is_the_fit_of_one_process(tmp_path):
     results = on_ranks(3, fits, str(tmp_path))
     alone = {kind: learned(fitted(kind)) for kind in KINDS}
-    ended = [door for _, door in results]
-    assert [kind for kind, _ in ended] == ["RankError", "ValueError", "RankError"]
-    assert ended[0][1] == f"rank 1: {ended[1][1]}"
+    for door in ("data", "parameter", "sizes"):
+        ended = [doors[door] for _, doors in results]
+        assert [kind for kind, _ in ended] == ["RankError", ended[1][0], "RankError"]
+        assert ended[1][0] in ("ValueError", "InvalidParameterError")
+        assert ended[0][1] == f"rank 1: {ended[1][1]}"
     assert results[0][0] == results[1][0] == results[2][0]
     assert results[0][0]["same"] == alone
     assert results[0][0]["copied"]
     assert results[0][0]["begun"][1] == alone["adam"][1][:2]
     assert kept(tmp_path, resume=True) == alone["adam"]
     assert results[0][0]["drawn"] != alone["adam"]
-    kind, text = results[0][0]["other"]
-    assert (kind, text.startswith("ranks disagree: alpha is 0.1 on rank 0, 2, 0.2 on rank 1;")) == ("ValueError", True)
+    for name, (kind, text) in results[0][0]["other"].items():
+        assert (kind, text.startswith(f"ranks disagree: {name.strip()} is ")) == ("ValueError", True)
+    assert "alpha is 0.1 on rank 0, 2, 0.2 on rank 1;" in results[0][0]["other"]["alpha"][1]

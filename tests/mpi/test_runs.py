@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,13 @@ def disagreeing(comm):
         "data": lambda: {"X": only_on(comm, 1, X, other_X)},
         "data ": lambda: {"y": only_on(comm, 2, y, other_y)},
         "checkpoint": lambda: {"checkpoint": only_on(comm, 2, None, mx.Checkpoint(os.devnull))},
+        "callbacks with comm": lambda: {"callbacks": only_on(comm, 1, [evaluation(y)], [])},
+        "callbacks with comm ": lambda: {"callbacks": [evaluation(only_on(comm, 1, y, other_y))]},
     }
+
+    def evaluation(y):
+        return mx.callbacks.Evaluation("test", X, y, comm=comm)
+
     ended = {name: attempt(lambda how=how: train(comm, **how())) for name, how in ways.items()}
     with older:
         return {**ended, "numpy": attempt(lambda: train(comm))}
@@ -101,6 +108,9 @@ def test_ranks_that_disagree_say_how_before_the_first_step():
         assert kind == "ValueError"
         assert text.startswith("ranks disagree: ")
         assert f"{name.strip()} is " in text
+        assert all(len(digits) == 12 for digits in re.findall(r"sha256 ([0-9a-f]+)", text))
+    assert "first parameters is float32 (44,) on rank 0, 2, float32 (37,) on rank 1" in results[0]["model.sizes"][1]
+    assert len(set(re.findall(r"sha256 ([0-9a-f]+)", results[0]["data"][1]))) == 2
     assert "batch_size is 128 on rank 0, 1, 64 on rank 2" in results[0]["batch_size"][1]
     assert "model.seed is 0 on rank 0, 1 on rank 1, 2 on rank 2; first parameters is" in results[0]["model.seed"][1]
     assert "numpy is 2.4.6 on rank 0, 2, 2.0.2 on rank 1" in results[0]["numpy"][1]
@@ -157,6 +167,19 @@ def ending_together(comm):
     late = mock.Mock(spec=("__call__", "close"), return_value=None)
     if comm.rank == 1:  # when it is all over, but for what has to be closed
         late.close.side_effect = lambda: signal.raise_signal(signal.SIGINT)
+
+    def doubled(on, also=(), **how):
+        """Train with a callback that replaces the parameters on some ranks."""
+
+        def double(state):
+            if state.epoch == 2 and (comm is None or comm.rank in on):
+                state.model.theta = state.model.theta * 2
+            for rank in also:
+                if state.epoch == 6 and comm.rank == rank:
+                    state.model.theta[:] *= 2
+
+        return attempt(lambda: digest(train(comm, callbacks=[double], **how)[1]))
+
     called = []
     quiet = mx.Progress(6, disable=True)
     with mock.patch.object(mx.Progress, "__call__", lambda self, state: called.append(state.epoch)):
@@ -167,6 +190,10 @@ def ending_together(comm):
         "failed": attempt(lambda: train(comm, callbacks=[at_epoch(2, fail)])),
         "lbfgs": digest(train(comm, optimizer=mx.LBFGS(), batch_size=None)[1]),
         "diverged": attempt(lambda: train(comm, optimizer=mx.SGD(lr=1e30))),
+        "doubled": doubled([1]),
+        "doubled by L-BFGS": doubled([1], optimizer=mx.LBFGS(), batch_size=None),
+        "doubled in place": doubled([], [1]),
+        "doubled alike": doubled([0, 1, 2])[0] != "ValueError",
         "losses": (history.loss, history.val_loss, history.val_accuracy),
         "theta": digest(theta),
         "progress": called,
@@ -189,20 +216,34 @@ def test_all_ranks_end_at_the_same_update(tmp_path):
     assert results[0]["failed"] == ("LookupError", "a fault that all ranks find")
     assert results[0]["diverged"][0] == "DivergenceError"
     assert results[0]["handlers"]
+    for way, epoch in (("doubled", 2), ("doubled by L-BFGS", 2), ("doubled in place", 6)):
+        kind, text = results[0][way]
+        assert kind == "ValueError"
+        assert text.startswith(f"ranks disagree: parameters after epoch {epoch} is float32 (44,) with sha256 ")
+    assert results[0]["doubled alike"]
 
 
 def agreeing(comm, times):
+    from mpi4py import MPI
+
+    half = comm.Split(comm.rank)
+    outside = comm.Split(MPI.UNDEFINED)
+    between = half.Create_intercomm(0, comm, 1 - comm.rank)
+    refused = [attempt(lambda c=c: Agreement(c))[1] for c in (outside, between)]
     for _ in range(times):
         with Agreement(comm) as ranks:
             pass
     with Agreement(comm) as ranks:
         answers = ranks.most(comm.rank), ranks.any(comm.rank == 1), ranks.any(False)
-        return *answers, ranks.first(lambda: comm.rank), ranks.leads
+        return refused, (*answers, ranks.first(lambda: comm.rank), ranks.leads)
 
 
-def test_agreements_do_not_run_out():
+def test_agreements_do_not_run_out_and_take_groups_of_processes_only():
     results = on_ranks(2, agreeing, 2200)  # MPICH has about 2,000 communicators at a time
-    assert results == [(1, True, False, 0, True), (1, True, False, 0, False)]
+    assert [answers for _, answers in results] == [(1, True, False, 0, True), (1, True, False, 0, False)]
+    for (null, inter), _ in results:
+        assert null.startswith("comm is MPI.COMM_NULL")
+        assert inter.startswith("comm is an intercommunicator")
 
 
 # Checkpoints.
