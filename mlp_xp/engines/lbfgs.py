@@ -142,7 +142,7 @@ class LbfgsEngine:
         size, tol = largest(end.gradient), self._optimizer.tol
         if size > tol:
             _log.warning(
-                "L-BFGS ended before the gradient was within tol: its largest component is %.2g, tol is %g, and no step "
-                "was found that makes the loss of %.6g smaller; in %s, rounding may hide what is left to gain",
+                "L-BFGS ended before the gradient was within tol: its largest component is %.2g, tol is %g, and no "
+                "step was found that makes the loss of %.6g smaller; in %s, rounding may hide what is left to gain",
                 size, tol, end.loss, self._model.dtype,
             )  # fmt: skip
