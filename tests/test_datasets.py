@@ -408,6 +408,13 @@ def test_load_refuses_a_folder(tmp_path: Path, name: str, content: bytes | None,
         datasets.load(write_folder(tmp_path, files))
 
 
+@pytest.mark.parametrize("files", [{}, {"notes.txt": b"x"}])
+def test_load_an_empty_folder_names_what_may_be_in_it(tmp_path: Path, files: dict[str, bytes]) -> None:
+    expected = r"no data in this folder; .*train-images-idx3-ubyte, or X\.npy and y\.npy, or shards .* X-000\.npy"
+    with pytest.raises(FileNotFoundError, match=expected):
+        datasets.load(write_folder(tmp_path, files))
+
+
 @pytest.mark.parametrize("name", ["../nowhere", "no\0where.csv", "nowhere.npz"])
 def test_load_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):

@@ -89,9 +89,24 @@ def test_the_best_of_too_few_steps_is_taken_if_it_is_better():
     assert len(asked) == 7
 
 
-@pytest.mark.parametrize("slope", [0.0, 1.0, math.nan, -1e-17])
+@pytest.mark.parametrize("slope", [0.0, 1.0, math.nan])
 def test_a_search_that_cannot_get_lower_asks_nothing(slope):
     assert answered(strong_wolfe(1.0, slope, 1.0, 20, unseen=1e-16), None) == (False, [])
+
+
+@pytest.mark.parametrize("first", [1e-9, 1e-3, 1.0, 50.0])
+def test_slopes_decide_where_the_loss_shows_nothing(first):
+    found, asked = answered(strong_wolfe(1e16, -1.0, first, 20, unseen=10.0), lambda t: (1e16 + 2.0, t - 1.0))
+    assert found
+    assert 0.1 <= asked[-1] <= 1.9
+    found, _ = answered(strong_wolfe(1e16, -1.0, first, 20, unseen=10.0), lambda t: (1e16 + 20.0, t - 1.0))
+    assert not found  # that much is seen
+
+
+def test_a_search_without_end_or_gain_finds_nothing():
+    found, asked = answered(strong_wolfe(1e16, -1.0, 1e-9, 5, unseen=10.0), lambda t: (1e16, -1.0))
+    assert not found
+    assert len(asked) == 5
 
 
 def test_a_search_ends_where_no_number_is_between():
@@ -293,6 +308,29 @@ def test_it_ends_where_rounding_hides_what_is_left(dtype, data):
     _, gradient = model.loss_and_gradient(*data)
     slope = np.concatenate([(g + 0.01 * W).ravel() for g, W in zip(gradient.weights, model.weights, strict=True)])
     assert np.abs(slope).max() < (1e-3 if dtype == "float32" else 1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e8, 1e12, 1e15])
+@pytest.mark.parametrize(("layers", "activation"), [([3, 1], "relu"), ([3, 5, 1], "relu"), ([3, 5, 1], "tanh")])
+def test_large_targets_hide_the_first_steps_and_are_learned(layers, activation, scale):
+    """The first steps lower the loss, of up to 1e31 in float32, by less than its last digit."""
+    X = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
+    y = scale * (X @ [1, 2, 3])
+    model = mx.MLP(layers, activation, output="identity", seed=0)
+    history = mx.fit(model, X, y, epochs=300, optimizer=mx.LBFGS())
+    assert model.score(X, y) > 0.7  # units of tanh saturate
+    assert history.loss == sorted(history.loss, reverse=True)
+
+
+def test_an_end_that_was_not_asked_for_is_told(data, caplog):
+    mx.fit(mx.MLP([20, 4]), *data, epochs=500, optimizer=mx.LBFGS(tol=1e-2))
+    mx.fit(mx.MLP([20, 4]), *data, epochs=2, optimizer=mx.LBFGS(tol=0))
+    assert not caplog.messages
+    mx.fit(mx.MLP([20, 4]), *data, epochs=500, optimizer=mx.LBFGS(tol=0, l2=0.01))
+    (message,) = caplog.messages
+    assert message.startswith("L-BFGS ended before the gradient was within tol: its largest component is ")
+    assert "tol is 0, and no step was found that makes the loss of " in message
+    assert message.endswith("in float32, rounding may hide what is left to gain")
 
 
 def test_where_there_is_nothing_to_do_it_ends_at_once():

@@ -145,8 +145,12 @@ def test_files_that_do_not_make_data_are_refused(tmp_path):
         ("no labels", {"X": X}, "there are \\['x'\\]"),
         ("twice", {"X": X, "x": X, "y": y}, "both name x"),
         ("others", {"images": X, "labels": y}, "there are \\[\\]"),
-        ("strings", {"X": np.array(["a"]), "y": y}, "X.npy: not a plain array"),
-        ("objects", {"X": np.array([None]), "y": y}, "X.npy: not a plain array"),
+        ("strings", {"X": np.array(["a"]), "y": y}, r"X.npy: not a plain array .* but of text \(<U1\); save numbers"),
+        ("labels", {"X": X, "y": np.array(["cat"] * len(y))}, r"y.npy: not a plain array .* but of text \(<U3\)"),
+        ("bytes", {"X": X, "y": np.array([b"cat"] * len(y))}, r"y.npy: not a plain array .* but of text \(\|S3\)"),
+        ("objects", {"X": np.array([None]), "y": y}, r"X.npy: not a plain array .* but of objects \(\|O\)"),
+        ("bool", {"X": X > 0, "y": y}, r"X.npy: not a plain array .* but of truth values \(\|b1\)"),
+        ("complex", {"X": X + 1j, "y": y}, r"X.npy: not a plain array .* but of complex numbers \(<c16\)"),
         ("counts", {"X": X, "y": y[:-1]}, "90 samples but 89 labels"),
     ):
         with pytest.raises(ValueError, match=problem):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,8 +94,20 @@ def test_steps_and_single_rows_are_refused(tmp_path, first):
         shards[::2]
     with pytest.raises(ValueError, match="a step of -1"):
         Span(shards)[::-1]
+    for rows in (3, [1, 2], np.array([True] * 5), (slice(2), 0)):
+        for X in (shards, Span(shards)):
+            with pytest.raises(TypeError, match=r"rows in files come by slices, X\[i:j\]; got X\["):
+                X[rows]
+    with pytest.raises(TypeError, match="read X"):
+        np.asarray(shards)
     with pytest.raises(ValueError, match="at least one file"):
         Shards([])
+
+
+@pytest.mark.parametrize("kind", [str, Path, str.encode])
+def test_a_single_path_is_no_list_of_paths(kind):
+    with pytest.raises(TypeError, match=r"takes a list of paths, got the single path b?'X-0\.npy'; write"):
+        Shards(kind("X-0.npy"))
 
 
 def test_a_span_reads_nothing_before_it_is_an_array(tmp_path):

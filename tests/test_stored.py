@@ -328,6 +328,26 @@ def test_a_source_that_ends_too_early_is_refused():
         mx.fit(mx.MLP([D, 3]), source, np.zeros(N + 5, int))
 
 
+@pytest.mark.parametrize(
+    ("announced", "convert"),
+    [
+        ("float32", lambda X: X.astype(np.float64)),
+        ("float32", np.ndarray.tolist),
+        ("float64", lambda X: X.astype(np.float32)),
+        ("uint8", lambda X: X.astype(np.int64)),
+    ],
+)
+def test_a_source_that_breaks_its_dtype_is_refused(announced, convert):
+    class Liar(Source):
+        def __getitem__(self, rows):
+            return convert(super().__getitem__(rows))
+
+    with pytest.raises(ValueError, match=f"rows 0 to 1024 of X came as .*, and X announces {announced}"):
+        mx.MLP([D, 3]).open(Liar(draw(announced)[0]))
+    if convert is not np.ndarray.tolist:
+        mx.MLP([D, 3]).open(Source(convert(draw(announced)[0])))
+
+
 def test_wrong_shapes_and_types_are_refused_like_those_of_arrays(tmp_path):
     model = mx.MLP([D, 3])
     for X in (np.zeros((5, D + 1)), np.zeros((5, 4, 3)), np.zeros((0, D))):

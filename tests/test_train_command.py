@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from time import process_time
 
 import numpy as np
@@ -32,6 +33,7 @@ from mlp_xp.cli.presets import PRESETS
 from mlp_xp.cli.train import enough_epochs
 from mlp_xp.devices import get_device
 from mlp_xp.fit import DivergenceError
+from mlp_xp.optim import OPTIMIZERS
 from mlp_xp.rows.checks import as_features
 from mlp_xp.runs.report import result_table
 from mlp_xp.train import main
@@ -207,13 +209,40 @@ def test_the_lectures_ten_digits_are_a_preset(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        *(["--preset", name] for name in PRESETS),
+        ["--optimizer", "sgd", "--momentum", "0.5", "--tol", "0", "--patience", "3"],
+    ],
+)
+@pytest.mark.parametrize("optimizer", [[], *(["--optimizer", name] for name in OPTIMIZERS)])
+def test_a_preset_fits_every_optimizer_and_a_config_json_repeats_it(options, optimizer, tmp_path):
+    if optimizer and "sgd" in options:
+        options = ["--l2", "0.1"]
+    config = parse([*options, *optimizer])
+    if config.optimizer == "lbfgs":
+        assert (config.lr, config.schedule, config.batch_size) == (1.0, "cosine", 0)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**asdict(config), "labels": ["0"], "samples": 1}))
+    assert parse(["--config", str(file)]) == config
+
+
+def test_what_the_optimizer_does_not_have_is_refused_in_a_file(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('optimizer = "lbfgs"\nmomentum = 0.9\nlr = 0.5\n')
+    with pytest.raises(ValueError, match=r"--optimizer lbfgs has no --lr, --momentum; leave that out, or choose sgd$"):
+        parse(["--config", str(file)])
+    assert parse(["--config", str(file), "--optimizer", "sgd"]).momentum == 0.9
+
+
+@pytest.mark.parametrize(
     ("options", "lr"),
     [
         ([], 0.005),
         (["--optimizer", "adamw"], 0.005),
         (["--optimizer", "sgd"], 0.2),
         (["--optimizer", "sgd", "--momentum", "0.9"], 0.02),
-        (["--momentum", "0.9"], 0.005),
         (["--optimizer", "sgd", "--lr", "0.5"], 0.5),
         (["--preset", "mnist-5v8"], 0.1),
         (["--preset", "xor", "--optimizer", "sgd"], 0.1),
@@ -392,6 +421,17 @@ def test_every_option_survives_its_own_way_through_a_file():
         (["--optimizer", "newton"], "--optimizer takes one of sgd, adam, adamw, lbfgs; got 'newton'"),
         (["--lr", "nan"], "lr must be a finite number above 0"),
         (["--optimizer", "sgd", "--nesterov"], "nesterov needs a momentum"),
+        (["--momentum", "0.9"], "--optimizer adam has no --momentum; leave that out, or choose sgd"),
+        (["--nesterov"], "--optimizer adam has no --nesterov; leave that out, or choose sgd"),
+        (["--weight-decay", "0.1"], "--optimizer adam has no --weight-decay; leave that out, or choose adamw"),
+        (["--optimizer", "sgd", "--weight-decay", "0.1"], "--optimizer sgd has no --weight-decay"),
+        (["--optimizer", "adamw", "--momentum", "0.1"], "--optimizer adamw has no --momentum"),
+        (["--momentum", "0.9", "--weight-decay", "0.1"], "has no --momentum, --weight-decay; leave that out"),
+        (["--optimizer", "lbfgs", "--lr", "0.5"], "lbfgs has no --lr; leave that out, or choose sgd or adam or adamw"),
+        (["--optimizer", "lbfgs", "--lr-bias", "0.5", "--warm-up", "3"], "lbfgs has no --lr-bias, --warm-up; leave"),
+        (["--optimizer", "lbfgs", "--schedule", "constant"], "lbfgs has no --schedule; leave"),
+        (["--preset", "xor", "--optimizer", "lbfgs", "--lr", "0.2"], "lbfgs has no --lr; leave"),
+        (["--patience", "3"], "--patience has no effect without --tol"),
         (["--l2", "-1"], "l2 must be"),
         (["--tol", "-1"], "tol must be a finite number"),
         (["--patience", "0"], "patience must be"),

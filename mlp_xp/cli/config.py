@@ -34,6 +34,13 @@ RATES = {
     "adamw": 0.005,
     "lbfgs": 1.0,
 }  # of each optimizer, for batches of 128 and a falling rate
+DESCENT = ("lr", "lr_bias", "schedule", "warm_up")
+OWN: dict[str, tuple[str, ...]] = {
+    "sgd": (*DESCENT, "momentum", "nesterov"),
+    "adam": DESCENT,
+    "adamw": (*DESCENT, "weight_decay"),
+    "lbfgs": (),
+}  # options of each optimizer that not all have
 NOT_OPTIONS = ("labels", "samples")  # what a run's config.json says of its data
 
 
@@ -127,7 +134,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     Raises
     ------
     ValueError
-        If an option, a name or a value is not known, or is not that of the run to resume.
+        If an option, a name or a value is not known, is not that of the run to resume, or has no effect, because the
+        optimizer does not have it or nothing waits for it.
     SystemExit
         After ``--help`` or ``--version``.
     """
@@ -141,16 +149,40 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     if preset is not None and preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS)
         raise ValueError(f"unknown preset {preset!r}{hint}; choose from {', '.join(PRESETS)}")
-    options = (PRESETS[preset] if preset else {}) | chosen
+    options = _effective((PRESETS[preset] if preset else {}) | chosen, chosen)
     if options.get("optimizer") == "lbfgs":
         options = {"batch_size": 0} | options
     config = replace(Config(), **options)
+    if config.tol is None and config.patience != Config.patience:
+        raise ValueError("--patience has no effect without --tol, which it waits for; give both, or neither")
     return config if "lr" in options else replace(config, lr=_fitting_rate(config))
 
 
 def flag(name: str) -> str:
     """Return a field's name as it is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def _effective(options: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the optimizer has, and refuse others that were chosen.
+
+    A preset may be for another optimizer, and a run's config.json holds the defaults of all: neither was chosen.
+    """
+    optimizer = options.get("optimizer", Config.optimizer)
+    if optimizer not in OWN:
+        return options
+    missing = {name for own in OWN.values() for name in own}.difference(OWN[optimizer])
+    defaults = {"lr": RATES[optimizer]}
+    refused = [
+        name for name in sorted(missing & chosen.keys()) if chosen[name] != defaults.get(name, getattr(Config, name))
+    ]
+    if refused:
+        those = " or ".join(other for other, own in OWN.items() if {*refused} <= {*own})
+        raise ValueError(
+            f"--optimizer {optimizer} has no {', '.join(map(flag, refused))}; leave that out"
+            + (f", or choose {those}" if those else "")
+        )
+    return {name: value for name, value in options.items() if name not in missing}
 
 
 def _fitting_rate(config: Config) -> float:

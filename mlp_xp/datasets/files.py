@@ -92,6 +92,11 @@ def _read(path: Path, limits: Limits) -> list[Part]:
     if path.is_dir():
         if has_npy(path):
             return read_npy_folder(path, limits)
+        if not any(find_idx(path, part, kind) for part in ("train", "t10k") for kind in KINDS):
+            raise FileNotFoundError(
+                f"{path}: no data in this folder; expected IDX files such as train-images-idx3-ubyte, or X.npy and "
+                "y.npy, or shards of these, X-000.npy, X-001.npy and so on"
+            )
         has_test = any(find_idx(path, "t10k", kind) for kind in KINDS)
         return [read_idx_pair(path, part, limits) for part in ("train", "t10k")[: 1 + has_test]]
     if not path.exists():

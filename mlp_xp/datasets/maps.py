@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAPPED", "Span", "in_file", "map_rest", "stays_in_file"]
+__all__ = ["MAPPED", "Span", "bounds", "in_file", "map_rest", "stays_in_file"]
 
 MAPPED = 1 << 28  # bytes: less is read, so that its rows can be shuffled
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))  # native: others are converted
@@ -33,14 +33,30 @@ class Span:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Span:
-        start, stop, step = rows.indices(len(self))
-        if step != 1:
-            raise ValueError(f"rows in a file come one after another, X[i:j]; got a step of {step}")
+        start, stop = bounds(rows, len(self))
         return Span(self._source, self._start + start, self._start + max(start, stop))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         block = np.asarray(self._source[self._start : self._stop], dtype)
         return block.reshape(len(block), self.shape[1])
+
+
+def bounds(rows: Any, count: int) -> tuple[int, int]:
+    """Return where a slice of rows that follow one another begins and ends, of `count` rows.
+
+    Raises
+    ------
+    TypeError
+        If it is no slice.
+    ValueError
+        If it leaves out rows, or turns them around.
+    """
+    if not isinstance(rows, slice):
+        raise TypeError(f"rows in files come by slices, X[i:j]; got X[{rows!r}]: read X[:] for an array of all rows")
+    start, stop, step = rows.indices(count)
+    if step != 1:
+        raise ValueError(f"rows in files come one after another, X[i:j]; got a step of {step}")
+    return start, stop
 
 
 def in_file(X: Any) -> bool:

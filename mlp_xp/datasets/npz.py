@@ -35,6 +35,9 @@ HEADER = re.compile(
     rb"'shape': \((?P<shape>\d{1,19}(, \d{1,19})*),?\), \}\s*"
 )
 
+OTHER = re.compile(rb"\{'descr': '(?P<dtype>[|<>](?P<kind>[USbOc])\d{0,9})', ")
+KINDS = {b"U": "text", b"S": "text", b"b": "truth values", b"O": "objects", b"c": "complex numbers"}
+
 
 def read_npz(path: Path, limits: Limits) -> list[Part]:
     """Read the members x_train, y_train, x_test, y_test, or x_train, y_train, or x, y (capitals do not matter).
@@ -134,6 +137,9 @@ def read_header(stream: Stream) -> tuple[tuple[int, ...], np.dtype[Any], Literal
     magic, length = stream.read(len(MAGIC)), stream.read(2)
     header = stream.read(int.from_bytes(length, "little"))
     match = HEADER.fullmatch(header)
+    if magic == MAGIC and (other := OTHER.match(header)):
+        kind, dtype = KINDS[other["kind"]], other["dtype"].decode()
+        raise ValueError(f"not a plain array of integers or floats, but of {kind} ({dtype}); save numbers")
     if magic != MAGIC or match is None:
         raise ValueError(f"not a plain array of integers or floats: it starts with {(magic + length + header)[:80]!r}")
     shape = tuple(int(size) for size in match["shape"].split(b", "))

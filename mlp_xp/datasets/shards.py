@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..files import open_regular
 from .limits import ANY_SIZE
+from .maps import bounds
 from .npz import read_header
 
 __all__ = ["Shards"]
@@ -55,6 +56,8 @@ class Shards:
 
     Raises
     ------
+    TypeError
+        If `paths` is a single path, or what is read is no slice of rows.
     FileNotFoundError
         If a file is missing; also when rows are read.
     ValueError
@@ -76,6 +79,8 @@ class Shards:
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        if isinstance(paths, str | bytes | os.PathLike):
+            raise TypeError(f"Shards takes a list of paths, got the single path {os.fspath(paths)!r}; write [path]")
         self._files = [_look_at(Path(path)) for path in paths]
         if not self._files:
             raise ValueError("Shards takes at least one file, and got none")
@@ -96,9 +101,7 @@ class Shards:
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         """Read rows that follow one another, (m, ...)."""
-        start, stop, step = rows.indices(len(self))
-        if step != 1:
-            raise ValueError(f"Shards give rows that follow one another, X[i:j]; got a step of {step}")
+        start, stop = bounds(rows, len(self))
         X = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
         done, i = 0, int(np.searchsorted(self._ends, start, side="right"))
         while done < len(X):

@@ -81,7 +81,7 @@ def make_engine(setup: Setup) -> Engine:
         return engine
     from .lbfgs import LbfgsEngine
 
-    return LbfgsEngine(setup.model, optimizer, engine)
+    return LbfgsEngine(setup.model, optimizer, engine, leads=ranks is None or ranks.rank == 0)
 
 
 @singledispatch

@@ -5,6 +5,7 @@ Vectors stay on the device, in the order of the plan. The host sees scalar produ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from time import perf_counter
 from types import TracebackType
@@ -13,11 +14,13 @@ from typing import Self
 from ..devices import Array
 from ..mlp import MLP
 from ..optim import LBFGS, OptimizerState
-from ..optim.lbfgs import Pair, Point
+from ..optim.lbfgs import Pair, Point, largest
 from ..params import GradSum
 from .base import Done, Engine
 
 __all__ = ["LbfgsEngine"]
+
+_log = logging.getLogger(__name__)
 
 
 class LbfgsEngine:
@@ -29,12 +32,15 @@ class LbfgsEngine:
     optimizer : LBFGS
     inner : Engine
         For the same rows, all at once, by plain gradient descent. Only the loss and the gradient of its updates count.
+    leads : bool
+        Whether this process is the one that tells why the training ended.
     """
 
     updates = 1
 
-    def __init__(self, model: MLP, optimizer: LBFGS, inner: Engine) -> None:
+    def __init__(self, model: MLP, optimizer: LBFGS, inner: Engine, leads: bool = True) -> None:
         self._model, self._device, self._optimizer = model, model.device, optimizer
+        self._leads = leads
         self._inner, self.plan, self.shared = inner, inner.plan, inner.shared
         self._known: Array | None = None  # the parameters that were handed out, in the order of the data
         self._at: Point | None = None  # the same, with their loss and gradient; None if these are yet to be computed
@@ -120,6 +126,8 @@ class LbfgsEngine:
         except StopIteration as end:
             self._trial, (self._at, self._over) = None, end.value
             self._theta = self._at.theta
+            if self._over and self._leads:
+                self._explain(self._at)
             return
         self._inner.begin(self.plan.outward(self._trial, self._model), self._epoch, self._lr, Done())
 
@@ -128,3 +136,13 @@ class LbfgsEngine:
         self._rows = done.rows
         gradient = self._device.xp.asarray(self._inner.gradient(), copy=True)
         return Point(theta, float(done.loss_sum) / done.rows, gradient)
+
+    def _explain(self, end: Point) -> None:
+        """Warn of an end that is not the one that was asked for."""
+        size, tol = largest(end.gradient), self._optimizer.tol
+        if size > tol:
+            _log.warning(
+                "L-BFGS ended before the gradient was within tol: its largest component is %.2g, tol is %g, and no "
+                "step was found that makes the loss of %.6g smaller; in %s, rounding may hide what is left to gain",
+                size, tol, end.loss, self._model.dtype,
+            )  # fmt: skip

@@ -1,6 +1,10 @@
 """L-BFGS: a step along curvature that it learns from the gradients before, as long as a search finds good.
 
 NW stands for Nocedal and Wright, Numerical Optimization, 2nd edition, 2006.
+
+Far from zero a loss has too few digits to show a short step, and the slopes still do. They take over there, which makes
+the approximate Wolfe conditions of Hager and Zhang (2005), A new conjugate gradient method with guaranteed descent and
+an efficient line search, SIAM Journal on Optimization 16.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from ..devices import Array, library_of
 from .base import Optimizer, OptimizerState
 from .numbers import not_negative
 
-__all__ = ["LBFGS", "Pair", "Point", "strong_wolfe"]
+__all__ = ["LBFGS", "Pair", "Point", "largest", "strong_wolfe"]
 
 _DECREASE, _CURVATURE = 1e-4, 0.9  # c1 and c2 of the Wolfe conditions, NW eq. 3.7
 _LEAST_CURVATURE = 2.2e-16  # of a pair, as in Byrd, Lu, Nocedal and Zhu (1995)
+_ROUNDING = 10  # units of its last digit by which a loss may be wrong: in float32 the 1e-6 of Hager and Zhang (2005)
+_MOST_UNSEEN = 10  # steps in an iteration that the loss does not show
 
 _Dot = Callable[[Array, Array], float]
 
@@ -53,7 +59,8 @@ class LBFGS(Optimizer):
 
     H g is the two-loop recursion (NW algorithm 7.4). A line search finds a t at which the strong Wolfe conditions hold
     (NW algorithms 3.5 and 3.6). An epoch is one such iteration, on all rows: there are no mini-batches, and there is no
-    learning rate. The training ends early at a gradient within `tol`, or where no step makes the loss smaller.
+    learning rate. The training ends early at a gradient within `tol`, or where no step makes the loss smaller, of which
+    the logger ``mlp_xp.engines.lbfgs`` warns.
 
     All vectors have the dtype of the parameters; their scalar products are computed in float64, if the device has it.
 
@@ -120,30 +127,41 @@ class LBFGS(Optimizer):
         Point, bool
             Where it ends, which is the point that was sent last, or `start`; and whether no iteration can follow.
         """
-        if _largest(start.gradient) <= self.tol:
-            return start, True
+        if not math.isfinite(dot(start.gradient, start.gradient)):  # nor are the parameters then, for who watches them
+            return start._replace(theta=start.theta + math.nan * start.gradient), True
+        at, unseen = start, self._unseen(start)
+        for _ in range(_MOST_UNSEEN):
+            if largest(at.gradient) <= self.tol:
+                return at, True
+            end = yield from self._advance(at, pairs, dot)
+            if end is None:
+                break
+            if end.loss < start.loss - unseen:
+                return end, largest(end.gradient) <= self.tol
+            at = end
+        return start, True
+
+    def _advance(self, start: Point, pairs: list[Pair], dot: _Dot) -> Generator[Array, Point, Point | None]:
+        """Take one step, without what is remembered if there is none with it; return its end, if any."""
         while True:
             direction = _direction(start.gradient, pairs, dot)
             slope = dot(start.gradient, direction)
-            if not (pairs or math.isfinite(slope)):  # nor are the parameters then, for whoever watches over them
-                return start._replace(theta=start.theta + slope * direction), True
             first = 1.0 if pairs else 1 / math.sqrt(max(-slope, sys.float_info.min))
             end = yield from self._step(start, direction, slope, first, dot)
             if end is not None:
                 pair = Pair.of(end.theta - start.theta, end.gradient - start.gradient, dot)
                 pairs += [] if pair is None else [pair]
                 del pairs[: -self.history]
-                return end, _largest(end.gradient) <= self.tol
+                return end
             if not pairs:
-                return start, True
+                return None
             pairs.clear()
 
     def _step(
         self, start: Point, direction: Array, slope: float, first: float, dot: _Dot
     ) -> Generator[Array, Point, Point | None]:
         """Search along a direction (P,), in which the loss has this slope; return the point found, if any."""
-        unseen = float(library_of(direction).finfo(direction.dtype).eps) * abs(start.loss)
-        lengths, point = strong_wolfe(start.loss, slope, first, self.max_evaluations, unseen), None
+        lengths, point = strong_wolfe(start.loss, slope, first, self.max_evaluations, self._unseen(start)), None
         try:
             length = next(lengths)
             while True:
@@ -152,10 +170,14 @@ class LBFGS(Optimizer):
         except StopIteration as search:
             return point if search.value else None
 
+    def _unseen(self, point: Point) -> float:
+        """Return by how much the loss may differ from that of a point, and rounding alone be the cause."""
+        return _ROUNDING * float(library_of(point.theta).finfo(point.theta.dtype).eps) * abs(point.loss)
+
 
 class _Trial(NamedTuple):
     length: float
-    loss: float
+    change: float  # of the loss
     slope: float
 
 
@@ -176,36 +198,43 @@ def strong_wolfe(
     most : int
         The most steps to try.
     unseen : float
-        Give up when the loss is expected to change by no more.
+        Where the loss changes by no more, the mean of the two slopes tells the change. The conditions are then those
+        that Hager and Zhang (2005) call approximate.
 
     Returns
     -------
     bool
         Whether the last length that was yielded is such a step; or if there was none, at least one at which the loss is
-        sufficiently smaller.
+        sufficiently smaller, and seen to be.
     """
-    low, high, tried = _Trial(0.0, loss, slope), _Trial(math.inf, math.inf, math.inf), 0
-    while tried < most and -slope * length > unseen and length not in (low.length, high.length):
-        trial, tried = _Trial(length, *(yield length)), tried + 1
-        enough = trial.loss <= loss + _DECREASE * length * slope and math.isfinite(trial.slope)
-        if enough and abs(trial.slope) <= -_CURVATURE * slope:
+    low, high, tried = _Trial(0.0, 0.0, slope), _Trial(math.inf, math.inf, math.inf), 0
+    while tried < most and -slope * length > 0 and length not in (low.length, high.length):
+        there, slope_there = yield length
+        change = there - loss
+        if abs(change) <= unseen:
+            change = length * (slope + slope_there) / 2
+        trial, tried = _Trial(length, change, slope_there), tried + 1
+        enough = change <= _DECREASE * length * slope and math.isfinite(slope_there)
+        if enough and abs(slope_there) <= -_CURVATURE * slope:
             return True
-        if not enough or trial.loss >= low.loss:
+        if not enough or change >= low.change:
             high = trial
         else:
-            if trial.slope * (high.length - low.length) >= 0:
+            if slope_there * (high.length - low.length) >= 0:
                 high = low
             low = trial
         length = 4 * length if high.length == math.inf else _between(low, high)
-    if low.length and low is not trial:
+    if low.change >= -unseen:
+        return False
+    if low is not trial:
         yield low.length
-    return low.length > 0
+    return True
 
 
 def _between(low: _Trial, high: _Trial) -> float:
     """Return where the cubic through two trials is smallest (NW eq. 3.59), a tenth of their distance from either."""
     width = high.length - low.length
-    first = low.slope + high.slope - 3 * (high.loss - low.loss) / width
+    first = low.slope + high.slope - 3 * (high.change - low.change) / width
     square = first * first - low.slope * high.slope
     second = math.copysign(math.sqrt(square), width) if 0 <= square < math.inf else math.nan
     bend = high.slope - low.slope + 2 * second
@@ -226,7 +255,7 @@ def _direction(gradient: Array, pairs: list[Pair], dot: _Dot) -> Array:
     return direction
 
 
-def _largest(gradient: Array) -> float:
+def largest(gradient: Array) -> float:
     """Return the size of the largest component."""
     xp = library_of(gradient)
     return float(xp.max(xp.abs(gradient)))

@@ -58,7 +58,8 @@ class StoredRows:
     Raises
     ------
     ValueError
-        As for :func:`mlp_xp.rows.checks.as_features`. Numbers are looked at block by block, bytes until one is above 1.
+        As for :func:`mlp_xp.rows.checks.as_features`, and if a block has another shape or dtype than `source` has.
+        Numbers are looked at block by block, bytes until one is above 1.
     """
 
     home: Device | None = None
@@ -68,7 +69,7 @@ class StoredRows:
         if given.kind not in "biuf":
             raise ValueError(f"X must hold real numbers, got dtype {given}")
         check_shape(source.shape, width)
-        self._source, self._first = source, 0
+        self._source, self._given, self._first = source, given, 0
         self.shape: tuple[int, int] = (int(source.shape[0]), width)
         self.pixels = given == np.uint8
         self.dtype = given if self.pixels else np.dtype(dtype)
@@ -97,6 +98,11 @@ class StoredRows:
             raise ValueError(
                 f"rows {start} to {stop} of X came with the shape {block.shape}, and X announces {self.shape}: is the "
                 "file cut short, or written to?"
+            )
+        if block.dtype.newbyteorder("=") != self._given.newbyteorder("="):
+            raise ValueError(
+                f"rows {start} to {stop} of X came as {block.dtype}, and X announces {self._given}; its slices must "
+                "have the dtype that it announces"
             )
         return block
 
