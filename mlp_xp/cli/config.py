@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,20 +18,14 @@ from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
 from .distributed import OPTION
 from .errors import Parser, did_you_mean, printable
+from .option_files import read_options
 from .presets import PRESETS
 
 __all__ = ["Config", "flag", "parse"]
 
-MAX_TOML = 1 << 14  # bytes; with MAX_DOTS, for tomllib takes quadratic time and memory for a.a.a...
-MAX_DOTS = 64  # in a line
-MAX_JSON = 1 << 20  # bytes; config.json lists the names of up to 65,536 classes
 MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
-RATES = {
-    "sgd": 0.2,
-    "adam": 0.005,
-    "adamw": 0.005,
-    "lbfgs": 1.0,
-}  # of each optimizer, for batches of 128 and a falling rate
+# of each optimizer, for batches of 128 and a falling rate
+RATES = {"sgd": 0.2, "adam": 0.005, "adamw": 0.005, "lbfgs": 1.0}
 DESCENT = ("lr", "lr_bias", "schedule", "warm_up")
 OWN: dict[str, tuple[str, ...]] = {
     "sgd": (*DESCENT, "momentum", "nesterov"),
@@ -41,7 +33,6 @@ OWN: dict[str, tuple[str, ...]] = {
     "adamw": (*DESCENT, "weight_decay"),
     "lbfgs": (),
 }  # options of each optimizer that not all have
-NOT_OPTIONS = ("labels", "samples")  # what a run's config.json says of its data
 
 
 def _option(
@@ -142,7 +133,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     given = vars(_parser().parse_args(arguments))
     path, _ = given.pop("config"), given.pop("distributed")  # which is acted on before anything is read
     chosen = {name: _convert(name, value) for name, value in given.items() if value is not None}
-    chosen = (_read(path) if path else {}) | chosen
+    chosen = (_options_of(path) if path else {}) | chosen
     if "resume" in chosen:
         return _resumed(chosen["resume"], chosen)
     preset = chosen.get("preset")
@@ -288,28 +279,9 @@ KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
 """For each type of a field, how a value becomes one and how users are told."""
 
 
-def _read(path: str) -> dict[str, Any]:
-    """Return the options that a TOML file or a run's config.json sets."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_JSON + 1)
-    except OSError as error:
-        raise ValueError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    is_json = content.lstrip().startswith(b"{")
-    limit = MAX_JSON if is_json else MAX_TOML
-    if len(content) > limit:
-        raise ValueError(f"{path} has more than {limit} bytes, the most allowed; --config takes a few lines of TOML")
-    if not is_json and any(line.count(b".") > MAX_DOTS for line in content.splitlines()):
-        raise ValueError(f"{path} has a line with more than {MAX_DOTS} dots; --config takes lines such as lr = 0.01")
-    try:
-        text = content.decode("utf-8-sig")
-        table = json.loads(text) if is_json else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a {'JSON' if is_json else 'TOML'} file: {error}") from None
-    if is_json:  # a run is repeated in a folder of its own
-        left_out = (*NOT_OPTIONS, "out", "resume")
-        table = {name: value for name, value in table.items() if name not in left_out and value is not None}
-    known = [part.name for part in fields(Config)]
+def _options_of(path: str) -> dict[str, Any]:
+    """Return the options that a file sets."""
+    table, known = read_options(path), [part.name for part in fields(Config)]
     if unknown := sorted(set(table) - set(known)):
         hint = did_you_mean(unknown[0], known)
         raise ValueError(
