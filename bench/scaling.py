@@ -1,8 +1,9 @@
 """`python -m bench.scaling`: several ranks beside one, each with one thread, and what a cost model says of them.
 
 Ranks are started by ``mpiexec``, one number after another and then again, so that what slows the machine slows all. The
-model is fitted to one rank and to bare messages; what it says of more ranks is a prediction, and held against the
-measurement. docs/scaling.md derives it, and uses it for machines that are not here.
+model is fitted to ranks that train at the same time without one another, and to bare messages. What it says of ranks
+that share the work is a prediction, and held against the measurement. docs/scaling.md derives it, and uses it for
+machines that are not here.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Work:
         return [others * self.itemsize * self.batch_size * (2 * hidden + outputs), others * vector]
 
 
-def epoch_seconds(work: Work, ranks: int, alone: float, link: Link, cores: int) -> tuple[float, float]:
+def epoch_seconds(work: Work, ranks: int, alone: float, link: Link) -> tuple[float, float]:
     """Return the time of an epoch, and the part of it that is exchange.
 
     Parameters
@@ -114,16 +115,14 @@ def epoch_seconds(work: Work, ranks: int, alone: float, link: Link, cores: int) 
     work : Work
     ranks : int
     alone : float
-        Seconds of the epoch on one rank.
+        Seconds of the whole epoch on one rank, while the others do one of their own.
     link : Link
-    cores : int
-        That the ranks have in all.
     """
     if ranks == 1:
         return alone, 0.0
     parts = GROUPS if work.batch_size is None else max(1, work.batch_size // 32)
     busiest = -(-max(parts, ranks) // ranks) / max(parts, ranks)  # the share of the rank that has most
-    computing = alone * max(busiest, 1 / min(ranks, cores))
+    computing = alone * busiest
     exchange = work.updates * sum(map(link.seconds, work.bytes_in(ranks)))
     exchange += link.seconds((1 - 1 / ranks) * work.itemsize * work.parameters * work.kept)
     return computing + exchange, exchange
@@ -240,22 +239,30 @@ def _measure(rows: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, work in CASES.items():
         n = min(rows or work.rows, work.rows)
-        model = mx.MLP(list(work.sizes), "sigmoid", seed=1)
-        optimizer = mx.SGD(lr=0.5) if work.batch_size is None else mx.Adam(lr=0.005)
-        with _timed() as exchange:
-            states = mx.epochs(
-                model, train.X[:n], train.y[:n], optimizer=optimizer, batch_size=work.batch_size, threads=1, comm=comm
-            )
-            next(states)
-            exchange[0], seconds = 0.0, []
-            for _ in range(_EPOCHS):
-                comm.Barrier()
-                start = time.perf_counter()
-                state = next(states)
-                seconds.append(time.perf_counter() - start)
-            states.close()
-        found[name] = {"seconds": min(seconds), "exchange": exchange[0] / _EPOCHS, "loss": float(state.loss)}
+        shared = _train(work, train.X[:n], train.y[:n], comm, comm)
+        alone = shared if comm.size == 1 else _train(work, train.X[:n], train.y[:n], None, comm)
+        found[name] = {**shared, "alone": alone["seconds"]}
     return {"ranks": comm.size, "link": asdict(_link(comm)) if comm.size > 1 else None, "cases": found}
+
+
+def _train(work: Work, X: Any, y: Any, comm: Any, beside: Any) -> dict[str, float]:
+    """Return the least time of an epoch, the mean of its exchange, and the last loss, while all ranks do the same."""
+    import mlp_xp as mx
+
+    model = mx.MLP(list(work.sizes), "sigmoid", seed=1)
+    optimizer = mx.SGD(lr=0.5) if work.batch_size is None else mx.Adam(lr=0.005)
+    with _timed() as exchange:
+        states = mx.epochs(model, X, y, optimizer=optimizer, batch_size=work.batch_size, threads=1, comm=comm)
+        next(states)
+        exchange[0], seconds = 0.0, []
+        for _ in range(_EPOCHS):
+            beside.Barrier()
+            start = time.perf_counter()
+            state = next(states)
+            beside.Barrier()
+            seconds.append(time.perf_counter() - start)
+        states.close()
+    return {"seconds": min(seconds), "exchange": exchange[0] / _EPOCHS, "loss": float(state.loss)}
 
 
 # --------------------------------------------------------------------------------------------------- from outside
@@ -275,7 +282,7 @@ def _run(ranks: int, rows: int | None) -> dict[str, Any]:
     return report
 
 
-def _table(runs: Sequence[dict[str, Any]], cores: int) -> tuple[str, list[dict[str, Any]]]:
+def _table(runs: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     """Return the measurements beside the predictions, as Markdown and as data."""
     counts = sorted({run["ranks"] for run in runs})
     body, data = [], []
@@ -287,7 +294,7 @@ def _table(runs: Sequence[dict[str, Any]], cores: int) -> tuple[str, list[dict[s
             link = Link(0, 1) if ranks == 1 else Link(
                 *(statistics.median(run["link"][part] for run in own) for part in ("latency", "bandwidth"))
             )  # fmt: skip
-            predicted, _ = epoch_seconds(work, ranks, alone, link, cores)
+            predicted, _ = epoch_seconds(work, ranks, min(run["cases"][name]["alone"] for run in own), link)
             row = {
                 "case": name, "ranks": ranks, **best, "speedup": alone / best["seconds"], "predicted": predicted,
                 "link": asdict(link),
@@ -336,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe("cpu", 1)
     runs = [_run(ranks, options.rows) for _ in range(options.rounds) for ranks in counts]
     losses = [{run["cases"][name]["loss"] for run in runs} for name in CASES]
-    text, data = _table(runs, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    text, data = _table(runs)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "scaling.json").write_text(json.dumps({"machine": machine, "rows": data}, indent=1) + "\n")
     where = f"{machine['cpu']}, {machine['cores']} cores, one thread a rank"
