@@ -21,12 +21,12 @@ from .errors import Parser, did_you_mean, printable
 from .option_files import read_options
 from .presets import PRESETS
 
-__all__ = ["Config", "flag", "parse"]
+__all__ = ["DESCENT", "OWN", "Config", "flag", "parse"]
 
 MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
 # of each optimizer, for batches of 128 and a falling rate
 RATES = {"sgd": 0.2, "adam": 0.005, "adamw": 0.005, "lbfgs": 1.0}
-DESCENT = ("lr", "lr_bias", "schedule", "warm_up")
+DESCENT = ("lr", "lr_bias", "schedule", "warm_up")  # options of all optimizers that descend by a learning rate
 OWN: dict[str, tuple[str, ...]] = {
     "sgd": (*DESCENT, "momentum", "nesterov"),
     "adam": DESCENT,

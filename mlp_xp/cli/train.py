@@ -34,7 +34,7 @@ from ..runs.folder import RunFolder
 from ..runs.record import Record, check_same, read
 from ..runs.report import WIDTH, environment, result_table
 from ..snapshot import Snapshot
-from .config import Config, parse
+from .config import DESCENT, OWN, Config, parse
 from .data import Data, load_data
 from .distributed import run_on_ranks
 from .errors import printable
@@ -245,11 +245,7 @@ def make_optimizer(config: Config, epochs: int) -> Optimizer:
     lr: Any = schedule(config.lr, **spread) if config.schedule != "constant" else config.lr
     if config.warm_up:
         lr = WarmUp(config.lr, epochs=config.warm_up, after=lr if config.schedule != "constant" else None)
-    own: dict[str, Any] = {
-        "sgd": {"momentum": config.momentum, "nesterov": config.nesterov},
-        "adam": {},
-        "adamw": {"weight_decay": config.weight_decay},
-    }[config.optimizer]
+    own: dict[str, Any] = {name: getattr(config, name) for name in OWN[config.optimizer] if name not in DESCENT}
     optimizer: Optimizer = OPTIMIZERS[config.optimizer](lr=lr, l2=config.l2, lr_bias=config.lr_bias, **own)
     return optimizer
 
