@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,109 +26,16 @@ import numpy as np
 
 from .charts import label_of, markdown
 from .compare import RESULTS
+from .cost_model import MNIST, Link, Work, epoch_seconds, predictions
 from .machine import describe
 
-__all__ = ["CASES", "CLUSTERS", "WORKS", "Cluster", "Link", "Work", "epoch_seconds", "main"]
+__all__ = ["CASES", "main"]
 
-GROUPS = 16  # of the shards of a full batch, as in mlp_xp/engines/reduce.py
 _SIZES = [2**k for k in range(3, 23)]  # bytes of the bare messages
 _EPOCHS = 3
 _REPEATS = 20
 
 
-@dataclass(frozen=True)
-class Link:
-    """What it costs a rank to exchange messages with the others, all of them at the same time.
-
-    Attributes
-    ----------
-    latency : float
-        Seconds of an exchange, however little is sent.
-    bandwidth : float
-        Bytes per second that come in at a rank.
-    """
-
-    latency: float
-    bandwidth: float
-
-    def seconds(self, size: float) -> float:
-        """Return the time of an exchange in which `size` bytes come in."""
-        return self.latency + size / self.bandwidth
-
-
-@dataclass(frozen=True)
-class Work:
-    """An epoch.
-
-    Attributes
-    ----------
-    rows : int
-    sizes : tuple of int
-        Units of the layers.
-    batch_size : int or None
-        Rows of an update; None for all.
-    kept : int
-        Vectors as long as the parameters that are gathered after an epoch: the gradient, and the optimizer's.
-    itemsize : int
-        Bytes of a number.
-    """
-
-    rows: int
-    sizes: tuple[int, ...]
-    batch_size: int | None = None
-    kept: int = 1
-    itemsize: int = 4
-
-    @property
-    def parameters(self) -> int:
-        """All weights and biases."""
-        return sum((1 + a) * b for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True))
-
-    @property
-    def updates(self) -> int:
-        """Of an epoch."""
-        return 1 if self.batch_size is None else -(-self.rows // self.batch_size)
-
-    @property
-    def flops(self) -> float:
-        """Operations of the products of an epoch: two passes backward but for the first layer, one forward."""
-        products = [2 * a * b for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True)]
-        return self.rows * (3.0 * sum(products) - products[0])
-
-    def bytes_in(self, ranks: int) -> list[float]:
-        """Return what comes in at each rank in an update: one number for each exchange.
-
-        Sums of groups, or the rows' activations and errors that weight gradients are made of; then parameters.
-        """
-        others, vector = 1 - 1 / ranks, self.itemsize * self.parameters
-        if self.batch_size is None:
-            return [max(GROUPS, ranks) / ranks * others * vector, others * vector]
-        hidden, outputs = sum(self.sizes[1:-1]), self.sizes[-1]
-        return [others * self.itemsize * self.batch_size * (2 * hidden + outputs), others * vector]
-
-
-def epoch_seconds(work: Work, ranks: int, alone: float, link: Link) -> tuple[float, float]:
-    """Return the time of an epoch, and the part of it that is exchange.
-
-    Parameters
-    ----------
-    work : Work
-    ranks : int
-    alone : float
-        Seconds of the whole epoch on one rank, while the others do one of their own.
-    link : Link
-    """
-    if ranks == 1:
-        return alone, 0.0
-    parts = GROUPS if work.batch_size is None else max(1, work.batch_size // 32)
-    busiest = -(-max(parts, ranks) // ranks) / max(parts, ranks)  # the share of the rank that has most
-    computing = alone * busiest
-    exchange = work.updates * sum(map(link.seconds, work.bytes_in(ranks)))
-    exchange += link.seconds((1 - 1 / ranks) * work.itemsize * work.parameters * work.kept)
-    return computing + exchange, exchange
-
-
-MNIST = 60_000
 CASES = {
     "full batch": Work(MNIST, (784, 196, 10)),
     "full batch, wide": Work(20_000, (784, 1024, 1024, 10)),
@@ -136,47 +43,6 @@ CASES = {
     "batches of 1024": Work(MNIST, (784, 196, 10), 1024, kept=3),
 }
 """What is measured here."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A machine that is not here: assumptions, to be replaced by measurements.
-
-    Attributes
-    ----------
-    ranks : int
-    flops : float
-        Operations per second of a rank on large products.
-    link : Link
-        Of an all-reduce as a ring: what is sent passes each rank twice.
-    """
-
-    ranks: int
-    flops: float
-    link: Link
-
-    def seconds(self, work: Work) -> tuple[float, float]:
-        """Return the time of an epoch by gradients that are added up in a ring, and the part that is exchange."""
-        size = 2 * (1 - 1 / self.ranks) * work.itemsize * work.parameters
-        hops = 2 * max(1, int(np.ceil(np.log2(self.ranks))))
-        exchange = work.updates * (hops * self.link.latency + size / self.link.bandwidth) if self.ranks > 1 else 0.0
-        return work.flops / self.flops / self.ranks + exchange, exchange
-
-
-CLUSTERS = {
-    "1 GPU": Cluster(1, 4.0e13, Link(0, 1)),
-    "8 GPUs, NVLink": Cluster(8, 4.0e13, Link(5e-6, 3.0e11)),
-    "1,000 nodes, 100 Gb/s": Cluster(1000, 2.0e12, Link(3e-6, 1.0e10)),
-    "1,000 GPUs, 400 Gb/s each": Cluster(1000, 4.0e13, Link(8e-6, 4.0e10)),
-}
-"""For predictions only."""
-WORKS = {
-    "MNIST, full batch": Work(MNIST, (784, 196, 10)),
-    "MNIST, batches of 128": Work(MNIST, (784, 196, 10), 128),
-    "10⁹ × 784, full batch": Work(10**9, (784, 196, 10)),
-    "10⁹ × 784, batches of 65,536": Work(10**9, (784, 196, 10), 65_536),
-    "10⁹ × 784, 4096-4096, batches of 65,536": Work(10**9, (784, 4096, 4096, 10), 65_536),
-}
 
 
 # ------------------------------------------------------------------------------------------------- on each rank
@@ -206,22 +72,24 @@ def _timed() -> Iterator[list[float]]:
 
 def _link(comm: Any) -> Link:
     """Return what messages cost, by least squares of relative errors over sizes from 8 bytes to 4 MB."""
-    from mpi4py import MPI
+    from mlp_xp.engines.ranks import Ranks, Requests
+    from mlp_xp.kernels.cpu.compiled import Message
 
-    times = []
+    ranks, times = Ranks(comm), []
+    requests = Requests(ranks)
     for size in _SIZES:
         sent, received = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
-        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-        requests = [comm.Recv_init(received, left), comm.Send_init(sent, right)]
+        messages = [
+            Message((sent if rank == ranks.rank else received).ctypes.data, size, rank, (rank + 1) % ranks.size)
+            for rank in range(ranks.size)
+        ]
         taken = []
         for _ in range(_REPEATS):
             start = time.perf_counter()
-            MPI.Prequest.Startall(requests)
-            MPI.Prequest.Waitall(requests)
+            requests(size, messages, len(messages))
             taken.append(time.perf_counter() - start)
-        for request in requests:
-            request.Free()
         times.append(comm.allreduce(statistics.median(taken)) / comm.size)
+        requests.close()
     weights = 1 / np.array(times)
     terms = np.stack([np.ones(len(_SIZES)), np.array(_SIZES, float)], axis=1)
     latency, per_byte = np.linalg.lstsq(terms * weights[:, None], np.ones(len(times)), rcond=None)[0]
@@ -307,18 +175,6 @@ def _table(runs: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
             ])  # fmt: skip
     header = ["case", "ranks", "an epoch", "speedup", "exchange", "predicted", "off by"]
     return markdown(header, body), data
-
-
-def predictions() -> str:
-    """Return what the model says of machines that are not here, as Markdown."""
-    body = []
-    for name, work in WORKS.items():
-        cells = [name]
-        for cluster in CLUSTERS.values():
-            seconds, exchange = cluster.seconds(work)
-            cells.append(f"{label_of(seconds)} ({exchange / seconds:.0%})")
-        body.append(cells)
-    return markdown(["an epoch (exchange)", *CLUSTERS], body)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, estimators, fixed_costs, memory, out_of_core, profile, report, scaling, time_to_accuracy
+from bench import (
+    compare,
+    cost_model,
+    estimators,
+    fixed_costs,
+    memory,
+    out_of_core,
+    profile,
+    report,
+    scaling,
+    time_to_accuracy,
+)
 from bench import map as whole_map
 from bench.cases import CASES, case
 from bench.charts import label_of
@@ -556,22 +567,24 @@ def test_rows_in_files_train_to_the_same_parameters(tmp_path: Path, monkeypatch:
 
 
 def test_cost_model_of_ranks() -> None:
-    full, batches = scaling.Work(60_000, (784, 196, 10)), scaling.Work(60_000, (784, 196, 10), 1024)
+    full = cost_model.Work(60_000, (784, 196, 10))
+    batches, even = cost_model.Work(60_000, (784, 196, 10), 1024), cost_model.Work(60_000, (1536, 100), 1024)
     assert (full.parameters, full.updates, batches.updates) == (155_830, 1, 59)
     assert full.flops == 60_000 * 2 * (784 * 196 * 2 + 196 * 10 * 3)
-    none, slow = scaling.Link(0, 1e30), scaling.Link(1e-3, 1e6)
-    for work in (full, batches):
-        assert scaling.epoch_seconds(work, 1, 8.0, slow) == (8.0, 0.0)
-        assert scaling.epoch_seconds(work, 4, 8.0, none)[0] == pytest.approx(2.0, rel=1e-6)
-        seconds, exchange = scaling.epoch_seconds(work, 2, 8.0, slow)
+    none, slow = cost_model.Link(0, 1e30), cost_model.Link(1e-3, 1e6)
+    for work in (full, even):
+        assert cost_model.epoch_seconds(work, 1, 8.0, slow) == (8.0, 0.0)
+        assert cost_model.epoch_seconds(work, 4, 8.0, none)[0] == pytest.approx(2.0, rel=1e-6)
+        seconds, exchange = cost_model.epoch_seconds(work, 2, 8.0, slow)
         assert seconds == pytest.approx(4.0 + exchange)
         assert exchange > work.updates * 2e-3
-    assert scaling.epoch_seconds(full, 3, 16.0, none)[0] == pytest.approx(6.0)  # 16 groups: 6, 5 and 5
+    assert cost_model.epoch_seconds(full, 3, 16.0, none)[0] == pytest.approx(6.0)  # 16 groups: 6, 5 and 5
+    assert 0.53 < batches.busiest(2) < 0.54  # half of the rows, 57 % of the parameters
 
 
 def test_predictions_of_the_docs_are_those_of_the_model() -> None:
     page = Path(__file__).parents[1] / "docs" / "scaling.md"
-    assert scaling.predictions() in page.read_text(encoding="utf-8")
+    assert cost_model.predictions() in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.needs("mpi")
