@@ -175,9 +175,9 @@ def epochs(
         ``order(epoch)`` is the order of the rows, an array (n,) of the host, in an epoch of mini-batches.
     comm : mpi4py.MPI.Comm, optional
         Share the work with the other processes of this communicator, which call this with the same arguments. The
-        states that come are the same in all of them, and the same bits as without it; on GPUs, up to rounding. Nothing
-        is compared, as :func:`mlp_xp.fit` does: whose model, data or arguments differ gets wrong results or waits
-        forever. Leave the loop on all processes after the same state, or the others wait forever.
+        states that come are the same in all of them, and the same bits as without it; on GPUs, up to rounding. Unlike
+        :func:`mlp_xp.fit`, this compares nothing: a process whose model, data or arguments differ gets wrong results,
+        or waits forever. All processes have to leave the loop after the same state, or the others wait forever.
 
     Yields
     ------
