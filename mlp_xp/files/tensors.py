@@ -121,7 +121,7 @@ def load(
         If there is no such file, it is not a plain file, or it cannot be read.
     """
     try:
-        for _ in range(10):  # once, unless another process replaces the file meanwhile
+        for _ in range(100):  # once, unless another process replaces the file meanwhile
             with open_regular(path, MAX_BYTES) as file:
                 header = read_header(file)
                 arrays = _read_arrays(file, os.fspath(path), header, expect)
