@@ -18,15 +18,15 @@ import numpy as np
 
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
+from ..kernels.cpu.padded import Padded
 from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.csr import CsrRows
 from ..rows.source import Rows
 from ..rows.stored import StoredRows, ahead, come_in_blocks
 from .base import Done, Setup
-from .compiled_program import constants_of, instructions_of, program_of
+from .compiled_program import constants_of, program_of
 from .host import HostEngine
-from .padded import Padded
 from .ranks import Requests
 from .reduce import groups_of
 
@@ -62,7 +62,7 @@ class CompiledEngine:
         self._setup, self.plan, model = setup, setup.plan, setup.model
         self._n = setup.rows.shape[0]
         self.updates = 1 if setup.batch_size is None else -(-self._n // setup.batch_size)
-        self._padded, dtype = Padded(model), np.dtype(model.dtype)
+        self._padded, dtype = Padded(model.layout, model.dtype), np.dtype(model.dtype)
         self._theta, self._gradient = self._padded.zeros(), self._padded.zeros()
         self._state = setup.optimizer.init(model.theta)
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
@@ -95,7 +95,7 @@ class CompiledEngine:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
         program = program_of(model.sizes, model.network.g, setup.objective)
-        instructions = instructions_of(program)
+        instructions = compiled.instructions_of(program)
         y, weights = np.ascontiguousarray(setup.targets.y), setup.targets.weights
         X, starts, columns = _stored(setup.rows)
         sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)

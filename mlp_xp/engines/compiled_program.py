@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..kernels.cpu.compiled import (
     FUNCTIONS,
     MOMENTUM,
     MOMENTUM_OF_STEPS,
-    OPERATIONS,
     ROW_BYTES,
 )
 from ..kernels.recording import Program, RecordingKernels, symbols
@@ -29,7 +27,7 @@ from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from ..rows.stored import StoredRows
 
-__all__ = ["buffer_widths", "constants_of", "instructions_of", "program_of", "why_not"]
+__all__ = ["buffer_widths", "constants_of", "program_of", "why_not"]
 
 _OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat, LBFGS)  # the last one asks for gradients alone
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
@@ -62,16 +60,6 @@ def program_of(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective)
     layers = symbols(len(sizes) - 1)
     grad_sum(Network(g, objective), kernels, layers, None, None, layers)
     return recorded.program
-
-
-def instructions_of(program: Program) -> ctypes.Array[compiled.Instruction]:
-    """Return the program as the library takes it."""
-    return (compiled.Instruction * len(program.instructions))(
-        *(
-            compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
-            for operation, name, layer, source, other, target in program.instructions
-        )
-    )
 
 
 def buffer_widths(model: MLP, sparse: bool) -> list[int]:

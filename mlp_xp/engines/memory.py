@@ -12,6 +12,7 @@ import numpy as np
 from ..checks import check_count
 from ..devices import NumpyDevice
 from ..devices.blas_threads import default_threads
+from ..kernels.cpu.padded import Padded
 from ..mlp import MLP
 from ..optim import LBFGS, SGD, Optimizer
 from ..rows.csr import CsrRows
@@ -21,7 +22,6 @@ from ..rows.stored import WINDOW, StoredRows, come_in_blocks
 from . import choose_plan
 from .compiled import MARKED, SHARD, mask_bytes
 from .compiled_program import buffer_widths, why_not
-from .padded import Padded
 from .reduce import groups_of
 
 __all__ = ["estimate_memory"]
@@ -69,7 +69,7 @@ def estimate_memory(
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size)
-    item, P = np.dtype(model.dtype).itemsize, Padded(model).size
+    item, P = np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
     state = sum(isinstance(value, np.ndarray) for value in optimizer.init(model.theta).values())
     copies = _COPIES + (_SEARCHED if isinstance(optimizer, LBFGS) else 0)
     parameters = item * P * (2 + state + copies)
@@ -99,7 +99,7 @@ def _of_order(rows: Rows, batch_size: int | None) -> int:
 
 def _compiled(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int) -> int:
     """Return the bytes of the compiled library: see ``new`` in ``replay.c``."""
-    (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model).size
+    (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
     sparse, words = plan.kind == "sparse", -(-d // 64)
     capacity = -(-min(batch_size or SHARD, n) // 64) * 64
     frame = capacity * (item * (sum(buffer_widths(model, sparse)) + 1 + model.sizes[-1]) + 24)

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "library"]
+from ..recording import Program
+
+__all__ = ["Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "instructions_of", "library"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,16 @@ class Instruction(ctypes.Structure):
     """``Instruction`` of ``replay.h``."""
 
     _fields_ = [(name, c_int32) for name in ("operation", "function", "layer", "source", "other", "target")]
+
+
+def instructions_of(program: Program) -> ctypes.Array[Instruction]:
+    """Return the program as the library takes it."""
+    return (Instruction * len(program.instructions))(
+        *(
+            Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
+            for operation, name, layer, source, other, target in program.instructions
+        )
+    )
 
 
 class Message(ctypes.Structure):

@@ -33,6 +33,8 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #define SLICES 16         // of a layer's parameters, at most
 #define WORTH_SHARING 250000  // rows times parameters of an update
 #define SPINS 2000        // some 30 microseconds
+#define LOOKED_AT 8       // pairs of rows, before zeros are skipped
+#define WORTH_LISTS 0.6   // columns that a pair uses, of all, at most, as in rows/plan.py
 enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
 
 typedef struct {  // what a tile of rows is worked on with
@@ -42,12 +44,18 @@ typedef struct {  // what a tile of rows is worked on with
   uint64_t *marks;  // what masks point to, unless those of all rows are kept
   void *y;
   REAL *weights;
+  int64_t skips;    // whether the first layer skips zeros one by one
 } Frame;
 typedef struct {  // of one thread
   Frame frame;    // for shards of a full batch
   Lists lists;
   uint64_t *by_column;
 } Own;
+
+typedef struct {  // rows to predict, cut into shards
+  int64_t rows, shard;
+  REAL *outputs;  // (rows, sizes[L])
+} Unseen;
 
 typedef struct {  // how many threads share an update: all, or for a while one, after they had to wait for a core
   int64_t until, alone;  // before this update of the epoch the first thread works alone; so many then, in later pieces
@@ -57,6 +65,7 @@ typedef struct {  // how many threads share an update: all, or for a while one, 
 struct Replay {
   Setup setup;
   int64_t *sizes, *lds, *offsets, *widths;  // of layers, and of buffers
+  const REAL **parameters;                  // of layers: biases, and behind them W^T, in rows of `lds`
   Instruction *program;
   int64_t capacity;  // rows of a frame
   Frame batch;
@@ -76,6 +85,7 @@ struct Replay {
   int64_t pending;          // how many of them there are
   int64_t failed;           // what the exchange returned
   Piece *piece;
+  const Unseen *unseen;     // if rows are predicted
   atomic_long crew;  // threads that could be started; 0 until that is known
   atomic_long arrived, phase, next_part, next_slice;
   pthread_mutex_t lock;
@@ -152,13 +162,10 @@ static int is_small(int64_t m, int64_t n, int64_t k) { return n <= NARROW || m *
 
 // --------------------------------------------------------------------------------------------- operations on rows
 
-static const REAL *block(const Replay *r, const void *base, int64_t layer) {
-  return (const REAL *)base + r->offsets[layer - 1];
-}
 static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t d = r->sizes[0], ld = r->widths[i->to];
-  if (s->sparse) return;  // the product reads the rows themselves
+  if (f->skips) return;  // the product reads the rows themselves
   for (int64_t q = from; q < to; q++) {
     REAL *A = f->buffers[i->to] + q * ld;
     if (s->bytes)
@@ -169,7 +176,7 @@ static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, in
 }
 // What each row's Z begins with: the biases, and what the background adds to them.
 static const REAL *begin_of_row(const Replay *r, Own *own, int64_t layer) {
-  const REAL *b = block(r, r->setup.theta, layer);
+  const REAL *b = r->parameters[layer];
   if (layer > 1 || !r->shifts) return b;
   const int64_t ld = r->lds[1], slices = slices_of(r->sizes[0]);
   REAL *sums = own->lists.values;
@@ -180,24 +187,25 @@ static const REAL *begin_of_row(const Replay *r, Own *own, int64_t layer) {
 }
 static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
-  const int64_t n = r->sizes[i->layer], k = r->sizes[i->layer - 1], ld = r->lds[i->layer], m = to - from;
-  const REAL *b = begin_of_row(r, own, i->layer), *W = block(r, s->theta, i->layer) + ld;
+  const int64_t n = r->sizes[i->layer], k = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
+  const int64_t ld = r->widths[i->to];
+  const REAL *b = begin_of_row(r, own, i->layer), *W = r->parameters[i->layer] + ldw;
   REAL *Z = f->buffers[i->to] + from * ld;
-  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ld * sizeof(REAL));
-  if (i->layer == 1 && s->sparse) {
+  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ldw * sizeof(REAL));
+  if (i->layer == 1 && f->skips) {
     for (int64_t q = from; q < to; q += 2 * PAIRS) {
       const int64_t end = least(to, q + 2 * PAIRS);
       for (int64_t j = 0; j < k; j += INDEXED) {
         for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, j, &own->lists, p);
-        add_pairs(&own->lists, end - q, W + j * ld, f->buffers[i->to] + q * ld, n, ld);
+        add_pairs(&own->lists, end - q, W + j * ldw, ldw, f->buffers[i->to] + q * ld, n, ld);
       }
     }
     return;
   }
   const int64_t lda = r->widths[i->from];
   const REAL *A = f->buffers[i->from] + from * lda;
-  if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ld, Z, ld);
-  else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ld, Z, ld);
+  if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ldw, Z, ld);
+  else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ldw, Z, ld);
 }
 // Whether the product of m rows with W is for the loops here, which read W by its columns.
 static int multiplies_by_transposed(const Replay *r, int64_t layer, int64_t m) {
@@ -208,7 +216,7 @@ static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t fr
   const Setup *s = &r->setup;
   const int64_t k = r->sizes[i->layer], n = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
   const int64_t lda = r->widths[i->from], ldc = r->widths[i->to];
-  const REAL *W = block(r, s->theta, i->layer) + ldw, *A = f->buffers[i->from] + from * lda;
+  const REAL *W = r->parameters[i->layer] + ldw, *A = f->buffers[i->from] + from * lda;
   REAL *C = f->buffers[i->to] + from * ldc;
   memset(C, 0, m * ldc * sizeof(REAL));
   const REAL *B = r->transposed[i->layer];
@@ -223,7 +231,7 @@ static void transpose_weights(const Replay *r, int64_t layer, int64_t j0, int64_
   REAL *to = r->transposed[layer];
   if (!to) return;
   const int64_t ld = r->lds[layer], ldt = r->lds[layer - 1];
-  const REAL *W = block(r, r->setup.theta, layer) + ld;
+  const REAL *W = r->parameters[layer] + ld;
   for (int64_t j = j0; j < j1; j += 16)
     for (int64_t q = 0; q < r->sizes[layer]; q++) {
       REAL *row = to + q * ldt + j;
@@ -238,7 +246,7 @@ static void derive(const Replay *r, int64_t layer, int64_t p) {
   transpose_weights(r, layer, j0, j1);
   if (layer > 1 || !r->shifts) return;
   const int64_t ld = r->lds[1];
-  const REAL *background = r->setup.background, *restrict W = block(r, r->setup.theta, 1) + (1 + j0) * ld;
+  const REAL *background = r->setup.background, *restrict W = r->parameters[1] + (1 + j0) * ld;
   REAL *restrict shift = r->shifts + p * ld;
   memset(shift, 0, ld * sizeof(REAL));
   multiply(1, r->sizes[1], j1 - j0, background + j0, 0, 1, W, ld, shift, ld);
@@ -322,7 +330,7 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
         masks_of_columns(f->masks + q, count, j, own->by_column);
         for (int64_t p = 0; 2 * p < columns; p++)
           list_columns(s, rows, count, j, 2 * p, own->by_column, &own->lists, p);
-        add_pairs(&own->lists, columns, dZ + q * ld, into + (1 + j) * ld, n, ld);
+        add_pairs(&own->lists, columns, dZ + q * ld, ld, into + (1 + j) * ld, n, ld);
       }
     }
     if (r->shifts) add_background(s, add_rows(dZ, m, ld, own->lists.values), j0, j1, ld, dW);
@@ -407,7 +415,7 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
       mark(s, f->rows[i], f->marks + i * words);
       f->masks[i] = f->marks + i * words;
     }
-    memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
+    if (s->y) memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
     if (s->weights) f->weights[i] = ((const REAL *)s->weights)[row];
   }
 }
@@ -650,6 +658,38 @@ static void full_batch(Replay *r, int64_t t) {
   add_penalties(r, &update);
 }
 
+// Mark the numbers of a frame's rows that are not zero, if they are so few that skipping the others pays.
+static void mark_if_few(const Setup *s, Frame *f, int64_t m) {
+  const int64_t words = (s->sizes[0] + 63) / 64, apart = up((m + LOOKED_AT - 1) / LOOKED_AT, 2);
+  int64_t used = 0, looked_at = 0;
+  for (int64_t i = 0; i < m; i += apart, looked_at++) {  // at pairs of rows
+    mark(s, f->rows[i], f->marks);
+    mark(s, f->rows[least(i + 1, m - 1)], f->marks + words);
+    for (int64_t w = 0; w < words; w++) used += __builtin_popcountll(f->marks[w] | f->marks[words + w]);
+  }
+  f->skips = used <= WORTH_LISTS * looked_at * s->sizes[0];
+  for (int64_t i = 0; f->skips && i < m; i++) {
+    mark(s, f->rows[i], f->marks + i * words);
+    f->masks[i] = f->marks + i * words;
+  }
+}
+// The outputs of the shards that other threads have not taken.
+static void predict(Replay *r, int64_t t) {
+  const Setup *s = &r->setup;
+  const Unseen *u = r->unseen;
+  Frame *f = &r->own[t].frame;
+  const int64_t shards = (u->rows + u->shard - 1) / u->shard, last = r->program[s->instructions - 1].to;
+  const int64_t k = r->sizes[s->layers], ld = r->widths[last];
+  for (int64_t i; (i = atomic_fetch_add(&r->next_part, 1)) < shards;) {
+    const int64_t first = i * u->shard, m = least(u->shard, u->rows - first);
+    take_rows(r, f, first, 0, m);
+    mark_if_few(s, f, m);
+    on_rows(r, r->own + t, f, 0, m, 1);
+    for (int64_t q = 0; q < m; q++)
+      memcpy(u->outputs + (first + q) * k, f->buffers[last] + q * ld, k * sizeof(REAL));
+  }
+}
+
 typedef struct {
   Replay *replay;
   int64_t thread;
@@ -658,7 +698,7 @@ static void *work(void *argument) {
   const Job *job = argument;
   while (!job->replay->crew) sched_yield();
   set_mode(mode() | ZERO_FOR_SUBNORMALS);
-  (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
+  (job->replay->unseen ? predict : job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
   return 0;
 }
 
@@ -667,13 +707,15 @@ static void *work(void *argument) {
 #define NAME_(name, suffix) mlp_xp_##name##_##suffix
 #define NAME(name, suffix) NAME_(name, suffix)
 
+static int predicts(const Setup *s) { return !s->y; }
 static int frame_is_made(Replay *r, Frame *f) {
   const Setup *s = &r->setup;
+  f->skips = s->sparse;
   int made = (f->buffers = new (s->buffers * sizeof(REAL *))) && (f->rows = new (r->capacity * sizeof(void *))) &&
              (f->masks = new (r->capacity * sizeof(void *))) &&
              (f->weights = new (r->capacity * sizeof(REAL))) &&
              (f->y = new (r->capacity * (8 + r->sizes[s->layers] * sizeof(REAL))));
-  if (made && s->sparse && !s->marked)
+  if (made && (predicts(s) || (s->sparse && !s->marked)))
     made = (f->marks = new (r->capacity * ((r->sizes[0] + 63) / 64) * 8)) != 0;
   for (int64_t b = 0; made && b < s->buffers; b++)
     made = (f->buffers[b] = new (r->capacity * r->widths[b] * sizeof(REAL))) != 0;
@@ -702,7 +744,7 @@ void NAME(free, SUFFIX)(Replay *r) {
   free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before);
   free(r->losses), free(r->penalties), free(r->program);
   free(r->slice_of_rank), free(r->number_of_rank), free(r->sent), free(r->messages);
-  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
+  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths), free(r->parameters);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
   free(r);
@@ -736,12 +778,13 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
+  r->parameters = new ((L + 1) * sizeof(REAL *));
   r->transposed = new ((L + 1) * sizeof(REAL *)), r->sent = new (s->buffers * 8);
   r->slice_of_rank = new ((s->ranks + 1) * 8), r->number_of_rank = new ((s->ranks + 1) * 8);
   r->messages = new (s->ranks * (s->buffers + s->groups + 3) * sizeof(Message));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
   int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties &&
-             r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
+             r->parameters && r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
@@ -750,6 +793,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   for (int64_t l = 0; l <= L; l++) {
     r->lds[l] = up(r->sizes[l], ROW);
     if (l) r->offsets[l] = r->offsets[l - 1] + (1 + r->sizes[l - 1]) * r->lds[l];
+    if (l) r->parameters[l] = (const REAL *)s->theta + r->offsets[l - 1];
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
   deal_slices(r);
@@ -759,18 +803,19 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   }
   r->sent[0] = 0;  // every rank takes all features itself
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
-  if ((s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
-  r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
-  if (!s->groups) made = frame_is_made(r, &r->batch);
-  const int64_t listed = s->sparse ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
+  const int of_shards = s->groups || predicts(s);  // frames: one for each thread
+  if (!predicts(s) && (s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
+  r->capacity = up(least(of_shards ? s->shard : s->batch, s->rows), 64);
+  if (!of_shards) made = frame_is_made(r, &r->batch);
+  const int64_t listed = s->sparse || predicts(s) ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
   for (int64_t t = 0; made && t < s->threads; t++) {
     Own *own = r->own + t;
-    if (s->groups) made = frame_is_made(r, &own->frame);
+    if (of_shards) made = frame_is_made(r, &own->frame);
     made = made && (own->lists.index = new (listed * 2)) && (own->by_column = new (r->capacity * 8)) &&
            (own->lists.values = new ((2 * listed + widest) * sizeof(REAL)));
   }
   const int64_t rows = s->groups ? s->shard : s->batch / parts_of(s, s->batch);  // of a product
-  for (int64_t l = 2; made && l <= L; l++)
+  for (int64_t l = 2; made && !predicts(s) && l <= L; l++)
     if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST && multiplies_by_transposed(r, l, rows))
       made = (r->transposed[l] = new (r->sizes[l] * r->lds[l - 1] * sizeof(REAL))) != 0;
   for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
@@ -792,19 +837,14 @@ failed:
   return 0;
 }
 
-void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
-  const int64_t count = piece->last - piece->update;
-  const int64_t threads = !r->setup.groups && r->pace.alone >= count ? 1 : r->setup.threads;
+// Let so many threads work, of which the caller is one.
+static void work_together(Replay *r, int64_t threads) {
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
   const Mode before = mode();
   set_mode(before | ZERO_FOR_SUBNORMALS);
-  r->piece = piece;
   derive_slices(r, 0, 0, 0, 1);
   r->crew = 0;
-  r->next_part = r->setup.groups ? share(r, r->setup.groups, r->setup.rank) : 0;
-  r->next_slice = r->slice_of_rank[r->setup.rank];
-  r->pace.until = piece->update + r->pace.alone;
   long crew = 1;
   for (jobs[0] = (Job){r, 0}; crew < threads; crew++) {
     jobs[crew] = (Job){r, crew};
@@ -814,8 +854,42 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   r->crew = crew;
   work(jobs);
   for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
-  r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
   set_mode(before);
+}
+void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
+  const int64_t count = piece->last - piece->update;
+  r->piece = piece;
+  r->next_part = r->setup.groups ? share(r, r->setup.groups, r->setup.rank) : 0;
+  r->next_slice = r->slice_of_rank[r->setup.rank];
+  r->pace.until = piece->update + r->pace.alone;
+  work_together(r, !r->setup.groups && r->pace.alone >= count ? 1 : r->setup.threads);
+  r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
+}
+
+// Use a layer's parameters where they lie, or a copy with rows that are filled up, if a vector that begins in the last row
+// could end behind the last of them.
+static const REAL *place(Replay *r, int64_t l, const REAL *from, int64_t behind) {
+  const int64_t n = r->sizes[l];
+  r->lds[l] = behind < ROW ? up(n, ROW) : n;
+  if (behind >= ROW) return from;
+  REAL *to = (REAL *)r->setup.theta + r->offsets[l - 1];
+  for (int64_t j = 0; j <= r->sizes[l - 1]; j++) memcpy(to + j * r->lds[l], from + j * n, n * sizeof(REAL));
+  return to;
+}
+// The outputs (rows, sizes[L]) of rows X, so many at a time, with parameters whose rows lie one behind another.
+void NAME(predict, SUFFIX)(Replay *r, const void *X, int64_t rows, int64_t shard, const void *theta, void *outputs) {
+  const REAL *layer = theta;
+  int64_t behind = 0;
+  for (int64_t l = 1; l <= r->setup.layers; l++) behind += (1 + r->sizes[l - 1]) * r->sizes[l];
+  for (int64_t l = 1, numbers; l <= r->setup.layers; l++, layer += numbers) {
+    numbers = (1 + r->sizes[l - 1]) * r->sizes[l];
+    r->parameters[l] = place(r, l, layer, behind -= numbers);
+  }
+  Piece piece = {.X = X};
+  const Unseen unseen = {rows, shard, outputs};
+  r->piece = &piece, r->unseen = &unseen, r->next_part = 0;
+  work_together(r, least(r->setup.threads, (rows + shard - 1) / shard));
+  r->unseen = 0;
 }
 
 // Let each rank have the gradient and what the optimizer keeps of all slices: after `run` it has them of its own.

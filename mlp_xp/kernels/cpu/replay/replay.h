@@ -2,6 +2,7 @@
 //
 // Python runs the text of forward and backward once, on kernels that write down each call. The library replays what
 // they wrote, for any number of updates, without Python. It calls the products of the BLAS that NumPy has loaded.
+// For predictions, the program is that of the text of forward.
 //
 // Layers and their parameters: layer l is the block [b; W^T] of (1 + n_{l-1}, n_l) numbers, as in params.py, but each of
 // its rows begins on a boundary of 64 bytes. What fills the rows up is zero and stays zero.
@@ -46,7 +47,7 @@ typedef struct {
                   // or null, if rows come with each piece
   const int64_t *starts;   // (rows + 1) of the rows' numbers, if only these are given, or null
   const int32_t *columns;  // of each of them, in order
-  const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers
+  const void *y;  // (rows) of int32, or (rows, sizes[L]) of numbers; or null, for predictions
   const void *weights;  // (rows): how much each counts, or null
   int64_t rows, bytes, labels;
   int64_t sparse;  // whether the first layer skips zeros one by one
@@ -59,7 +60,7 @@ typedef struct {
   double l2, l2_sum;  // penalties l2/2 |W|^2 on the mean loss, and on the sum that it is made of
 
   int64_t batch;    // rows of an update
-  int64_t shard;    // rows that a full batch is cut into
+  int64_t shard;    // rows that a full batch is cut into, and at most those to predict
   int64_t groups;   // of shards, each with a sum of its own; 0 for mini-batches
   int64_t threads;
 

@@ -174,14 +174,14 @@ static Pair *const pairs[] = {0, pair_1, pair_2, pair_3, pair_4, pair_5, pair_6}
 
 // `rows` rows of O += what the lists of pairs say of B, both with n columns that matter and `ld` in all. Some columns at a
 // time, so that this part of B stays in the cache.
-static void add_pairs(const Lists *lists, int64_t rows, const REAL *B, REAL *O, int64_t n, int64_t ld) {
+static void add_pairs(const Lists *lists, int64_t rows, const REAL *B, int64_t ldb, REAL *O, int64_t n, int64_t ld) {
   const int64_t vectors = (n + LANES - 1) / LANES, parts = (vectors + PAIR_VECTORS - 1) / PAIR_VECTORS;
   for (int64_t part = 0; part < parts; part++) {
     const int64_t first = vectors * part / parts, V = vectors * (part + 1) / parts - first, o = first * LANES;
     for (int64_t p = 0; 2 * p < rows; p++) {
       const int64_t begin = lists->starts[p], count = lists->starts[p + 1] - begin;
       REAL *one = O + 2 * p * ld + o, *two = 2 * p + 1 < rows ? one + ld : 0;
-      if (count) pairs[V](lists->index + begin, count, lists->values + 2 * begin, B + o, ld, one, two);
+      if (count) pairs[V](lists->index + begin, count, lists->values + 2 * begin, B + o, ldb, one, two);
     }
   }
 }
