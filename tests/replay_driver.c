@@ -151,7 +151,7 @@ static void make_data(Case *c) {
     for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
     s->background = background;
   }
-  s->marked = s->starts || between(0, 1);
+  s->marked = s->starts || between(0, 1), s->words = between(1, 4);
   if (!s->marked && between(0, 1)) put_in_order(c);
   if (between(0, 1)) return;
   REAL *weights = exactly(n * sizeof(REAL));
@@ -160,12 +160,12 @@ static void make_data(Case *c) {
 }
 static void make_parameters(Case *c) {
   Setup *s = &c->setup;
-  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * up(c->sizes[l], ROW);
+  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * padded(c->sizes[l]);
   for (int v = 0; v < 4; v++) c->vectors[v] = exactly(c->count * sizeof(REAL));
   c->begin = exactly(c->count * sizeof(REAL));
   REAL *w = c->begin;
   for (int64_t l = 1; l <= s->layers; l++)
-    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += up(c->sizes[l], ROW))
+    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += padded(c->sizes[l]))
       for (int64_t q = 0; q < c->sizes[l]; q++) w[q] = (uniform() - 0.5) / c->sizes[l];
   s->theta = c->vectors[0], s->gradient = c->vectors[1], s->first = c->vectors[2], s->second = c->vectors[3];
 }

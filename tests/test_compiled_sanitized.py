@@ -85,7 +85,8 @@ def test_one_thread_works_alone_while_others_wait_for_cores(tmp_path):
 
 
 FAULTS = {
-    "lists that are too short": ("s->sparse ? PAIRS * least(", "s->sparse ? least(", ADDRESSES, "overflow"),
+    "masks of too few columns": ("new (COLUMNS * words", "new (words", ADDRESSES, "overflow"),
+    "numbers of too few rows": ("new (64 * words", "new (words", ADDRESSES, "overflow"),
     "rows that are too few": ("up(s->groups ?", "1 + 0 * up(s->groups ?", ADDRESSES, "overflow"),
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.cpu.compiled import ROW_BYTES
+from ..kernels.cpu.compiled import ROW_BYTES, padded
 from ..mlp import MLP
 
 __all__ = ["Padded"]
@@ -24,8 +24,7 @@ class Padded:
 
     def __init__(self, model: MLP) -> None:
         self.dtype, self.own = np.dtype(model.dtype), model.layout.blocks
-        row = ROW_BYTES // self.dtype.itemsize
-        shapes = [(1 + d, -(-h // row) * row) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
+        shapes = [(1 + d, padded(h, self.dtype)) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
         ends = np.cumsum([rows * columns for rows, columns in shapes])
         starts = [0, *ends[:-1]]
         self.blocks = list(zip(map(slice, starts, ends), shapes, model.sizes[1:], strict=True))

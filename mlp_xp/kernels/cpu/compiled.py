@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "library"]
+__all__ = ["ROW_BYTES", "Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "library", "padded"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,14 @@ DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)
 FOLDER = Path(__file__).parent / "replay"
 ROW_BYTES = 64
 """Where rows of parameters and of buffers begin: at multiples of this."""
+_UNEVEN = 1024  # bytes: rows so far apart, or a multiple of it, would share a few lines of the first cache
+
+
+def padded(numbers: int, dtype: Any) -> int:
+    """Return how many numbers a row of so many takes: ``padded`` of ``replay.c``."""
+    item = np.dtype(dtype).itemsize
+    row = -(-numbers * item // ROW_BYTES) * ROW_BYTES
+    return (row if row % _UNEVEN else row + ROW_BYTES) // item
 
 
 class Instruction(ctypes.Structure):
@@ -70,6 +78,7 @@ class Setup(ctypes.Structure):
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
         *((name, c_int64) for name in ("batch", "shard", "groups", "threads", "rank", "ranks")),
         ("exchange", c_void_p),
+        ("words", c_int64),
     ]
 
 
