@@ -47,6 +47,9 @@ class Inference(NamedTuple):
 
     def outputs(self, rows: Rows, units: int, ranks: Any) -> _Host:
         """Return A[L] (n, units) on the host."""
+        if self.predictor is not None and ranks is None and rows.shape[0] <= self.predictor.block_rows:
+            with self.device.active():  # a single row is predicted before parts are put together
+                return np.asarray(self.predictor(self.theta, rows.block(0, rows.shape[0])))
         result = np.empty((rows.shape[0], units), self.dtype)
         self._fill([result], rows, lambda A, part: (A,), ranks)
         return result

@@ -226,7 +226,8 @@ class MLP:
         If the device is short of memory, it works on fewer rows at a time. On the CPU the result has the same bits for
         any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
         """
-        return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
+        with self.device.active():
+            return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
 
     def _inference(self) -> Inference:
         return Inference(

@@ -1,6 +1,6 @@
 // Trains random networks with the library alone, without Python: for sanitizers, and for what fails in turn.
 //
-// usage: driver networks COUNT | ranks COUNT | engines | memory | threads | pace
+// usage: driver networks COUNT | ranks COUNT | predictions COUNT | engines | memory | threads | pace
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -151,7 +151,7 @@ static void make_data(Case *c) {
     for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
     s->background = background;
   }
-  s->marked = s->starts || between(0, 1);
+  s->marked = s->starts || between(0, 1), s->words = between(1, 4);
   if (!s->marked && between(0, 1)) put_in_order(c);
   if (between(0, 1)) return;
   REAL *weights = exactly(n * sizeof(REAL));
@@ -160,12 +160,12 @@ static void make_data(Case *c) {
 }
 static void make_parameters(Case *c) {
   Setup *s = &c->setup;
-  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * up(c->sizes[l], ROW);
+  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * padded(c->sizes[l]);
   for (int v = 0; v < 4; v++) c->vectors[v] = exactly(c->count * sizeof(REAL));
   c->begin = exactly(c->count * sizeof(REAL));
   REAL *w = c->begin;
   for (int64_t l = 1; l <= s->layers; l++)
-    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += up(c->sizes[l], ROW))
+    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += padded(c->sizes[l]))
       for (int64_t q = 0; q < c->sizes[l]; q++) w[q] = (uniform() - 0.5) / c->sizes[l];
   s->theta = c->vectors[0], s->gradient = c->vectors[1], s->first = c->vectors[2], s->second = c->vectors[3];
 }
@@ -232,6 +232,70 @@ static int networks(int64_t count) {
     for (int64_t threads = 2; threads <= 4; threads++)
       if (train(c, threads) != loss || differ(c, want)) return printf("network %ld differs\n", (long)i), 1;
     free(want);
+    drop(c);
+  }
+  return printf("%ld networks\n", (long)count), 0;
+}
+// Outputs (rows, sizes[L]) by double loops, of rows that lie one behind another.
+static double *expected(const Case *c, const char *X, const REAL *theta) {
+  const int64_t n = c->setup.rows, L = c->setup.layers;
+  double *A = exactly(n * c->sizes[0] * sizeof(double));
+  for (int64_t i = 0; i < n * c->sizes[0]; i++)
+    A[i] = c->setup.bytes ? ((const uint8_t *)X)[i] / 255.0 : ((const REAL *)X)[i];
+  for (int64_t l = 1; l <= L; l++) {
+    const int64_t d = c->sizes[l - 1], h = c->sizes[l];
+    double *Z = exactly(n * h * sizeof(double));
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t q = 0; q < h; q++) {
+        double z = theta[q];
+        for (int64_t j = 0; j < d; j++) z += A[i * d + j] * theta[(1 + j) * h + q];
+        const int g = c->program[2 * l].function;
+        Z[i * h + q] = g == SIGMOID ? 1 / (1 + exp(-z)) : g == TANH ? tanh(z) : g == RELU ? fmax(z, 0) :
+                       g == LEAKY_RELU && z < 0 ? (double)LEAK * z : z;
+      }
+    free(A), A = Z, theta += (1 + d) * h;
+  }
+  return A;
+}
+// Predict by so many threads, in shards of so many rows; return 1 if there is not enough memory.
+static int predicted(const Case *c, const char *X, const REAL *theta, int64_t shard, int64_t threads, REAL *outputs) {
+  Setup s = c->setup;
+  REAL *copy = exactly(c->count * sizeof(REAL));
+  s.y = s.weights = s.X = s.background = 0, s.starts = 0, s.sparse = s.groups = s.batch = 0;
+  s.instructions = 2 * s.layers + 1, s.buffers = s.layers + 1, s.theta = copy, s.threads = threads, s.shard = shard;
+  Replay *replay = NAME(new, SUFFIX)(&s);
+  if (replay)
+    for (int twice = 0; twice < 2; twice++) NAME(predict, SUFFIX)(replay, X, s.rows, shard, theta, outputs);
+  NAME(free, SUFFIX)(replay);
+  free(copy);
+  return !replay;
+}
+static int predictions(int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    Case *c = make();
+    const int64_t n = c->setup.rows, d = c->sizes[0], k = c->sizes[c->setup.layers], shard = between(1, n);
+    const double used = uniform();
+    char *X = exactly(n * d * (c->setup.bytes ? 1 : sizeof(REAL)));
+    for (int64_t p = 0; p < n * d; p++)
+      if (uniform() < used) c->setup.bytes ? (X[p] = between(1, 127)) : (((REAL *)X)[p] = uniform() - 0.5);
+    int64_t numbers = 0;
+    for (int64_t l = 1; l <= c->setup.layers; l++) numbers += (1 + c->sizes[l - 1]) * c->sizes[l];
+    REAL *theta = exactly(numbers * sizeof(REAL)), *to = theta;
+    for (int64_t p = 0; p < numbers; p++) *to++ = (uniform() - 0.5) / 4;
+    REAL *want = exactly(n * k * sizeof(REAL)), *outputs = exactly(n * k * sizeof(REAL));
+    double *right = expected(c, X, theta), largest = 1;
+    allocations_left = 0;
+    for (long allowed = 1; predicted(c, X, theta, shard, 1, want); allowed++) allocations_left = allowed;
+    allocations_left = FEW;
+    for (int64_t p = 0; p < n * k; p++) largest = fmax(largest, fabs(right[p]));
+    for (int64_t p = 0; p < n * k; p++)
+      if (!(fabs(want[p] - right[p]) <= (sizeof(REAL) == 4 ? 1e-4 : 1e-12) * largest))
+        return printf("network %ld predicts %g, not %g\n", (long)i, (double)want[p], right[p]), 1;
+    for (int64_t threads = 2; threads <= 4; threads++) {
+      predicted(c, X, theta, shard, threads, outputs);
+      if (memcmp(outputs, want, n * k * sizeof(REAL))) return printf("network %ld differs\n", (long)i), 1;
+    }
+    free(X), free(theta), free(want), free(outputs), free(right);
     drop(c);
   }
   return printf("%ld networks\n", (long)count), 0;
@@ -393,6 +457,7 @@ int main(int count, char **words) {
   allocations_left = threads_left = FEW;
   if (count == 3 && !strcmp(words[1], "networks")) return networks(atol(words[2]));
   if (count == 3 && !strcmp(words[1], "ranks")) return networks_on_ranks(atol(words[2]));
+  if (count == 3 && !strcmp(words[1], "predictions")) return predictions(atol(words[2]));
   if (count == 2 && !strcmp(words[1], "engines")) return engines();
   if (count == 2 && !strcmp(words[1], "memory")) return memory();
   if (count == 2 && !strcmp(words[1], "threads")) return few_threads();

@@ -37,6 +37,7 @@ _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 _WORTH_SENDING = 2e7  # rows times parameters of an update: with less, messages take longer than each rank to do all
+_ENOUGH = 12  # numbers that are not zero, in a sum: with fewer, it costs more to begin and to end it
 MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
 
 _Vector = np.ndarray[Any, Any]
@@ -109,6 +110,7 @@ class CompiledEngine:
             gemm=address[0], long_integers=address[1], X=_address(X), starts=_address(starts),
             columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
             bytes=setup.rows.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            words=_words_of_sum(setup.rows.shape[1], self.plan.mean_columns),
             marked=starts is not None or (X is not None and mask_bytes(*setup.rows.shape) <= MARKED),
             background=None if self.plan.background is None else self.plan.background.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
@@ -232,6 +234,11 @@ class CompiledEngine:
         function(self._replay, *arguments)
         if self._requests is not None and self._requests.error is not None:
             raise self._requests.error
+
+
+def _words_of_sum(d: int, used: float) -> int:
+    """Return how many words of a mask, 64 numbers each, are worth a sum: those with some `_ENOUGH` used numbers."""
+    return min(-(-d // 64), max(1, int(_ENOUGH * d / (64 * max(used, 1e-9)))))
 
 
 def _stored(rows: Rows) -> tuple[_Vector | None, _Vector | None, _Vector | None]:

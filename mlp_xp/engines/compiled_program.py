@@ -16,7 +16,7 @@ from ..kernels.cpu.compiled import (
     FUNCTIONS,
     MOMENTUM,
     MOMENTUM_OF_STEPS,
-    ROW_BYTES,
+    padded,
 )
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
@@ -62,11 +62,15 @@ def program_of(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective)
     return recorded.program
 
 
-def buffer_widths(model: MLP, sparse: bool) -> list[int]:
-    """Return the columns of the buffers for a block of rows; a sparse product reads the rows themselves."""
-    row = ROW_BYTES // np.dtype(model.dtype).itemsize
-    widths = [-(-width // row) * row for width in program_of(model.sizes, model.network.g, model.objective).columns]
-    return [0, *widths[1:]] if sparse else widths
+def buffer_widths(model: MLP, sparse: bool, rows: Rows) -> list[int]:
+    """Return the columns of the buffers for a block of rows; a sparse product takes these as they are."""
+    columns = program_of(model.sizes, model.network.g, model.objective).columns
+    widths = [padded(width, model.dtype) for width in columns]
+    if sparse and isinstance(rows, CsrRows):
+        widths[0] = 0
+    elif sparse:
+        widths[0] = padded(-(-columns[0] * rows.dtype.itemsize // np.dtype(model.dtype).itemsize), model.dtype)
+    return widths
 
 
 def constants_of(optimizer: Optimizer) -> dict[str, Any]:

@@ -28,8 +28,6 @@ __all__ = ["estimate_memory"]
 
 _COPIES = 5  # of the parameters: the model's, those to go back to, and what is being made of them
 _SEARCHED = 10  # more by L-BFGS: a search's ends and gradients, its direction, and products in float64
-_PAIRS = 32  # rows, or columns, for which the compiled library has lists of what is not zero
-_INDEXED = 1 << 16
 
 
 def estimate_memory(
@@ -102,19 +100,18 @@ def _compiled(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, thread
     (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
     sparse, words = plan.kind == "sparse", -(-d // 64)
     capacity = -(-min(batch_size or SHARD, n) // 64) * 64
-    frame = capacity * (item * (sum(buffer_widths(model, sparse)) + 1 + model.sizes[-1]) + 24)
-    lists = (2 + 2 * item) * _PAIRS * min(_INDEXED, max(d, capacity)) if sparse else 0
+    frame = capacity * (item * (sum(buffer_widths(model, sparse, rows)) + 1 + model.sizes[-1]) + 24)
+    if sparse:
+        frame += capacity * words * 8
     masks = 0
     if isinstance(rows, CsrRows):
         masks = mask_bytes(n, d) + n * (4 * words + 24)
     elif sparse and mask_bytes(n, d) <= MARKED and not come_in_blocks(rows):
         masks = mask_bytes(n, d)
-    elif sparse:  # of the rows at hand
-        frame += capacity * words * 8
     if batch_size is not None:
-        return frame + threads * lists + masks
+        return frame + masks
     groups = groups_of(-(-n // SHARD))
-    return threads * (frame + lists) + masks + groups * P * item + _read(rows, 3 * min(n, groups * SHARD))
+    return threads * frame + masks + groups * P * item + _read(rows, 3 * min(n, groups * SHARD))
 
 
 def _numpy(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int) -> int:

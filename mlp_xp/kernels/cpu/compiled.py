@@ -19,7 +19,10 @@ import numpy as np
 
 from ..recording import Program
 
-__all__ = ["Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "instructions_of", "library"]
+__all__ = [
+    "ROW_BYTES", "Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "instructions_of", "library",
+    "padded",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,14 @@ DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)
 FOLDER = Path(__file__).parent / "replay"
 ROW_BYTES = 64
 """Where rows of parameters and of buffers begin: at multiples of this."""
+_UNEVEN = 1024  # bytes: rows so far apart, or a multiple of it, would share a few lines of the first cache
+
+
+def padded(numbers: int, dtype: Any) -> int:
+    """Return how many numbers a row of so many takes: ``padded`` of ``replay.c``."""
+    item = np.dtype(dtype).itemsize
+    row = -(-numbers * item // ROW_BYTES) * ROW_BYTES
+    return (row if row % _UNEVEN else row + ROW_BYTES) // item
 
 
 class Instruction(ctypes.Structure):
@@ -82,6 +93,7 @@ class Setup(ctypes.Structure):
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
         *((name, c_int64) for name in ("batch", "shard", "groups", "threads", "rank", "ranks")),
         ("exchange", c_void_p),
+        ("words", c_int64),
     ]
 
 
@@ -115,6 +127,8 @@ class Library(NamedTuple):
         """Return ``mlp_xp_{name}`` for float32 or float64."""
         function = _load(self.path)[f"mlp_xp_{name}_{np.dtype(dtype).name}_{self.instructions}"]
         function.restype = c_void_p if name == "new" else None
+        if name == "predict":
+            function.argtypes = c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p
         return function
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...params import Layout
-from .compiled import ROW_BYTES
+from .compiled import ROW_BYTES, padded
 
 __all__ = ["Padded"]
 
@@ -26,8 +26,7 @@ class Padded:
 
     def __init__(self, layout: Layout, dtype: str) -> None:
         self.dtype, self.own, sizes = np.dtype(dtype), layout.blocks, layout.sizes
-        row = ROW_BYTES // self.dtype.itemsize
-        shapes = [(1 + d, -(-h // row) * row) for d, h in pairwise(sizes)]
+        shapes = [(1 + d, padded(h, self.dtype)) for d, h in pairwise(sizes)]
         ends = np.cumsum([rows * columns for rows, columns in shapes])
         starts = [0, *ends[:-1]]
         self.blocks = list(zip(map(slice, starts, ends), shapes, sizes[1:], strict=True))

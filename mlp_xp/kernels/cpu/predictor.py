@@ -98,11 +98,9 @@ class _Replay:
             layers=len(sizes) - 1, buffers=len(widths), instructions=len(instructions), sizes=sizes.ctypes.data,
             widths=widths.ctypes.data, program=ctypes.addressof(instructions), gemm=address[0],
             long_integers=address[1], rows=capacity, bytes=pixels, theta=self._theta.ctypes.data, shard=capacity,
-            threads=threads, ranks=1,
+            threads=threads, words=1, ranks=1,
         )  # fmt: skip
         new, self._predict, free = (predictor.library.function(name, dtype) for name in ("new", "predict", "free"))
-        address_of, integer = ctypes.c_void_p, ctypes.c_int64
-        self._predict.argtypes = address_of, address_of, integer, integer, address_of, address_of
         replay = new(ctypes.byref(given))
         if not replay:
             raise MemoryError(f"there is no memory for predictions of {capacity} rows by {threads} threads")
@@ -110,7 +108,13 @@ class _Replay:
         weakref.finalize(self, free, self._replay)
 
     def __call__(self, X: _Array, shard: int, theta: _Array, outputs: _Array) -> None:
-        self._predict(self._replay, X.ctypes.data, X.shape[0], shard, theta.ctypes.data, outputs.ctypes.data)
+        self._predict(self._replay, _address(X), X.shape[0], shard, _address(theta), _address(outputs))
+
+
+def _address(array: _Array) -> Any:
+    """Return where an array lies; ``array.ctypes.data`` takes as long as a prediction of a row."""
+    memory: Any = array
+    return ctypes.byref(ctypes.c_char.from_buffer(memory)) if array.flags.writeable else array.ctypes.data
 
 
 class _Own(threading.local):

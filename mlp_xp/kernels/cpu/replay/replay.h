@@ -66,6 +66,8 @@ typedef struct {
 
   int64_t rank, ranks;  // the number of this process, and how many there are
   Exchange *exchange;   // called by the thread that calls `run` or `gather`, if there are several
+
+  int64_t words;   // of a row's mask, 64 numbers each, that are added up at a time: one, or more if they say little
 } Setup;
 
 typedef struct {
