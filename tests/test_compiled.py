@@ -77,7 +77,7 @@ def test_large_products(case, plan):
     assert cases.train(case, plan=plan, threads=2).error(cases.by_numpy(case)) <= DOUBLE
 
 
-EDGES = {  # of words of a mask, of the columns that are worked on together, of the vectors of a sum, of a row's 1024 bytes
+EDGES = {  # of a mask's words, of columns worked on together, of a sum's vectors, of a row of 1024 bytes
     "columns": (1, 63, 64, 65, 128, 255, 256, 257, 513),
     "units": (1, 3, 4, 5, 12, 13, 26, 27, 51, 52, 53, 103, 104, 105, 112, 113, 128, 208, 209, 256),
     "rows": (1, 2, 63, 64, 65, 129),
