@@ -87,7 +87,7 @@ def train(
     model, losses = case.model(), []
     rows = model.open(case.X)
     objective = replace(model.objective, l2=case.optimizer.l2)
-    targets = model.targets(case.y, len(case.X))
+    targets = model.targets(case.y, rows.shape[0])
     chosen = make_plan(rows, model.device, plan, skips=True)
     setup = Setup(model, objective, case.optimizer, rows, targets, case.batch_size, chosen, threads)
     with engine(setup) as running:
@@ -98,7 +98,7 @@ def train(
             done = Done()
             while done.updates < running.updates:
                 done = running.advance(pause)
-            assert done.rows == len(case.X)
+            assert done.rows == rows.shape[0]
             losses.append(float(done.loss_sum))
             theta = running.theta()
         return Trained(np.array(losses), theta, running.gradient().copy(), dict(running.state()))

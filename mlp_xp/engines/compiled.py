@@ -237,7 +237,7 @@ class CompiledEngine:
 
 
 def _words_of_sum(d: int, used: float) -> int:
-    """Return how many words of a mask, 64 numbers each, are worth a sum: those with some `_ENOUGH` used numbers."""
+    """Return how many words of a mask, 64 numbers each, a sum takes: those with `_ENOUGH` of the used numbers."""
     return min(-(-d // 64), max(1, int(_ENOUGH * d / (64 * max(used, 1e-9)))))
 
 

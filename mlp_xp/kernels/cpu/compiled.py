@@ -47,7 +47,7 @@ _UNEVEN = 1024  # bytes: rows so far apart, or a multiple of it, would share a f
 
 def padded(numbers: int, dtype: Any) -> int:
     """Return how many numbers a row of so many takes: ``padded`` of ``replay.c``."""
-    item = np.dtype(dtype).itemsize
+    item = int(np.dtype(dtype).itemsize)
     row = -(-numbers * item // ROW_BYTES) * ROW_BYTES
     return (row if row % _UNEVEN else row + ROW_BYTES) // item
 
