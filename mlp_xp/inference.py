@@ -57,7 +57,8 @@ class Inference(NamedTuple):
 
         def compute(part: slice) -> None:
             X = self.device.asarray(rows.block(part.start, part.stop))
-            A = self.device.to_host(forward(self.network, self.kernels, self.params, X)[-1])
+            outputs, _ = forward(self.network, self.kernels, self.params, X)
+            A = self.device.to_host(outputs[-1])
             for result, value in zip(results, use(A, part), strict=True):
                 result[part] = value
 

@@ -186,7 +186,7 @@ class MLP:
         k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
             params = self._parameters
-            A = forward(self.network, k, params, self._array(self.open(X)))
+            A, _ = forward(self.network, k, params, self._array(self.open(X)))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
 
