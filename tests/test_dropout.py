@@ -411,6 +411,20 @@ def test_losses_of_others_are_those_of_the_whole_network(device, cpu_engine, rng
     assert abs(float(again.loss) - model.evaluate(X, y)[0]) > 1e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("fp16x2", 1e-5), ("tf32", 1e-2), ("bf16", 5e-2)])
+def test_every_precision_drops_the_same_units(precision, error, rng, caplog):
+    caplog.set_level("INFO", "mlp_xp")
+    X, y = rng.integers(0, 256, (90, SIZES[0])).astype(np.uint8), rng.integers(0, SIZES[-1], 90)
+    thetas = []
+    for where in ({"device": "cpu"}, {"device": "cuda", "precision": precision}):
+        model = mx.MLP(SIZES, "tanh", seed=3, **where)
+        mx.fit(model, X, y, epochs=2, batch_size=32, dropout=(0.5, 0.2), optimizer=mx.SGD(lr=0.2))
+        thetas.append(model.device.to_host(model.theta))
+    assert_allclose(thetas[1], thetas[0], rtol=error, atol=error)
+    assert "the GPU computes operation by operation, not in graphs: units are dropped" in caplog.messages
+
+
 @pytest.mark.needs("jax")
 def test_the_log_says_why_jax_does_not_compile(caplog):
     caplog.set_level("INFO", "mlp_xp")
@@ -461,10 +475,11 @@ def test_a_run_from_before_there_was_dropout_has_none(tmp_path, rng):
 
 def test_a_wide_network_of_few_samples_generalizes_better(mnist):
     train, test = mnist
-    X, y = train.X[:500], train.y[:500]
     accuracies = []
     for dropout in (0.0, 0.5):
-        model = mx.MLP([784, 512, 512, 10], seed=0)
-        mx.fit(model, X, y, epochs=40, batch_size=50, optimizer=mx.Adam(lr=0.001), dropout=dropout)
-        accuracies.append(model.score(test.X[:2000], test.y[:2000]))
-    assert accuracies[1] > accuracies[0] + 0.005, accuracies
+        models = [mx.MLP([784, 512, 512, 10], seed=seed) for seed in (0, 1)]
+        for model in models:
+            settings = {"epochs": 40, "batch_size": 50, "optimizer": mx.Adam(lr=0.001), "dropout": dropout}
+            mx.fit(model, train.X[:500], train.y[:500], **settings)
+        accuracies.append(np.mean([model.score(test.X, test.y) for model in models]))
+    assert accuracies[1] > accuracies[0] + 0.002, accuracies  # 0.8717 and 0.8621

@@ -84,7 +84,7 @@ class Config:
     )
     plan: str = _option("auto", "how the data are stored", PLANS)
     threads: int | None = _option(None, "threads on the CPU; all cores if not given", metavar="N", free=True)
-    seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
+    seed: int = _option(0, "of weights, shuffles, splits and dropout", metavar="N")
     report_every: int = _option(
         0, "epochs between printed lines; 0 prints ten to twenty in all", metavar="N", free=True
     )
