@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .checks import brief
+
 __all__ = ["Dropout", "Samples", "check_dropout"]
 
 _GOLDEN = np.uint32(0x9E3779B9)  # 2^32 divided by the golden ratio, odd: multiples of it differ in all bits
@@ -100,7 +102,8 @@ def check_dropout(dropout: Any, hidden: int) -> tuple[float, ...]:
     rates = list(dropout) if isinstance(dropout, Sequence | np.ndarray) and not isinstance(dropout, str) else None
     if rates is None or not all(map(_is_rate, rates)):
         raise ValueError(
-            f"dropout must be a rate from 0 up to, but not including, 1, or one for each hidden layer, got {dropout!r}"
+            "dropout must be a rate from 0 up to, but not including, 1, or one for each hidden layer, got "
+            f"{brief(repr(dropout))}"
         )
     if len(rates) != hidden:
         raise ValueError(
@@ -110,4 +113,5 @@ def check_dropout(dropout: Any, hidden: int) -> tuple[float, ...]:
 
 
 def _is_rate(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < 1
+    is_number = not isinstance(value, bool) and isinstance(value, Real)
+    return is_number and 0 <= value < 1 and float(value) < 1  # which one that is less may be, rounded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import closing
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -113,7 +114,10 @@ def test_what_stays_is_divided_by_its_share(rate, dtype):
         assert set(np.unique(D)) <= {0, np.dtype(dtype).type(1 / (1 - rate))}
 
 
-@pytest.mark.parametrize("bad", [1, 1.0, -0.1, float("nan"), "0.5", None, True, [0.1, 1.0], [0.5, "a"], {0.5}, 0.5j])
+@pytest.mark.parametrize("bad", [
+    1, 1.0, -0.1, float("nan"), 10**400, Fraction(10**20 - 1, 10**20), "0.5", None, True, [0.1, 1.0], [0.5, "a"], {0.5},
+    0.5j, np.zeros((2, 1)),
+])  # fmt: skip
 def test_a_rate_that_is_none_is_refused(bad):
     with pytest.raises(ValueError, match="dropout must be a rate from 0 up to, but not including, 1"):
         check_dropout(bad, 2)
