@@ -76,7 +76,8 @@ class Inference(NamedTuple):
 
         def compute(part: slice) -> None:
             X = self.device.asarray(rows.block(part.start, part.stop))
-            put(self.device.to_host(forward(self.network, self.kernels, self.params, X)[-1]), part)
+            A, _ = forward(self.network, self.kernels, self.params, X)
+            put(self.device.to_host(A[-1]), part)
 
         n, share = rows.shape[0], range if ranks is None else ranks.share
         with self.device.active():

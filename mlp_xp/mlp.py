@@ -51,7 +51,7 @@ class MLP:
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"torch"``, ``"torch:DEVICE"``, ``"jax"`` or ``"strict"``.
     seed : int
-        Decides the first weights and the order of mini-batches, alike on every backend.
+        Decides the first weights, the order of mini-batches and what dropout leaves out, alike on every backend.
     precision : str, optional
         How training and prediction multiply, a key of :data:`mlp_xp.devices.PRECISIONS`. ``"tf32"``, ``"bf16"`` and
         ``"fp16x2"`` (for uint8 pixels) are faster, and CUDA only. None keeps all digits of `dtype`. Like the device, it
@@ -188,7 +188,7 @@ class MLP:
         k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
             params = self._parameters
-            A = forward(self.network, k, params, self._array(self.open(X)))
+            A, _ = forward(self.network, k, params, self._array(self.open(X)))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
 

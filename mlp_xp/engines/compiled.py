@@ -95,7 +95,9 @@ class CompiledEngine:
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
-        program = program_of(model.sizes, model.network.g, setup.objective)
+        dropout = setup.dropout
+        rates = None if dropout is None else dropout.rates
+        program = program_of(model.sizes, model.network.g, setup.objective, rates)
         instructions = compiled.instructions_of(program)
         y, weights = np.ascontiguousarray(setup.targets.y), setup.targets.weights
         X, starts, columns = _stored(setup.rows)
@@ -112,7 +114,9 @@ class CompiledEngine:
             bytes=setup.rows.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
             words=_words_of_sum(setup.rows.shape[1], self.plan.mean_columns),
             marked=starts is not None or (X is not None and mask_bytes(*setup.rows.shape) <= MARKED),
-            background=None if self.plan.background is None else self.plan.background.ctypes.data,
+            background=_address(self.plan.background),
+            thresholds=None if dropout is None else dropout.thresholds.ctypes.data,
+            factors=None if dropout is None else dropout.factors.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=_address(first), second=_address(second),
             l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=SHARD,
@@ -137,6 +141,7 @@ class CompiledEngine:
         self._order = None
         if self._setup.batch_size is not None:
             self._order = self._setup.row_order(epoch).astype(np.int32)
+        self._dropout_keys = None if self._setup.dropout is None else self._setup.dropout.keys(epoch)
         self._at, self._loss_sum = done.updates, float(done.loss_sum)
         rows = self._setup.rows
         if come_in_blocks(rows):
@@ -219,9 +224,9 @@ class CompiledEngine:
         """Do so many steps of this epoch."""
         last = self._at + count
         piece = compiled.Piece(
-            order=_address(self._order), X=_address(self._X), first=self._first, update=self._at, last=last,
-            done=self._count, rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self._steps,
-            loss=self._loss_sum,
+            order=_address(self._order), X=_address(self._X), first=self._first, keys=_address(self._dropout_keys),
+            update=self._at, last=last, done=self._count, rate=self._lr, bias_rate=self._lr_bias,
+            keep_gradient=last == self._steps, loss=self._loss_sum,
         )  # fmt: skip
         self._call(self._run, ctypes.byref(piece))
         self._at, self._loss_sum = last, piece.loss

@@ -53,18 +53,21 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) 
 
 
 @lru_cache
-def program_of(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) -> Program:
-    """Return what the text does with a block of rows."""
+def program_of(
+    sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective, rates: tuple[float, ...] | None = None
+) -> Program:
+    """Return what the text does with a block of rows, given dropout's rates of layers 0 to L, if there is any."""
     recorded = RecordingKernels(sizes)
     kernels: Any = recorded
     layers = symbols(len(sizes) - 1)
-    grad_sum(Network(g, objective), kernels, layers, None, None, layers)
+    dropped: Any = None if rates is None else [D if rate else None for D, rate in zip(layers.W, rates, strict=True)]
+    grad_sum(Network(g, objective), kernels, layers, None, None, layers, D=dropped)
     return recorded.program
 
 
-def buffer_widths(model: MLP, sparse: bool, rows: Rows) -> list[int]:
+def buffer_widths(model: MLP, sparse: bool, rows: Rows, rates: tuple[float, ...] | None = None) -> list[int]:
     """Return the columns of the buffers for a block of rows; a sparse product takes these as they are."""
-    columns = program_of(model.sizes, model.network.g, model.objective).columns
+    columns = program_of(model.sizes, model.network.g, model.objective, rates).columns
     widths = [padded(width, model.dtype) for width in columns]
     if sparse and isinstance(rows, CsrRows):
         widths[0] = 0

@@ -28,10 +28,12 @@ from ..files.tensors import CheckpointError
 from ..objective import OUTPUTS
 from ..snapshot import Snapshot
 
-__all__ = ["FILE", "Record", "check_same", "read", "size", "write"]
+__all__ = ["FILE", "NO_DROPOUT", "Record", "check_same", "read", "size", "write"]
 
 FILE = "checkpoint.safetensors"
 VERSION = 2
+NO_DROPOUT = 0.0
+"""The setting of a run in which nothing is dropped."""
 
 
 class Record(NamedTuple):
@@ -122,6 +124,7 @@ def read(path: str | os.PathLike[str]) -> Record:
         settings, config = dict(metadata["settings"]), dict(metadata["config"])
         if version == 1:
             state, settings = _from_version_1(state, settings)
+        settings.setdefault("dropout", NO_DROPOUT)  # a file from before there was any
         versions = [dict(each) for each in metadata.get("versions", [])]
         snapshot = Snapshot(**state.pop("run"), optimizer=state.pop("optimizer"))
         history = state.pop("history")

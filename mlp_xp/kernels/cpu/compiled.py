@@ -27,7 +27,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 OPERATIONS = (
-    "features", "affine", "activate", "loss", "activation_gradient", "input_gradient", "weight_gradient",
+    "features", "affine", "activate", "dropout", "loss", "activation_gradient", "input_gradient", "weight_gradient",
     "bias_gradient",
 )  # fmt: skip
 FUNCTIONS = {
@@ -87,7 +87,7 @@ class Setup(ctypes.Structure):
         ("long_integers", c_int64),
         *((name, c_void_p) for name in ("X", "starts", "columns", "y", "weights")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse", "marked")),
-        ("background", c_void_p),
+        *((name, c_void_p) for name in ("background", "thresholds", "factors")),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
@@ -103,6 +103,7 @@ class Piece(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("order", "X")),
         ("first", c_int64),
+        ("keys", c_void_p),
         *((name, c_int64) for name in ("update", "last", "done")),
         *((name, c_double) for name in ("rate", "bias_rate")),
         ("keep_gradient", c_int64),

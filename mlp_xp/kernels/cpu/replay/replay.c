@@ -40,7 +40,8 @@ enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
 typedef struct {  // what a tile of rows is worked on with
   REAL **buffers;
   const void **rows;
-  uint64_t *marks;  // their masks
+  int64_t *samples;  // the numbers of the rows in the data
+  uint64_t *marks;   // their masks
   void *y;
   REAL *weights;
   int64_t skips;    // whether the first layer skips zeros one by one
@@ -213,6 +214,14 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ldw, Z, ld);
   else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ldw, Z, ld);
 }
+static void dropout(const Replay *r, const Frame *f, const Instruction *i, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  const int64_t ld = r->widths[i->to];
+  const uint32_t *key = r->piece->keys + 2 * i->layer;
+  for (int64_t q = from; q < to; q++)
+    thin(key, f->samples[q], s->thresholds[i->layer], s->factors[i->layer], f->buffers[i->from] + q * ld,
+         f->buffers[i->to] + q * ld, ld);
+}
 // Whether the product of m rows with W is for the loops here, which read W by its columns.
 static int multiplies_by_transposed(const Replay *r, int64_t layer, int64_t m) {
   const int64_t k = r->sizes[layer], n = r->sizes[layer - 1];
@@ -276,6 +285,7 @@ static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, R
       case FEATURES: features(r, f, i, from, to); break;
       case AFFINE: affine(r, own, f, i, from, to); break;
       case ACTIVATE: activate(i->function, at, numbers); break;
+      case DROPOUT: dropout(r, f, i, from, to); break;
       case LOSS: {
         const int64_t k = r->sizes[s->layers], size = s->labels ? (int64_t)sizeof(int32_t) : k * (int64_t)sizeof(REAL);
         if (i->to != i->from) memcpy(at, f->buffers[i->from] + from * r->widths[i->from], numbers * sizeof(REAL));
@@ -415,6 +425,7 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
   const Piece *piece = r->piece;
   for (int64_t i = from; i < to; i++) {
     const int64_t row = piece->order ? piece->order[first + i] : first + i;
+    f->samples[i] = row;
     if (s->starts) f->rows[i] = r->stored + row;
     else if (piece->X) f->rows[i] = (const char *)piece->X + (first + i - piece->first) * d * size;
     else f->rows[i] = (const char *)s->X + row * d * size;
@@ -716,6 +727,7 @@ static int frame_is_made(Replay *r, Frame *f) {
   const Setup *s = &r->setup;
   f->skips = s->sparse;
   int made = (f->buffers = new (s->buffers * sizeof(REAL *))) && (f->rows = new (r->capacity * sizeof(void *))) &&
+             (f->samples = new (r->capacity * sizeof(int64_t))) &&
              (f->weights = new (r->capacity * sizeof(REAL))) &&
              (f->y = new (r->capacity * (8 + r->sizes[s->layers] * sizeof(REAL))));
   if (made && (s->sparse || predicts(s)))
@@ -728,6 +740,7 @@ static void free_frame(Replay *r, Frame *f) {
   for (int64_t b = 0; f->buffers && b < r->setup.buffers; b++) free(f->buffers[b]);
   free(f->buffers);
   free(f->rows);
+  free(f->samples);
   free(f->marks);
   free(f->weights);
   free(f->y);

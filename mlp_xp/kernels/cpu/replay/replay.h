@@ -9,7 +9,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { FEATURES, AFFINE, ACTIVATE, LOSS, ACTIVATION_GRADIENT, INPUT_GRADIENT, WEIGHT_GRADIENT, BIAS_GRADIENT };
+enum { FEATURES, AFFINE, ACTIVATE, DROPOUT, LOSS, ACTIVATION_GRADIENT, INPUT_GRADIENT, WEIGHT_GRADIENT, BIAS_GRADIENT };
 enum { IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU };
 enum { SOFTMAX_CROSS_ENTROPY, SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR, PERCEPTRON_CRITERION,
        SOFTMAX_LOG_LOSS, SIGMOID_LOG_LOSS, HALF_MEAN_SQUARED_ERROR, POISSON_DEVIANCE, ABSOLUTE_ERROR, HUBER };
@@ -17,7 +17,7 @@ enum { DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT };
 
 typedef struct {
   int32_t operation, function;  // which activation or loss
-  int32_t layer;                // whose parameters
+  int32_t layer;                // whose parameters, or whose units are dropped
   int32_t from, with, to;       // buffers
 } Instruction;
 
@@ -54,6 +54,9 @@ typedef struct {
   int64_t marked;  // whether the masks of all rows are made at the beginning and kept; else each row's as it is taken
   const void *background;  // (sizes[0]) or null: the usual value of each column, which counts as zero if it is sparse
 
+  const uint32_t *thresholds;  // of layers 0 to L: units whose hash is below are dropped; null if none are
+  const double *factors;       // likewise: what the other units are multiplied by
+
   void *theta, *gradient, *first, *second;  // parameters, mean gradient, and what the optimizer keeps
   int64_t optimizer, nesterov;
   double momentum, beta1, beta2, epsilon, decay;
@@ -74,6 +77,7 @@ typedef struct {
   const int32_t *order;  // of the rows, or null
   const void *X;         // rows in the order of the epoch, from its row `first` on; or null, if all of them are known
   int64_t first;
+  const uint32_t *keys;  // of dropout in this epoch: two for each of layers 0 to L, or null
   int64_t update, last;  // of this epoch: those to do; of a full batch, rounds, in which each group adds up one shard
   int64_t done;          // updates of the optimizer before the first one here
   double rate, bias_rate;
