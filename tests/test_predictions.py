@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_limits
 
 import mlp_xp as mx
+from mlp_xp.devices.blas_threads import at_most
 from mlp_xp.kernels.cpu import compiled
 from mlp_xp.kernels.cpu.predictor import CompiledPredictor
 
@@ -78,7 +79,7 @@ def test_the_number_of_threads_leaves_the_bits(sizes, rng):
         X = draw_rows(rng, n, sizes[0], "float32")
         outputs = []
         for threads in (1, 2, 3):
-            with mx.devices.blas_threads.at_most(threads):
+            with at_most(threads):
                 outputs.append(model.outputs(X))
         assert_array_equal(outputs[1], outputs[0])
         assert_array_equal(outputs[2], outputs[0])
@@ -94,8 +95,10 @@ def test_at_most_the_threads_that_are_allowed_work(monkeypatch, rng):
     X = rng.random((3000, 784), dtype=np.float32)
     with threadpool_limits(1):
         mx.MLP([784, 196, 10]).outputs(X)
+    with at_most(1):
+        mx.MLP([784, 196, 10]).outputs(X)
     mx.MLP([784, 196, 10]).outputs(X[:3])
-    assert seen == [1, 1]
+    assert seen == [1, 1, 1]
 
 
 def test_blocks_come_one_after_another(monkeypatch, rng):
