@@ -34,6 +34,8 @@ FILE = "checkpoint.safetensors"
 VERSION = 2
 NO_DROPOUT = 0.0
 """The setting of a run in which nothing is dropped."""
+_ADDED = {"dropout": NO_DROPOUT}
+"""Settings that a later version added, and what they were in runs from before."""
 
 
 class Record(NamedTuple):
@@ -124,7 +126,6 @@ def read(path: str | os.PathLike[str]) -> Record:
         settings, config = dict(metadata["settings"]), dict(metadata["config"])
         if version == 1:
             state, settings = _from_version_1(state, settings)
-        settings.setdefault("dropout", NO_DROPOUT)  # a file from before there was any
         versions = [dict(each) for each in metadata.get("versions", [])]
         snapshot = Snapshot(**state.pop("run"), optimizer=state.pop("optimizer"))
         history = state.pop("history")
@@ -150,8 +151,11 @@ def _from_version_1(state: dict[str, Any], settings: dict[str, Any]) -> tuple[di
 def check_same(folder: str | os.PathLike[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ValueError that lists all the settings of the run in `folder` that are others now.
 
-    Settings that the run does not know came with a later version; they did not affect the run.
+    Of those that a later version added, a run from before has the value that it went by.
+
+    Any other settings that the run does not know came with a later version, too; they did not affect the run.
     """
+    then = {name: value for name, value in _ADDED.items() if name in now} | dict(then)
     changed = [
         f"{brief(name)}: {brief(then[name])}, now {brief(now.get(name))}"
         for name in then
