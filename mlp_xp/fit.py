@@ -40,6 +40,7 @@ def fit(
     patience: int = 10,
     threads: int | None = None,
     plan: str = "auto",
+    dropout: float | Sequence[float] = 0.0,
     checkpoint: Checkpoint | None = None,
     comm: Any = None,
 ) -> History:
@@ -74,6 +75,9 @@ def fit(
         As for :func:`epochs`; measurements and callbacks obey it too.
     plan : {"auto", "dense", "sparse", "zero", "ragged"}
         As for :func:`epochs`.
+    dropout : float or sequence of float
+        As for :func:`epochs`: the share of hidden units that are left out of each row's network. ``loss`` is that of
+        the thinned networks, so it may be above ``val_loss``, which is that of the whole network.
     checkpoint : Checkpoint, optional
         Save the run in a folder, and go on with the one that is there. Callbacks that have ``dump`` and ``restore``,
         such as :class:`EarlyStopping`, go on from where they were, any others afresh.
@@ -112,6 +116,7 @@ def fit(
             given = [
                 each for each in check_callbacks(callbacks) if ranks.leads or not getattr(each, "of_rank_0", False)
             ]
+            rates = loop.rates_of(dropout, model, optimizer)
             rows = model.open(X)
             targets = model.targets(y, rows.shape[0])
             measured = None if validation is None else Evaluation("val", *_pair(validation), comm)
@@ -126,7 +131,8 @@ def fit(
             _begin(run, model, closing)
             stateful = [callback for callback in run[:-1] if is_stateful(callback)]
             checked = None if measured is None else measured.data
-            training = Training(model, optimizer, (rows, targets), checked, batch_size, plan, history, stateful)
+            data = rows, targets
+            training = Training(model, optimizer, data, checked, batch_size, plan, rates, history, stateful)
             sketch = {}
             if ranks.size > 1:
                 shared = {"callbacks with comm": _shared(given, ranks.size)}
@@ -136,7 +142,7 @@ def fit(
         epochs = training.last(start, epochs)
         states = loop.epochs(
             model, rows, targets, optimizer=optimizer, epochs=epochs, batch_size=batch_size, threads=threads, plan=plan,
-            start=start, pause=keeper.is_due, comm=comm,
+            dropout=rates, start=start, pause=keeper.is_due, comm=comm,
         )  # fmt: skip
         keeper.begin(start)
         closing.callback(states.close)

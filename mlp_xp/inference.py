@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .devices import Device
-from .kernels import GenericKernels, Kernels
+from .devices import Array, Device
+from .kernels import GenericKernels, Kernels, Predictor
 from .metrics import accuracy, r_squared, read_outputs
 from .model import Network, forward
 from .objective import Objective
 from .params import Parameters
 from .rows.source import Rows
+from .rows.stored import ahead, come_in_blocks
 
 __all__ = ["Inference"]
 
@@ -24,17 +25,31 @@ class Inference(NamedTuple):
     """What computes outputs: a network with its parameters, on a device.
 
     With :class:`mlp_xp.engines.Ranks`, each of them computes its share of the blocks, and all return the same.
+
+    Attributes
+    ----------
+    network, objective, kernels, device, dtype
+        The model's.
+    theta, params : array (P,), and Parameters
+        The same parameters as a vector, and layer by layer.
+    predictor : Predictor or None
+        What is faster for many rows.
     """
 
     network: Network
     objective: Objective
+    theta: Array
     params: Parameters
     kernels: Kernels
+    predictor: Predictor | None
     device: Device
     dtype: str
 
     def outputs(self, rows: Rows, units: int, ranks: Any) -> _Host:
         """Return A[L] (n, units) on the host."""
+        if self.predictor is not None and ranks is None and rows.shape[0] <= self.predictor.block_rows:
+            with self.device.active():  # a single row is predicted before parts are put together
+                return np.asarray(self.predictor(self.theta, rows.block(0, rows.shape[0])))
         result = np.empty((rows.shape[0], units), self.dtype)
         self._fill([result], rows, lambda A, part: (A,), ranks)
         return result
@@ -55,13 +70,28 @@ class Inference(NamedTuple):
     def _fill(self, results: list[_Host], rows: Rows, use: Callable[[_Host, slice], Any], ranks: Any) -> None:
         """Fill arrays (n, ...) with what `use` makes of A[L] of each block of rows, in several threads perhaps."""
 
-        def compute(part: slice) -> None:
-            X = self.device.asarray(rows.block(part.start, part.stop))
-            A = self.device.to_host(forward(self.network, self.kernels, self.params, X)[-1])
+        def put(A: _Host, part: slice) -> None:
             for result, value in zip(results, use(A, part), strict=True):
                 result[part] = value
 
+        def compute(part: slice) -> None:
+            X = self.device.asarray(rows.block(part.start, part.stop))
+            A, _ = forward(self.network, self.kernels, self.params, X)
+            put(self.device.to_host(A[-1]), part)
+
+        n, share = rows.shape[0], range if ranks is None else ranks.share
         with self.device.active():
-            edges = self.device.by_rows(compute, rows.shape[0], range if ranks is None else ranks.share)
+            if self.predictor is None:
+                edges = self.device.by_rows(compute, n, share)
+            else:
+                edges = [*range(0, n, self.predictor.block_rows), n]
+                for part, X in _blocks(rows, [slice(*edges[i : i + 2]) for i in share(len(edges) - 1)]):
+                    put(self.predictor(self.theta, X), part)
         for result in results if ranks is not None else ():
             ranks.fill(result, edges)
+
+
+def _blocks(rows: Rows, parts: list[slice]) -> Iterable[tuple[slice, _Host]]:
+    """Yield parts of rows of the host with their numbers; those of a file are read ahead."""
+    blocks = ((part, rows.block(part.start, part.stop)) for part in parts)
+    return ahead(blocks) if come_in_blocks(rows) else blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, SupportsFloat
@@ -13,6 +13,7 @@ import numpy as np
 from .checks import check_count
 from .devices import Array
 from .devices.blas_threads import default_threads
+from .dropout import Dropout, check_dropout
 from .engines import Done, Engine, Ranks, Setup, choose_plan, make_engine
 from .mlp import MLP
 from .objective import Objective
@@ -21,7 +22,7 @@ from .rows.checks import check_weights
 from .rows.plan import Plan
 from .snapshot import Snapshot, check_snapshot
 
-__all__ = ["State", "epochs"]
+__all__ = ["State", "epochs", "rates_of"]
 
 
 @dataclass(eq=False)
@@ -132,6 +133,7 @@ def epochs(
     batch_size: int | None = None,
     threads: int | None = None,
     plan: str = "auto",
+    dropout: float | Sequence[float] = 0.0,
     start: Snapshot | None = None,
     pause: Callable[[], bool] | None = None,
     objective: Objective | None = None,
@@ -159,6 +161,11 @@ def epochs(
         result does not depend on it.
     plan : {"auto", "dense", "sparse", "zero", "ragged"}
         How the data are stored, see :func:`mlp_xp.rows.plan.make_plan`.
+    dropout : float or sequence of float
+        The share of hidden units that each row of the data leaves out, in each epoch others, for all hidden layers or
+        one for each, in [0, 1); see :mod:`mlp_xp.dropout`. The units that stay count 1 / (1 - rate) times as much, so
+        predictions need no scaling: they see the whole network. The loss is that of the thinned networks. What is left
+        out depends on (model.seed, epoch, row, unit) alone.
     start : Snapshot, optional
         Go on from here, bit for bit: a :meth:`State.snapshot` of a run with the same arguments (of these, `epochs`,
         `threads` and the device may be others). `epochs` counts from the beginning of that run.
@@ -212,6 +219,7 @@ def epochs(
         if isinstance(optimizer, LBFGS):
             raise ValueError(f"LBFGS takes all rows at once, got batch_size {batch_size!r}; leave it out")
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
+    rates = rates_of(dropout, model, optimizer)
     if start is not None:
         check_snapshot(start, model, optimizer, rows.shape[0], batch_size)
         begun = start.epoch + (start.update > 0)
@@ -220,11 +228,31 @@ def epochs(
     before = None if start is None else start.plan
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size, before, objective)
     objective = replace(objective, l2=objective.l2 + optimizer.l2)
-    engine = make_engine(Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order, ranks))
+    dropped = Dropout((0.0, *rates, 0.0), model.sizes, model.seed) if any(rates) else None
+    engine = make_engine(
+        Setup(model, objective, optimizer, rows, targets, batch_size, chosen, count, order, ranks, dropped)
+    )
     states = _run(engine, model, optimizer, rows.pixels, epochs, start, _agreed(pause, ranks))
     if start is not None:
         model.theta = model.device.asarray(start.theta.copy())
     return states
+
+
+def rates_of(dropout: float | Sequence[float], model: MLP, optimizer: Optimizer) -> tuple[float, ...]:
+    """Return the rates of dropout of a model's hidden layers, checked.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit, or the optimizer cannot have any.
+    """
+    rates = check_dropout(dropout, len(model.sizes) - 2)
+    if any(rates) and isinstance(optimizer, LBFGS):
+        raise ValueError(
+            f"LBFGS searches for the least of one loss, and dropout makes another one in each epoch, got dropout "
+            f"{dropout!r}; leave it out, or train with SGD(...) or Adam(...)"
+        )
+    return rates
 
 
 def _default_threads(ranks: Ranks | None) -> int:

@@ -15,7 +15,7 @@ from .convert.torch import Layers, make_sequential, read_sequential
 from .devices import Array, Device, check_precision, get_device
 from .files.tensors import CheckpointError
 from .inference import Inference
-from .kernels import GenericKernels, kernels_for
+from .kernels import GenericKernels, Predictor, kernels_for, predictor_for
 from .kernels.functions import softmax
 from .metrics import read_outputs
 from .model import Network, check_activations, forward, grad_sum
@@ -25,6 +25,8 @@ from .rows.opening import open_rows
 from .rows.source import Rows
 
 __all__ = ["MLP", "Forward", "Gradient"]
+
+_MADE_ANEW = "kernels", "_parameters", "_predictor"  # where a copy arrives
 
 
 class MLP:
@@ -49,7 +51,7 @@ class MLP:
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"torch"``, ``"torch:DEVICE"``, ``"jax"`` or ``"strict"``.
     seed : int
-        Decides the first weights and the order of mini-batches, alike on every backend.
+        Decides the first weights, the order of mini-batches and what dropout leaves out, alike on every backend.
     precision : str, optional
         How training and prediction multiply, a key of :data:`mlp_xp.devices.PRECISIONS`. ``"tf32"``, ``"bf16"`` and
         ``"fp16x2"`` (for uint8 pixels) are faster, and CUDA only. None keeps all digits of `dtype`. Like the device, it
@@ -112,7 +114,7 @@ class MLP:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles are made of: parameters travel by way of the host, kernels not at all."""
-        state = {name: value for name, value in self.__dict__.items() if name not in ("kernels", "_parameters")}
+        state = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
         return state | {"_theta": self.device.to_host(self.theta).copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -186,7 +188,7 @@ class MLP:
         k = GenericKernels(self.device.xp, self.dtype)
         with self.device.active():
             params = self._parameters
-            A = forward(self.network, k, params, self._array(self.open(X)))
+            A, _ = forward(self.network, k, params, self._array(self.open(X)))
             Z = [k.affine(A[l - 1], params.W[l], params.b[l]) for l in range(1, len(A))]
         return Forward([None, *Z], A)
 
@@ -224,10 +226,18 @@ class MLP:
         If the device is short of memory, it works on fewer rows at a time. On the CPU the result has the same bits for
         any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
         """
-        return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
+        with self.device.active():
+            return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
 
     def _inference(self) -> Inference:
-        return Inference(self.network, self.objective, self._parameters, self.kernels, self.device, self.dtype)
+        return Inference(
+            self.network, self.objective, self.theta, self._parameters, self.kernels, self._predictor, self.device,
+            self.dtype,
+        )  # fmt: skip
+
+    @cached_property
+    def _predictor(self) -> Predictor | None:
+        return predictor_for(self.device, self.layout, self.network, self.dtype)
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Return probabilities (n, n_L): of the classes (rows add up to 1), or of each output being 1.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import mlp_xp as mx
+from mlp_xp.dropout import Dropout, check_dropout
 from mlp_xp.engines import Done, Setup
 from mlp_xp.engines.compiled import CompiledEngine
 from mlp_xp.engines.threads import ThreadEngine
@@ -41,6 +42,7 @@ class Case:
     dtype: str = "float64"
     epochs: int = 2
     seed: int = 0
+    dropout: tuple[float, ...] | float = 0.0
 
     def model(self) -> mx.MLP:
         """Return the network before training: the same numbers in both dtypes."""
@@ -87,9 +89,11 @@ def train(
     model, losses = case.model(), []
     rows = model.open(case.X)
     objective = replace(model.objective, l2=case.optimizer.l2)
-    targets = model.targets(case.y, len(case.X))
+    targets = model.targets(case.y, rows.shape[0])
     chosen = make_plan(rows, model.device, plan, skips=True)
-    setup = Setup(model, objective, case.optimizer, rows, targets, case.batch_size, chosen, threads)
+    rates = (0.0, *check_dropout(case.dropout, len(case.sizes) - 2), 0.0)
+    dropout = Dropout(rates, case.sizes, case.seed) if any(rates) else None
+    setup = Setup(model, objective, case.optimizer, rows, targets, case.batch_size, chosen, threads, dropout=dropout)
     with engine(setup) as running:
         assert running.plan.kind == plan
         theta = model.theta
@@ -98,7 +102,7 @@ def train(
             done = Done()
             while done.updates < running.updates:
                 done = running.advance(pause)
-            assert done.rows == len(case.X)
+            assert done.rows == rows.shape[0]
             losses.append(float(done.loss_sum))
             theta = running.theta()
         return Trained(np.array(losses), theta, running.gradient().copy(), dict(running.state()))
@@ -155,7 +159,12 @@ def draw(seed: int, dtype: str = "float64", *, smooth: bool = False) -> Case:
     if batch_size is not None and n > 20 * batch_size:  # few updates: rounding errors grow
         n = 20 * batch_size
     return Case(sizes, [str(rng.choice(names)) for _ in sizes[1:-1]], output, draw_optimizer(rng), X[:n], y[:n],
-                batch_size, dtype, seed=seed)  # fmt: skip
+                batch_size, dtype, seed=seed, dropout=draw_dropout(rng, layers - 1))  # fmt: skip
+
+
+def draw_dropout(rng: np.random.Generator, hidden: int) -> tuple[float, ...] | float:
+    """Return rates of so many hidden layers, of which some or all are zero at times."""
+    return 0.0 if rng.random() < 0.5 else tuple(rng.choice([0.0, 0.1, 0.5, 0.9], hidden).tolist())
 
 
 def draw_targets(rng: np.random.Generator, output: str, n: int, k: int, dtype: str) -> np.ndarray[Any, Any]:

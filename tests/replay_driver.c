@@ -1,6 +1,6 @@
 // Trains random networks with the library alone, without Python: for sanitizers, and for what fails in turn.
 //
-// usage: driver networks COUNT | ranks COUNT | engines | memory | threads | pace
+// usage: driver networks COUNT | ranks COUNT | predictions COUNT | engines | memory | threads | pace
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -53,14 +53,32 @@ static void gemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int6
 enum { MOST_LAYERS = 6 };
 typedef struct {  // a network and its data, each array of exactly the size that the library may count on
   Setup setup;
-  int64_t sizes[MOST_LAYERS + 1], widths[3 * MOST_LAYERS + 3];
-  Instruction program[6 * MOST_LAYERS + 3];
+  int64_t sizes[MOST_LAYERS + 1], widths[5 * MOST_LAYERS + 3];
+  Instruction program[8 * MOST_LAYERS + 3];
+  uint32_t *thresholds, *keys;  // of dropout
+  double *factors;
   int64_t count;  // of parameters
   int32_t *order;
   char *in_order;  // rows, or null
   REAL *begin, *vectors[4];
 } Case;
 
+static void *exactly(int64_t bytes) {
+  void *p = malloc(bytes);
+  if (!p) abort();
+  return memset(p, 0, bytes);
+}
+static void draw_dropout(Case *c) {
+  const int64_t layers = c->setup.layers + 1;
+  c->thresholds = exactly(layers * sizeof(uint32_t)), c->keys = exactly(2 * layers * sizeof(uint32_t));
+  c->factors = exactly(layers * sizeof(double));
+  for (int64_t l = 0; l < layers; l++) {
+    const double rate = between(0, 1) * uniform();
+    c->thresholds[l] = rate * 0x1p32, c->factors[l] = 1 / (1 - rate);
+    c->keys[2 * l] = uniform() * 0x1p32, c->keys[2 * l + 1] = uniform() * 0x1p32;
+  }
+  c->setup.thresholds = c->thresholds, c->setup.factors = c->factors;
+}
 static int64_t buffer(Case *c, int64_t width) {
   c->widths[c->setup.buffers] = width;
   return c->setup.buffers++;
@@ -71,14 +89,16 @@ static void add(Case *c, int operation, int function, int layer, int from, int w
 // What the text of forward and backward does.
 static void record(Case *c) {
   const int64_t L = c->setup.layers;
-  int activations[MOST_LAYERS + 1] = {0}, A[MOST_LAYERS + 1];
-  A[0] = buffer(c, c->sizes[0]);
+  int activations[MOST_LAYERS + 1] = {0}, A[MOST_LAYERS + 1], H[MOST_LAYERS + 1];
+  A[0] = H[0] = buffer(c, c->sizes[0]);
   add(c, FEATURES, 0, 0, 0, 0, A[0]);
   for (int64_t l = 1; l <= L; l++) {
     A[l] = buffer(c, c->sizes[l]);
     activations[l] = l < L ? between(IDENTITY, LEAKY_RELU) : IDENTITY;
-    add(c, AFFINE, 0, l, A[l - 1], 0, A[l]);
+    add(c, AFFINE, 0, l, H[l - 1], 0, A[l]);
     add(c, ACTIVATE, activations[l], 0, 0, 0, A[l]);
+    H[l] = l < L && c->thresholds[l] ? buffer(c, c->sizes[l]) : A[l];
+    if (H[l] != A[l]) add(c, DROPOUT, 0, l, A[l], 0, H[l]);
   }
   const int of_labels[] = {SOFTMAX_CROSS_ENTROPY, SOFTMAX_LOG_LOSS};
   const int of_numbers[] = {SIGMOID_CROSS_ENTROPY, HALF_SQUARED_ERROR,      PERCEPTRON_CRITERION,
@@ -89,18 +109,14 @@ static void record(Case *c) {
   add(c, LOSS, loss, 0, A[L], 0, d);
   for (int64_t l = L; l >= 1; l--) {
     add(c, ACTIVATION_GRADIENT, activations[l], 0, 0, A[l], d);
-    add(c, WEIGHT_GRADIENT, 0, l, d, A[l - 1], 0);
+    add(c, WEIGHT_GRADIENT, 0, l, d, H[l - 1], 0);
     add(c, BIAS_GRADIENT, 0, l, d, 0, 0);
     if (l == 1) break;
     const int before = buffer(c, c->sizes[l - 1]);
     add(c, INPUT_GRADIENT, 0, l, d, 0, before);
-    d = before;
+    d = H[l - 1] == A[l - 1] ? before : buffer(c, c->sizes[l - 1]);
+    if (d != before) add(c, DROPOUT, 0, l - 1, before, 0, d);
   }
-}
-static void *exactly(int64_t bytes) {
-  void *p = malloc(bytes);
-  if (!p) abort();
-  return memset(p, 0, bytes);
 }
 // Keep only the numbers that are not zero.
 static void compress(Case *c) {
@@ -151,7 +167,7 @@ static void make_data(Case *c) {
     for (int64_t j = 0; j < d; j++) background[j] = between(0, 1) * uniform();
     s->background = background;
   }
-  s->marked = s->starts || between(0, 1);
+  s->marked = s->starts || between(0, 1), s->words = between(1, 4);
   if (!s->marked && between(0, 1)) put_in_order(c);
   if (between(0, 1)) return;
   REAL *weights = exactly(n * sizeof(REAL));
@@ -160,12 +176,12 @@ static void make_data(Case *c) {
 }
 static void make_parameters(Case *c) {
   Setup *s = &c->setup;
-  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * up(c->sizes[l], ROW);
+  for (int64_t l = 1; l <= s->layers; l++) c->count += (1 + c->sizes[l - 1]) * padded(c->sizes[l]);
   for (int v = 0; v < 4; v++) c->vectors[v] = exactly(c->count * sizeof(REAL));
   c->begin = exactly(c->count * sizeof(REAL));
   REAL *w = c->begin;
   for (int64_t l = 1; l <= s->layers; l++)
-    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += up(c->sizes[l], ROW))
+    for (int64_t j = 0; j <= c->sizes[l - 1]; j++, w += padded(c->sizes[l]))
       for (int64_t q = 0; q < c->sizes[l]; q++) w[q] = (uniform() - 0.5) / c->sizes[l];
   s->theta = c->vectors[0], s->gradient = c->vectors[1], s->first = c->vectors[2], s->second = c->vectors[3];
 }
@@ -186,6 +202,7 @@ static Case *make(void) {
   s->groups = between(0, 1) * (shards < 16 ? shards : 16);
   s->gemm = (const void *)gemm, s->long_integers = 1, s->ranks = 1;
   s->sizes = c->sizes, s->widths = c->widths, s->program = c->program;
+  draw_dropout(c);
   record(c);
   make_data(c);
   make_parameters(c);
@@ -195,6 +212,7 @@ static void drop(Case *c) {
   for (int v = 0; v < 4; v++) free(c->vectors[v]);
   const Setup *s = &c->setup;
   free((void *)s->X), free((void *)s->starts), free((void *)s->columns), free((void *)s->y), free((void *)s->weights);
+  free(c->thresholds), free(c->keys), free(c->factors);
   free((void *)s->background), free(c->order), free(c->in_order), free(c->begin), free(c);
 }
 
@@ -209,7 +227,7 @@ static double train(Case *c, int64_t threads) {
   const int64_t rows = s->groups ? s->groups * s->shard : s->batch;  // of an update, or of a round
   const int64_t steps = (s->rows + rows - 1) / rows, half = steps / 2;
   Piece piece = {.order = s->groups ? 0 : c->order, .rate = 0.01, .bias_rate = 0.01, .last = half};
-  piece.X = c->in_order;
+  piece.X = c->in_order, piece.keys = c->keys;
   if (half) NAME(run, SUFFIX)(replay, &piece);
   piece.update = half, piece.done = s->groups ? 0 : half, piece.last = steps, piece.keep_gradient = 1;
   if (c->in_order) {
@@ -232,6 +250,80 @@ static int networks(int64_t count) {
     for (int64_t threads = 2; threads <= 4; threads++)
       if (train(c, threads) != loss || differ(c, want)) return printf("network %ld differs\n", (long)i), 1;
     free(want);
+    drop(c);
+  }
+  return printf("%ld networks\n", (long)count), 0;
+}
+static int activation(const Case *c, int64_t layer) {
+  for (const Instruction *i = c->program;; i++)
+    if (i->operation == ACTIVATE && !--layer) return i->function;
+}
+// Outputs (rows, sizes[L]) by double loops, of rows that lie one behind another.
+static double *expected(const Case *c, const char *X, const REAL *theta) {
+  const int64_t n = c->setup.rows, L = c->setup.layers;
+  double *A = exactly(n * c->sizes[0] * sizeof(double));
+  for (int64_t i = 0; i < n * c->sizes[0]; i++)
+    A[i] = c->setup.bytes ? ((const uint8_t *)X)[i] / 255.0 : ((const REAL *)X)[i];
+  for (int64_t l = 1; l <= L; l++) {
+    const int64_t d = c->sizes[l - 1], h = c->sizes[l];
+    double *Z = exactly(n * h * sizeof(double));
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t q = 0; q < h; q++) {
+        double z = theta[q];
+        for (int64_t j = 0; j < d; j++) z += A[i * d + j] * theta[(1 + j) * h + q];
+        const int g = activation(c, l);
+        Z[i * h + q] = g == SIGMOID ? 1 / (1 + exp(-z)) : g == TANH ? tanh(z) : g == RELU ? fmax(z, 0) :
+                       g == LEAKY_RELU && z < 0 ? (double)LEAK * z : z;
+      }
+    free(A), A = Z, theta += (1 + d) * h;
+  }
+  return A;
+}
+// Predict by so many threads, in shards of so many rows; return 1 if there is not enough memory.
+static int predicted(const Case *c, const char *X, const REAL *theta, int64_t shard, int64_t threads, REAL *outputs) {
+  Setup s = c->setup;
+  REAL *copy = exactly(c->count * sizeof(REAL));
+  Instruction forward[2 * MOST_LAYERS + 1] = {{FEATURES, 0, 0, 0, 0, 0}};
+  for (int l = 1; l <= s.layers; l++) {
+    forward[2 * l - 1] = (Instruction){AFFINE, 0, l, l - 1, 0, l};
+    forward[2 * l] = (Instruction){ACTIVATE, activation(c, l), 0, 0, 0, l};
+  }
+  s.y = s.weights = s.X = s.background = 0, s.starts = 0, s.sparse = s.groups = s.batch = 0;
+  s.instructions = 2 * s.layers + 1, s.buffers = s.layers + 1, s.program = forward, s.widths = c->sizes;
+  s.theta = copy, s.threads = threads, s.shard = shard;
+  Replay *replay = NAME(new, SUFFIX)(&s);
+  if (replay)
+    for (int twice = 0; twice < 2; twice++) NAME(predict, SUFFIX)(replay, X, s.rows, shard, theta, outputs);
+  NAME(free, SUFFIX)(replay);
+  free(copy);
+  return !replay;
+}
+static int predictions(int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    Case *c = make();
+    const int64_t n = c->setup.rows, d = c->sizes[0], k = c->sizes[c->setup.layers], shard = between(1, n);
+    const double used = uniform();
+    char *X = exactly(n * d * (c->setup.bytes ? 1 : sizeof(REAL)));
+    for (int64_t p = 0; p < n * d; p++)
+      if (uniform() < used) c->setup.bytes ? (X[p] = between(1, 127)) : (((REAL *)X)[p] = uniform() - 0.5);
+    int64_t numbers = 0;
+    for (int64_t l = 1; l <= c->setup.layers; l++) numbers += (1 + c->sizes[l - 1]) * c->sizes[l];
+    REAL *theta = exactly(numbers * sizeof(REAL)), *to = theta;
+    for (int64_t p = 0; p < numbers; p++) *to++ = (uniform() - 0.5) / 4;
+    REAL *want = exactly(n * k * sizeof(REAL)), *outputs = exactly(n * k * sizeof(REAL));
+    double *right = expected(c, X, theta), largest = 1;
+    allocations_left = 0;
+    for (long allowed = 1; predicted(c, X, theta, shard, 1, want); allowed++) allocations_left = allowed;
+    allocations_left = FEW;
+    for (int64_t p = 0; p < n * k; p++) largest = fmax(largest, fabs(right[p]));
+    for (int64_t p = 0; p < n * k; p++)
+      if (!(fabs(want[p] - right[p]) <= (sizeof(REAL) == 4 ? 1e-4 : 1e-12) * largest))
+        return printf("network %ld predicts %g, not %g\n", (long)i, (double)want[p], right[p]), 1;
+    for (int64_t threads = 2; threads <= 4; threads++) {
+      predicted(c, X, theta, shard, threads, outputs);
+      if (memcmp(outputs, want, n * k * sizeof(REAL))) return printf("network %ld differs\n", (long)i), 1;
+    }
+    free(X), free(theta), free(want), free(outputs), free(right);
     drop(c);
   }
   return printf("%ld networks\n", (long)count), 0;
@@ -359,10 +451,10 @@ static int few_threads(void) {
   return printf("done\n"), 0;
 }
 // Return how many threads are started for so many epochs, of a few updates each.
-static long started_in(Replay *replay, const Setup *s, int epochs) {
+static long started_in(Replay *replay, const Setup *s, const uint32_t *keys, int epochs) {
   const long before = threads_started;
   for (int i = 0; i < epochs; i++) {
-    Piece piece = {.rate = 0.01, .bias_rate = 0.01, .last = s->rows / s->batch};
+    Piece piece = {.rate = 0.01, .bias_rate = 0.01, .last = s->rows / s->batch, .keys = keys};
     NAME(run, SUFFIX)(replay, &piece);
   }
   return threads_started - before;
@@ -371,20 +463,21 @@ static long started_in(Replay *replay, const Setup *s, int epochs) {
 // if everything has become slower for good.
 static int pace(void) {
   Case *c = make();
-  while (c->setup.groups || c->setup.batch * c->count < WORTH_SHARING || c->setup.rows < 3 * c->setup.batch)
+  while (c->setup.groups || c->in_order || c->setup.batch * c->count < WORTH_SHARING ||
+         c->setup.rows < 3 * c->setup.batch)
     drop(c), c = make();
   c->setup.threads = 2;
   Replay *replay = NAME(new, SUFFIX)(&c->setup);
   waits = 0;
-  const long quiet = started_in(replay, &c->setup, 100);
+  const long quiet = started_in(replay, &c->setup, c->keys, 100);
   tick = 100000;
-  const long busy = started_in(replay, &c->setup, 400);
+  const long busy = started_in(replay, &c->setup, c->keys, 400);
   tick = 1000;
-  started_in(replay, &c->setup, 200);
-  const long again = started_in(replay, &c->setup, 100);
+  started_in(replay, &c->setup, c->keys, 200);
+  const long again = started_in(replay, &c->setup, c->keys, 100);
   tick = 4000;
-  started_in(replay, &c->setup, 3000);
-  const long slower = started_in(replay, &c->setup, 100);
+  started_in(replay, &c->setup, c->keys, 3000);
+  const long slower = started_in(replay, &c->setup, c->keys, 100);
   NAME(free, SUFFIX)(replay);
   drop(c);
   return printf("%ld %ld %ld %ld threads\n", quiet, busy, again, slower), 0;
@@ -393,6 +486,7 @@ int main(int count, char **words) {
   allocations_left = threads_left = FEW;
   if (count == 3 && !strcmp(words[1], "networks")) return networks(atol(words[2]));
   if (count == 3 && !strcmp(words[1], "ranks")) return networks_on_ranks(atol(words[2]));
+  if (count == 3 && !strcmp(words[1], "predictions")) return predictions(atol(words[2]));
   if (count == 2 && !strcmp(words[1], "engines")) return engines();
   if (count == 2 && !strcmp(words[1], "memory")) return memory();
   if (count == 2 && !strcmp(words[1], "threads")) return few_threads();

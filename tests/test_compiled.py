@@ -13,11 +13,13 @@ from time import perf_counter
 
 import numpy as np
 import pytest
+import scipy.sparse
 from numpy.testing import assert_array_equal
 
 import mlp_xp as mx
 from mlp_xp.engines.threads import ThreadEngine
 from mlp_xp.kernels.cpu import compiled
+from mlp_xp.rows.csr import CsrRows
 from mlp_xp.rows.plan import make_plan
 
 from . import compiled_cases as cases
@@ -73,6 +75,49 @@ def test_it_computes_what_numpy_computes(first, plan, shards):
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_large_products(case, plan):
     assert cases.train(case, plan=plan, threads=2).error(cases.by_numpy(case)) <= DOUBLE
+
+
+EDGES = {  # of a mask's words, of columns worked on together, of a sum's vectors, of a row of 1024 bytes
+    "columns": (1, 63, 64, 65, 128, 255, 256, 257, 513),
+    "units": (1, 3, 4, 5, 12, 13, 26, 27, 51, 52, 53, 103, 104, 105, 112, 113, 128, 208, 209, 256),
+    "rows": (1, 2, 63, 64, 65, 129),
+    "used": (0.0, 0.004, 0.03, 0.3, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers", "compressed"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_zeros_are_skipped_at_every_edge(kind, dtype, rng, shards):
+    for _ in range(25):
+        d, h, n, used = (rng.choice(values) for values in EDGES.values())
+        X = np.where(rng.random((n, d)) < used, rng.integers(1, 256, (n, d)), 0)
+        X = X.astype(np.uint8) if kind == "bytes" else (X / 255).astype(dtype)
+        batch_size = rng.choice([None, int(n)])
+        shards(int(rng.integers(1, n + 1)))
+        y = rng.integers(0, 3, n)
+        case = cases.Case([int(d), int(h), 3], ["sigmoid"], "softmax", mx.SGD(lr=0.1), X, y, batch_size, dtype)
+        given = replace(case, X=CsrRows(scipy.sparse.csr_array(X), dtype)) if kind == "compressed" else case
+        error = cases.train(given, plan="sparse", threads=2).error(cases.by_numpy(case))
+        assert error <= (DOUBLE if dtype == "float64" else 1e-4), (d, h, n, used, batch_size, error)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_row_is_no_multiple_of_1024_bytes(dtype):
+    item = np.dtype(dtype).itemsize
+    for numbers in (1, 16, 127, 128, 129, 250, 256, 257, 512, 4096):
+        row = compiled.padded(numbers, dtype) * item
+        assert numbers * item <= row <= numbers * item + 127
+        assert row % 64 == 0
+        assert row % 1024 != 0
+
+
+@pytest.mark.parametrize("batch_size", [50, 64, None])
+def test_the_gradient_is_that_of_the_last_update(batch_size, each_update):
+    """Between two questions only the last update's gradient is kept: there are 3, then 1, then all of an epoch."""
+    case = large(4, batch_size=batch_size, optimizer=mx.Adam(lr=1e-3, epsilon=1e-3), n=150)
+    want = cases.train(case, pause=lambda: False)
+    assert want.error(cases.by_numpy(case)) <= DOUBLE
+    assert cases.train(case).bits() == want.bits()
 
 
 @pytest.mark.parametrize("plan", PLANS)

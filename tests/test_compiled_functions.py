@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from mlp_xp.dropout import Dropout
 from mlp_xp.kernels.cpu import compiled
 from mlp_xp.kernels.functions import ACTIVATIONS, LOSSES
 
@@ -51,6 +52,15 @@ class Functions:
         self.library.derivative(compiled.FUNCTIONS[name], *pointers, ctypes.c_int64(d.size))
         return d
 
+    def thinned(self, A, dropout, keys, samples):
+        """(m, k) -> (m, k): what dropout leaves of layer 1."""
+        A, H = np.ascontiguousarray(A, self.dtype), np.full(np.shape(A), np.nan, self.dtype)
+        for row, sample in enumerate(samples):
+            key, a, h = (ctypes.c_void_p(v.ctypes.data) for v in (keys[1:], A[row:], H[row:]))
+            rate = ctypes.c_uint32(int(dropout.thresholds[1])), self.real(dropout.factors[1])
+            self.library.thinned(key, ctypes.c_int64(int(sample)), *rate, a, h, ctypes.c_int64(A.shape[1]))
+        return H
+
     def loss(self, name, A, y, scale=1.0):
         """(m, k), targets -> the sum of losses, and dA (m, k); rows are filled up, and filled with zeros."""
         (m, k), row = np.shape(A), 64 // self.dtype.itemsize
@@ -74,6 +84,17 @@ def functions(request, tmp_path_factory):
     source = cases.ROOT / "tests/compiled_functions.c"
     subprocess.run(["gcc", *flags, "-Werror", "-shared", str(source), "-o", str(path), "-lm"], check=True)
     return Functions(path, dtype)
+
+
+@pytest.mark.parametrize("rate", [1e-10, 0.1, 0.5, 0.9, 1 - 1e-12])
+def test_dropout_is_numpys_bit_for_bit(functions, rate, rng):
+    units = int(rng.integers(1, 300))
+    dropout = Dropout((0.0, rate, 0.0), (1, units, 1), int(rng.integers(2**31)))
+    keys = dropout.keys(int(rng.integers(1, 2**31)))
+    samples = np.concatenate([[0, 2**31, 2**32 - 1, 2**32, 2**63 - 1], rng.integers(0, 2**63, 20)])
+    A = rng.standard_normal((len(samples), units)).astype(functions.dtype)
+    D = dropout.of_rows(keys, samples, functions.dtype.name)[1]
+    assert_array_equal(functions.thinned(A, dropout, keys, samples), A * D)
 
 
 def arguments(rng, dtype):

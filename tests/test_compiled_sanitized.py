@@ -59,7 +59,7 @@ def test_memory_is_used_as_defined(real, instructions, tmp_path):
     """No access behind an array, no undefined behavior, no leak; also if any allocation or thread is refused."""
     needs(instructions)
     driver = build_driver(tmp_path, ADDRESSES, real, instructions)
-    for words in (("networks", "100"), ("ranks", "40"), ("engines",), ("memory",), ("threads",)):
+    for words in (("networks", "100"), ("ranks", "40"), ("predictions", "60"), ("engines",), ("memory",), ("threads",)):
         done = drive(driver, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
@@ -71,7 +71,7 @@ def test_memory_is_used_as_defined(real, instructions, tmp_path):
 def test_threads_do_not_race(instructions, tmp_path):
     needs(instructions)
     driver = build_driver(tmp_path, RACES, "float", instructions)
-    for words in (("networks", "40"), ("ranks", "15"), ("engines",), ("threads",)):
+    for words in (("networks", "40"), ("ranks", "15"), ("predictions", "20"), ("engines",), ("threads",)):
         done = drive(driver, *words)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -85,8 +85,10 @@ def test_one_thread_works_alone_while_others_wait_for_cores(tmp_path):
 
 
 FAULTS = {
-    "lists that are too short": ("s->sparse ? PAIRS * least(", "s->sparse ? least(", ADDRESSES, "overflow"),
-    "rows that are too few": ("up(s->groups ?", "1 + 0 * up(s->groups ?", ADDRESSES, "overflow"),
+    "masks of too few columns": ("new (COLUMNS * words", "new (words", ADDRESSES, "overflow"),
+    "numbers of too few rows": ("new (64 * words", "new (words", ADDRESSES, "overflow"),
+    "rows that are too few": ("up(least(of_shards", "1 + 0 * up(least(of_shards", ADDRESSES, "overflow"),
+    "parameters read behind their end": ("behind >= ROW) return", "behind >= 0) return", ADDRESSES, "overflow"),
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),
@@ -110,7 +112,7 @@ def test_faults_are_found(text, fault, sanitizers, message, tmp_path):
     assert before.count(text) == 1
     file.write_text(before.replace(text, fault))
     driver = build_driver(tmp_path, f"{sanitizers} -Wno-unused", source=source)
-    for words in (("networks", "60"), ("ranks", "20"), ("engines",), ("memory",)):
+    for words in (("networks", "60"), ("ranks", "20"), ("predictions", "20"), ("engines",), ("memory",)):
         done = drive(driver, *words)
         if done.returncode:
             break

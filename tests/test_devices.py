@@ -533,7 +533,7 @@ def eight_cores_without_threads(eight_cores, monkeypatch):
     monkeypatch.setattr(numpy_, "_WORTH_THREADS", 0)
 
 
-@pytest.mark.usefixtures("eight_cores_without_threads")
+@pytest.mark.usefixtures("eight_cores_without_threads", "numpy_engine")
 @pytest.mark.parametrize("batch_size", [None, 500])
 def test_no_thread_is_started_in_a_training_with_one(batch_size, rng):
     """Neither by its updates nor by what measures it; afterwards the machine has its cores again."""

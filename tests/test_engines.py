@@ -54,7 +54,7 @@ def test_any_partition_of_rows_gives_the_same_sums(cuts, seed):
     model = mx.MLP([5, 4, 3], "tanh", dtype="float64", seed=seed)
     X, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40).astype(np.int32)
     edges = [0, *sorted(cuts), 40]  # equal edges make empty shards
-    shards = [Shard(X[i:j], y[i:j]) for i, j in pairwise(edges)]
+    shards = [Shard(X[i:j], y[i:j], range(i, j)) for i, j in pairwise(edges)]
     loss, gradient = model.loss_and_gradient(X, y)
     for kind in (HostEngine, ThreadEngine):
         with cut_as(kind, shards)(setup(model, X, y)) as engine:

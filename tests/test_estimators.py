@@ -193,6 +193,7 @@ FITS = [
     estimators.MLPClassifier(solver="sgd", learning_rate="invscaling", class_weight={0: 1.0, 1: 2.0, 2: 1.0}),
     estimators.MLPClassifier(early_stopping=True, random_state=np.random.RandomState(3)),
     estimators.MLPRegressor(solver="adam", batch_size=40, random_state=0),
+    estimators.MLPClassifier((8, 6), batch_size=40, random_state=0, dropout=(0.5, 0.1)),
     estimators.MLPRegressor(solver="lbfgs", loss="poisson"),
 ]
 
@@ -222,6 +223,35 @@ def test_skops_holds_them_and_fits_go_on(estimator):
     assert again.get_params().keys() == first.get_params().keys()
     if hasattr(first, "partial_fit") and not first.early_stopping:
         assert_array_equal(again.partial_fit(X, y).coefs_[0], first.partial_fit(X, y).coefs_[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_dropout_is_that_of_the_library_and_depends_on_the_random_state(kind, solver):
+    X, y = load_iris(return_X_y=True)
+    settings = {"hidden_layer_sizes": (9, 7), "dropout": [0.5, 0.25], "solver": solver, "max_iter": 4}
+
+    def curve(random_state, **more):
+        return getattr(estimators, kind)(**settings | more, random_state=random_state).fit(X, y).loss_curve_
+
+    assert curve(1) == curve(1)
+    assert curve(1) != curve(2)
+    assert curve(1) != curve(1, dropout=0.0) == curve(1, dropout=(0.0, 0.0))
+    assert_allclose(curve(1, device="strict"), curve(1), EXACT)
+    whole = estimators.MLPRegressor(**settings, random_state=1).fit(X, y)
+    assert_array_equal(whole.predict(X), whole.predict(X))  # of the whole network
+
+
+def test_each_fit_that_goes_on_drops_other_units():
+    """Though its epochs count from 1, and a random state that is a number is the same each time."""
+    X, y = load_iris(return_X_y=True)
+    for dropout in (0.5, 0.0):
+        mlp = estimators.MLPClassifier(
+            (30,), dropout=dropout, learning_rate_init=1e-15, warm_start=True, random_state=0, max_iter=1
+        )
+        losses = [mlp.partial_fit(X, y, classes=[0, 1, 2]).loss_ for _ in range(3)]
+        losses += [mlp.fit(X, y).loss_ for _ in range(2)]
+        assert len({round(loss, 6) for loss in losses}) == (5 if dropout else 1)
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
@@ -574,7 +604,7 @@ def test_parameters_are_scikit_learns_in_its_order():
         names = list(theirs.get_params())
         own = ours.get_params()
         new = {"class_weight"} if kind == "MLPClassifier" else set()
-        assert own.keys() - set(names) == {"init", "device", "precision", "plan", *new}
+        assert own.keys() - set(names) == {"init", "device", "precision", "plan", "dropout", *new}
         assert {name: own[name] for name in names} == theirs.get_params()
         assert clone(ours).get_params() == own
 
@@ -584,6 +614,12 @@ def test_parameters_are_scikit_learns_in_its_order():
     ({"plan": "hasty"}, "The 'plan' parameter of MLPClassifier must be a str among"),
     ({"hidden_layer_sizes": (3, -1)}, r"hidden_layer_sizes must be > 0, got \[3, -1\]."),
     ({"device": "abacus"}, "unknown device 'abacus'"),
+    ({"dropout": 1.0}, r"The 'dropout' parameter of MLPClassifier must be a float in the range \[0.0, 1.0\)"),
+    ({"dropout": -0.1}, "The 'dropout' parameter of MLPClassifier must be a float"),
+    ({"dropout": "half"}, "The 'dropout' parameter of MLPClassifier must be a float"),
+    ({"dropout": [0.5, 0.5]}, "got 2 rates of dropout for 1 hidden layers; give one rate, or one per hidden layer"),
+    ({"dropout": [2.0]}, r"dropout must be a rate from 0 up to, but not including, 1"),
+    ({"dropout": 0.5, "solver": "lbfgs"}, "solver='lbfgs' and dropout=0.5; leave dropout at 0.0, or choose one of"),
 ])  # fmt: skip
 def test_wrong_parameters_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -27,6 +27,7 @@ RUNS = {
     "early stopping": MLPClassifier(5, early_stopping=True, n_iter_no_change=2, learning_rate_init=0.02),
     "plateau": MLPClassifier(5, tol=0.05, n_iter_no_change=2, learning_rate_init=0.02),
     "schedule": MLPClassifier(5, learning_rate=mx.WarmUp(0.02, 3, mx.CosineDecay(0.02, 4)), max_iter=9),
+    "dropout": MLPClassifier(5, dropout=0.3, max_iter=9),
     "as they come": MLPClassifier(5, shuffle=False, init="he_normal", max_iter=9),
 }
 

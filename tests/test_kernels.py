@@ -240,7 +240,7 @@ def test_buffers_are_only_scratch(rng):
     model = mx.MLP([6, 5, 3], "relu", dtype="float64")
     params, kernels = model.layout.split(model.theta), NumpyKernels("float64")
     X, y = rng.standard_normal((2000, 6)), rng.integers(0, 3, 2000).astype(np.int32)
-    for X_shard, y_shard in shards_as_stored(InMemory(X), y, 1024, model.device) * 2:
+    for X_shard, y_shard, _ in shards_as_stored(InMemory(X), y, 1024, model.device) * 2:
         thetas = []
         for k in (kernels, GenericKernels(np, "float64")):
             into = model.layout.split(np.zeros(model.layout.size))

@@ -23,7 +23,7 @@ LEVELS = [  # a module, or a folder of modules, imports from its own level and f
     {"files", "datasets"},
     {"devices"},
     {"kernels", "params"},
-    {"model", "metrics"},
+    {"model", "metrics", "dropout"},
     {"optim"},
     {"objective", "rows", "mlp", "inference", "snapshot", "convert"},
     {"engines"},

@@ -50,6 +50,9 @@ print(mx.estimate_memory(model, data, threads=2, **settings), peak.bytes)
 CASES = {
     "wide, full batch": ("array", 20_000, [784, 1000, 800, 10], "uint8", "{'optimizer': mx.SGD(lr=1e-4)}"),
     "MNIST's shape": ("array", 60_000, [784, 196, 10], "uint8", "{}"),
+    "wide, full batch, dropout": (
+        "array", 20_000, [784, 1000, 800, 10], "uint8", "{'optimizer': mx.SGD(lr=1e-4), 'dropout': 0.5}"
+    ),
     "wide, Adam": (
         "array", 10_000, [784, 1000, 800, 10], "uint8", "{'batch_size': 128, 'optimizer': mx.Adam(lr=1e-4)}"
     ),
@@ -104,6 +107,8 @@ def test_what_costs_memory_raises_the_estimate(cpu_engine):
     assert estimate(model, X, threads=1, plan="dense") > few
     assert estimate(model, X, batch_size=640, threads=1, plan="dense") > few
     assert estimate(model, X, batch_size=64, threads=1, plan="dense", optimizer=mx.Adam()) > few
+    assert estimate(model, X, batch_size=64, threads=1, plan="dense", dropout=0.5) > few
+    assert estimate(model, X, batch_size=64, threads=1, plan="dense", dropout=[0.0]) == few
     assert estimate(mx.MLP([30, 400, 3]), X, batch_size=64, threads=1, plan="dense") > few
     converted = estimate(model, X.astype(np.float64), batch_size=64, threads=1, plan="dense")
     assert converted >= few + X.size * 4

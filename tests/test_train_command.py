@@ -316,6 +316,10 @@ def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_
     assert (config.lr, config.quiet) == (0.25, False)
     assert parse(["--config", str(file), "--preset", "mnist-5v8"]).data == "mnist:5,8"
     assert parse(["--hidden", ""]).hidden == ()
+    file.write_text("dropout = 0.25\n")
+    assert parse(["--config", str(file)]).dropout == (0.25,)
+    file.write_text("dropout = [0.25, 0]\nhidden = [5, 6]\n")
+    assert parse(["--config", str(file)]).dropout == (0.25, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +332,8 @@ def test_configuration_file_goes_before_preset_and_command_line_before_file(tmp_
         ("quiet = 1", "--quiet takes true or false; got 1"),
         ('lr = "fast"', "--lr takes a number, as in 0.01; got 'fast'"),
         ("hidden = [true]", "--hidden takes whole numbers with commas, as in 128,64; got [True]"),
+        ("dropout = [false]", "--dropout takes numbers with commas, as in 0.5,0.2; got [False]"),
+        ("dropout = 2", "--dropout takes rates from 0 up to, but not including, 1; got 2.0"),
         ("activation = [true]", "--activation takes names with commas, as in relu,tanh; got [True]"),
         ("seed = {}", "--seed takes a whole number; got {}"),
         ('optimizer = "adm"', "--optimizer takes one of sgd, adam, adamw, lbfgs; got 'adm', did you mean adam?"),
@@ -430,6 +436,14 @@ def test_every_option_survives_its_own_way_through_a_file():
         (["--optimizer", "lbfgs", "--lr", "0.5"], "lbfgs has no --lr; leave that out, or choose sgd or adam or adamw"),
         (["--optimizer", "lbfgs", "--lr-bias", "0.5", "--warm-up", "3"], "lbfgs has no --lr-bias, --warm-up; leave"),
         (["--optimizer", "lbfgs", "--schedule", "constant"], "lbfgs has no --schedule; leave"),
+        (["--optimizer", "lbfgs", "--dropout", "0.5"], "lbfgs has no --dropout; leave that out, or choose sgd or adam"),
+        (["--dropout", "1"], "--dropout takes rates from 0 up to, but not including, 1; got 1.0"),
+        (["--dropout", "0.5,nan"], "--dropout takes rates from 0 up to, but not including, 1; got 0.5,nan"),
+        (["--dropout", "half"], "--dropout takes numbers with commas, as in 0.5,0.2; got 'half'"),
+        (
+            ["--dropout", "0.5,0.2"],
+            "got 2 rates of dropout for 1 hidden layers; give one rate, or one per hidden layer",
+        ),
         (["--preset", "xor", "--optimizer", "lbfgs", "--lr", "0.2"], "lbfgs has no --lr; leave"),
         (["--patience", "3"], "--patience has no effect without --tol"),
         (["--l2", "-1"], "l2 must be"),
@@ -580,6 +594,22 @@ def test_same_seed_gives_the_same_model(tmp_path):
         assert main(["--preset", "xor", *TINY, "--out", str(tmp_path / name)]) == 0
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second
+
+
+def test_dropout_reaches_the_training_and_the_run_goes_on_with_it(tmp_path):
+    options = ["--data", "moons", "--hidden", "20,9", "--quiet", "--dropout", "0.5,0.2"]
+    straight, parted, repeated = (tmp_path / name for name in ("straight", "parted", "repeated"))
+    assert main([*options, "--epochs", "4", "--schedule", "constant", "--out", str(straight)]) == 0
+    assert main([*options, "--epochs", "2", "--schedule", "constant", "--out", str(parted)]) == 0
+    assert main(["--resume", str(parted), "--epochs", "4", "--dropout", "0.5,0.2"]) == 0
+    assert main(["--config", str(straight / "config.json"), "--out", str(repeated)]) == 0
+    assert json.loads((straight / "config.json").read_text())["dropout"] == [0.5, 0.2]
+    thetas = [mx.MLP.load(folder / "model.safetensors").theta for folder in (straight, parted, repeated)]
+    np.testing.assert_array_equal(thetas[1], thetas[0])
+    np.testing.assert_array_equal(thetas[2], thetas[0])
+    whole = tmp_path / "whole"
+    assert main([*options[:-2], "--epochs", "4", "--schedule", "constant", "--out", str(whole)]) == 0
+    assert (mx.MLP.load(whole / "model.safetensors").theta != thetas[0]).any()
 
 
 def test_schedules_reach_the_optimizer(tmp_path):
@@ -1017,6 +1047,7 @@ def test_nothing_left_to_do_gives_the_results_again(xor_run, capsys):
         (["--preset", "mnist-10"], "(preset: xor, now mnist-10);"),
         (["--data", "moons", "--seed", "2"], "(data: xor, now moons; seed: 1, now 2);"),
         (["--tol", "0.1"], "(tol: None, now 0.1);"),
+        (["--dropout", "0.5"], "(dropout: (0.0,), now (0.5,));"),
         (["--epochs", "3"], "epochs must be at least 4, where this run is already, got 3"),
         (["--epochs", "x"], "--epochs takes a whole number; got 'x'"),
         (["--out", "elsewhere"], "goes on in that folder; leave out --out elsewhere"),

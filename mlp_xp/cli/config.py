@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -18,6 +18,7 @@ from ..runs.folder import RunFolder
 from ..runs.record import check_same, read
 from .distributed import OPTION
 from .errors import Parser, did_you_mean, printable
+from .kinds import convert
 from .option_files import read_options
 from .presets import PRESETS
 
@@ -26,7 +27,7 @@ __all__ = ["DESCENT", "OWN", "Config", "flag", "parse"]
 MAX_UNITS = (1 << 31) - 1  # of a layer: BLAS counts in 32 bits
 # of each optimizer, for batches of 128 and a falling rate
 RATES = {"sgd": 0.2, "adam": 0.005, "adamw": 0.005, "lbfgs": 1.0}
-DESCENT = ("lr", "lr_bias", "schedule", "warm_up")  # options of all optimizers that descend by a learning rate
+DESCENT = ("lr", "lr_bias", "schedule", "warm_up", "dropout")  # what all have that descend by a learning rate
 OWN: dict[str, tuple[str, ...]] = {
     "sgd": (*DESCENT, "momentum", "nesterov"),
     "adam": DESCENT,
@@ -69,6 +70,9 @@ class Config:
     nesterov: bool = _option(False, "Nesterov's momentum, for sgd")
     l2: float = _option(0.0, "l2 / 2 times the squared weights are added to the loss", metavar="LAMBDA")
     weight_decay: float = _option(0.01, "of adamw", metavar="LAMBDA")
+    dropout: tuple[float, ...] = _option(
+        (0.0,), "share of hidden units that each sample leaves out in training: one rate, or one each", metavar="P,P"
+    )
     schedule: str = _option("cosine", "of the learning rate", ("constant", "step", "exponential", "cosine"))
     warm_up: int = _option(0, "epochs over which the learning rate rises first", metavar="N")
     tol: float | None = _option(
@@ -80,7 +84,7 @@ class Config:
     )
     plan: str = _option("auto", "how the data are stored", PLANS)
     threads: int | None = _option(None, "threads on the CPU; all cores if not given", metavar="N", free=True)
-    seed: int = _option(0, "of weights, shuffles and splits", metavar="N")
+    seed: int = _option(0, "of weights, shuffles, splits and dropout", metavar="N")
     report_every: int = _option(
         0, "epochs between printed lines; 0 prints ten to twenty in all", metavar="N", free=True
     )
@@ -104,6 +108,8 @@ class Config:
         for name, kind in (("validation", "share"), ("momentum", "number")):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{flag(name)} takes a {kind} from 0 up to, but not including, 1; got {value!r}")
+        if not all(0 <= rate < 1 for rate in self.dropout):
+            raise ValueError(f"--dropout takes rates from 0 up to, but not including, 1; got {_text_of(self.dropout)}")
         for name in ("batch_size", "warm_up", "report_every"):
             check_count(flag(name), getattr(self, name), least=0)
         for name in ("epochs", "patience", "threads"):
@@ -201,14 +207,14 @@ def _parser() -> argparse.ArgumentParser:
         if _types()[part.name] is bool:
             parser.add_argument(flag(part.name), action=argparse.BooleanOptionalAction, help=text)
             continue
-        default = "" if part.default in (None, MISSING) else f" (default: {_as_text(part)})"
+        default = "" if part.default in (None, MISSING) else f" (default: {_text_of(part.default)})"
         metavar = f"{{{','.join(choices)}}}" if choices else part.metadata["metavar"]
         parser.add_argument(flag(part.name), metavar=metavar, help=text + default)
     return parser
 
 
-def _as_text(part: Field[Any]) -> str:
-    return ",".join(map(str, part.default)) if isinstance(part.default, tuple) else str(part.default)
+def _text_of(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _resumed(folder: str, given: dict[str, Any]) -> Config:
@@ -239,44 +245,7 @@ def _types() -> dict[str, Any]:
 
 def _convert(name: str, value: Any) -> Any:
     """Turn the text, TOML or JSON value of an option into the type of its field."""
-    convert, described = KINDS[_types()[name]]
-    try:
-        if isinstance(value, bool) == (convert is _bool):
-            return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ValueError(f"{flag(name)} takes {described}; got {value!r}")
-
-
-def _bool(value: bool) -> bool:
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError
-    return int(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | str):  # an int, as in checkpoint_every = 5
-        raise TypeError
-    return str(value)
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [item.strip() for item in str(value).split(",") if item.strip()]
-
-
-KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
-    bool: (_bool, "true or false"),
-    int: (_whole, "a whole number"),
-    float: (float, "a number, as in 0.01"),
-    str: (_text, "text"),
-    tuple[int, ...]: (lambda value: tuple(map(_whole, _items(value))), "whole numbers with commas, as in 128,64"),
-    tuple[str, ...]: (lambda value: tuple(map(_text, _items(value))), "names with commas, as in relu,tanh"),
-}
-"""For each type of a field, how a value becomes one and how users are told."""
+    return convert(flag(name), _types()[name], value)
 
 
 def _options_of(path: str) -> dict[str, Any]:

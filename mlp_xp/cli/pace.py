@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -35,13 +36,14 @@ class Pace:
 
 
 def measure_pace(
-    model: MLP, data: Dataset, optimizer: Optimizer, batch_size: int | None, plan: str, threads: int | None
-) -> Pace:
+    model: MLP, data: Dataset, optimizer: Optimizer, batch_size: int | None, plan: str, threads: int | None,
+    dropout: float | Sequence[float] = 0.0,
+) -> Pace:  # fmt: skip
     """Return how fast such a training is, after some two seconds of it. Nothing changes.
 
     Parameters
     ----------
-    model, optimizer, batch_size, threads
+    model, optimizer, batch_size, threads, dropout
         As for :func:`mlp_xp.fit`.
     data : Dataset
         The training data, of which the first rows are tried.
@@ -55,8 +57,9 @@ def measure_pace(
             rows, trial = min(rows, n), copy.deepcopy(model)
             part = Dataset(data.X[:rows], data.y[:rows])
             states = epochs(
-                trial, *part, optimizer=optimizer, batch_size=batch_size, plan=plan, threads=threads, epochs=2
-            )
+                trial, *part, optimizer=optimizer, batch_size=batch_size, plan=plan, threads=threads, dropout=dropout,
+                epochs=2,
+            )  # fmt: skip
             seconds = [float(state.seconds) for state in states][-1]  # the first epoch warms up
             if seconds > _ENOUGH or rows == n:
                 began = perf_counter()

@@ -166,6 +166,7 @@ def _train(
             patience=config.patience,
             threads=config.threads,
             plan=config.plan,
+            dropout=rates_of(config),
             checkpoint=checkpoint,
             comm=ranks.comm,
         )
@@ -184,10 +185,11 @@ def _outlook(
     memory = []
     if isinstance(model.device, NumpyDevice):
         size = estimate_memory(
-            model, rows, batch_size=batch_size, optimizer=optimizer, plan=plan.kind, threads=config.threads
-        )
+            model, rows, batch_size=batch_size, optimizer=optimizer, plan=plan.kind, threads=config.threads,
+            dropout=rates_of(config),
+        )  # fmt: skip
         memory = [f"about {size / 1e6:,.0f} MB of memory, beside the data and what the import takes"]
-    pace = measure_pace(model, data.train, optimizer, batch_size, plan.kind, config.threads)
+    pace = measure_pace(model, data.train, optimizer, batch_size, plan.kind, config.threads, rates_of(config))
     epoch = len(data.train.X) * pace.training + len((data.validation or data.test).X) * pace.evaluation
     in_all = duration(((config.epochs or 0) - begun) * epoch)
     counts = [f"{len(part.X):,} {name}" for name, part in data.parts().items()]
@@ -232,6 +234,11 @@ def make_model(config: Config, data: Data, local: int) -> MLP:
         device=get_device(config.device).of_process(local),
         seed=config.seed,
     )
+
+
+def rates_of(config: Config) -> float | tuple[float, ...]:
+    """Return the rate of dropout, or one for each hidden layer."""
+    return config.dropout[0] if len(config.dropout) == 1 else config.dropout
 
 
 def make_optimizer(config: Config, epochs: int) -> Optimizer:

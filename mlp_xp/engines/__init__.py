@@ -69,6 +69,13 @@ def _why_not_compiled(model: MLP, optimizer: Optimizer, rows: Rows, objective: O
     return why_not(model, optimizer, rows, objective)
 
 
+def _why_no_graphs(setup: Setup) -> str | None:
+    """Return why the kernels of whole epochs on a GPU cannot train this, in words, or None if they can."""
+    if setup.targets.weights is not None:
+        return "the rows have weights"
+    return None if setup.dropout is None else "units are dropped"
+
+
 def make_engine(setup: Setup) -> Engine:
     """Return the fastest engine for the model's device."""
     optimizer, ranks = setup.optimizer, setup.ranks
@@ -124,10 +131,12 @@ def _(device: TorchDevice, setup: Setup) -> Engine:
 
 @_engine_on.register
 def _(device: CupyDevice, setup: Setup) -> Engine:
-    if setup.targets.weights is not None:
-        from .cuda.weighted import make_weighted_engine
+    reason = _why_no_graphs(setup)
+    if reason is not None:
+        from .cuda.by_operations import make_host_engine
 
-        return make_weighted_engine(setup)
+        _log.info("the GPU computes operation by operation, not in graphs: %s", reason)
+        return make_host_engine(setup)
     from .cuda.memory import make_cuda_engine
 
     return make_cuda_engine(setup)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self, SupportsFloat
 import numpy as np
 
 from ..devices import Array
+from ..dropout import Dropout
 from ..mlp import MLP
 from ..objective import Objective, Targets
 from ..optim import Optimizer, OptimizerState
@@ -43,6 +44,8 @@ class Setup:
         ``order(epoch)`` is the order of the rows (n,) in an epoch of mini-batches, in place of the model's own.
     ranks : Ranks, optional
         The processes that share the work, if the engine can; all of them have the same rows.
+    dropout : Dropout, optional
+        If units are dropped.
     """
 
     model: MLP
@@ -55,6 +58,7 @@ class Setup:
     threads: int
     order: Callable[[int], np.ndarray[Any, Any]] | None = None
     ranks: Ranks | None = None
+    dropout: Dropout | None = None
 
     def row_order(self, epoch: int) -> np.ndarray[Any, Any]:
         """Return the order of the rows (n,) in an epoch of mini-batches."""
@@ -114,6 +118,8 @@ class Engine(Protocol):
 
     def grad_sum(self, theta: Array) -> GradSum:
         """Return the sums of losses and gradients over all rows at `theta` (P,), in the order of the data.
+
+        They are those of the whole network: nothing is dropped.
 
         If there are ranks, all of them have to ask.
         """

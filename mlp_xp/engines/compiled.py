@@ -18,15 +18,15 @@ import numpy as np
 
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
+from ..kernels.cpu.padded import Padded
 from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.csr import CsrRows
 from ..rows.source import Rows
 from ..rows.stored import StoredRows, ahead, come_in_blocks
 from .base import Done, Setup
-from .compiled_program import constants_of, instructions_of, program_of
+from .compiled_program import constants_of, program_of
 from .host import HostEngine
-from .padded import Padded
 from .ranks import Requests
 from .reduce import groups_of
 
@@ -37,6 +37,7 @@ _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
 _MOST_THREADS = 256
 _WORTH_SENDING = 2e7  # rows times parameters of an update: with less, messages take longer than each rank to do all
+_ENOUGH = 12  # numbers that are not zero, in a sum: with fewer, it costs more to begin and to end it
 MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
 
 _Vector = np.ndarray[Any, Any]
@@ -62,7 +63,7 @@ class CompiledEngine:
         self._setup, self.plan, model = setup, setup.plan, setup.model
         self._n = setup.rows.shape[0]
         self.updates = 1 if setup.batch_size is None else -(-self._n // setup.batch_size)
-        self._padded, dtype = Padded(model), np.dtype(model.dtype)
+        self._padded, dtype = Padded(model.layout, model.dtype), np.dtype(model.dtype)
         self._theta, self._gradient = self._padded.zeros(), self._padded.zeros()
         self._state = setup.optimizer.init(model.theta)
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
@@ -94,8 +95,10 @@ class CompiledEngine:
     def _described(self) -> tuple[compiled.Setup, list[Any]]:
         """Return what the library is given, and what has to live as long as that."""
         setup, model, optimizer = self._setup, self._setup.model, self._setup.optimizer
-        program = program_of(model.sizes, model.network.g, setup.objective)
-        instructions = instructions_of(program)
+        dropout = setup.dropout
+        rates = None if dropout is None else dropout.rates
+        program = program_of(model.sizes, model.network.g, setup.objective, rates)
+        instructions = compiled.instructions_of(program)
         y, weights = np.ascontiguousarray(setup.targets.y), setup.targets.weights
         X, starts, columns = _stored(setup.rows)
         sizes, widths = np.asarray(model.sizes, np.int64), np.asarray(program.columns, np.int64)
@@ -109,8 +112,11 @@ class CompiledEngine:
             gemm=address[0], long_integers=address[1], X=_address(X), starts=_address(starts),
             columns=_address(columns), y=y.ctypes.data, weights=_address(weights), rows=self._n,
             bytes=setup.rows.dtype == np.uint8, labels=y.ndim == 1, sparse=self.plan.kind == "sparse",
+            words=_words_of_sum(setup.rows.shape[1], self.plan.mean_columns),
             marked=starts is not None or (X is not None and mask_bytes(*setup.rows.shape) <= MARKED),
-            background=None if self.plan.background is None else self.plan.background.ctypes.data,
+            background=_address(self.plan.background),
+            thresholds=None if dropout is None else dropout.thresholds.ctypes.data,
+            factors=None if dropout is None else dropout.factors.ctypes.data,
             theta=self._theta.ctypes.data, gradient=self._gradient.ctypes.data,
             first=_address(first), second=_address(second),
             l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=SHARD,
@@ -135,6 +141,7 @@ class CompiledEngine:
         self._order = None
         if self._setup.batch_size is not None:
             self._order = self._setup.row_order(epoch).astype(np.int32)
+        self._dropout_keys = None if self._setup.dropout is None else self._setup.dropout.keys(epoch)
         self._at, self._loss_sum = done.updates, float(done.loss_sum)
         rows = self._setup.rows
         if come_in_blocks(rows):
@@ -217,9 +224,9 @@ class CompiledEngine:
         """Do so many steps of this epoch."""
         last = self._at + count
         piece = compiled.Piece(
-            order=_address(self._order), X=_address(self._X), first=self._first, update=self._at, last=last,
-            done=self._count, rate=self._lr, bias_rate=self._lr_bias, keep_gradient=last == self._steps,
-            loss=self._loss_sum,
+            order=_address(self._order), X=_address(self._X), first=self._first, keys=_address(self._dropout_keys),
+            update=self._at, last=last, done=self._count, rate=self._lr, bias_rate=self._lr_bias,
+            keep_gradient=last == self._steps, loss=self._loss_sum,
         )  # fmt: skip
         self._call(self._run, ctypes.byref(piece))
         self._at, self._loss_sum = last, piece.loss
@@ -232,6 +239,11 @@ class CompiledEngine:
         function(self._replay, *arguments)
         if self._requests is not None and self._requests.error is not None:
             raise self._requests.error
+
+
+def _words_of_sum(d: int, used: float) -> int:
+    """Return how many words of a mask, 64 numbers each, a sum takes: those with `_ENOUGH` of the used numbers."""
+    return min(-(-d // 64), max(1, int(_ENOUGH * d / (64 * max(used, 1e-9)))))
 
 
 def _stored(rows: Rows) -> tuple[_Vector | None, _Vector | None, _Vector | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +16,7 @@ from ..kernels.cpu.compiled import (
     FUNCTIONS,
     MOMENTUM,
     MOMENTUM_OF_STEPS,
-    OPERATIONS,
-    ROW_BYTES,
+    padded,
 )
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..mlp import MLP
@@ -29,7 +27,7 @@ from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from ..rows.stored import StoredRows
 
-__all__ = ["buffer_widths", "constants_of", "instructions_of", "program_of", "why_not"]
+__all__ = ["buffer_widths", "constants_of", "program_of", "why_not"]
 
 _OPTIMIZERS = (SGD, SGDOfSteps, Adam, AdamEpsilonHat, LBFGS)  # the last one asks for gradients alone
 _RULE = ("init", "update", "rates")  # what makes an optimizer one of these
@@ -55,30 +53,27 @@ def why_not(model: MLP, optimizer: Optimizer, rows: Rows, objective: Objective) 
 
 
 @lru_cache
-def program_of(sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective) -> Program:
-    """Return what the text does with a block of rows."""
+def program_of(
+    sizes: tuple[int, ...], g: tuple[str, ...], objective: Objective, rates: tuple[float, ...] | None = None
+) -> Program:
+    """Return what the text does with a block of rows, given dropout's rates of layers 0 to L, if there is any."""
     recorded = RecordingKernels(sizes)
     kernels: Any = recorded
     layers = symbols(len(sizes) - 1)
-    grad_sum(Network(g, objective), kernels, layers, None, None, layers)
+    dropped: Any = None if rates is None else [D if rate else None for D, rate in zip(layers.W, rates, strict=True)]
+    grad_sum(Network(g, objective), kernels, layers, None, None, layers, D=dropped)
     return recorded.program
 
 
-def instructions_of(program: Program) -> ctypes.Array[compiled.Instruction]:
-    """Return the program as the library takes it."""
-    return (compiled.Instruction * len(program.instructions))(
-        *(
-            compiled.Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
-            for operation, name, layer, source, other, target in program.instructions
-        )
-    )
-
-
-def buffer_widths(model: MLP, sparse: bool) -> list[int]:
-    """Return the columns of the buffers for a block of rows; a sparse product reads the rows themselves."""
-    row = ROW_BYTES // np.dtype(model.dtype).itemsize
-    widths = [-(-width // row) * row for width in program_of(model.sizes, model.network.g, model.objective).columns]
-    return [0, *widths[1:]] if sparse else widths
+def buffer_widths(model: MLP, sparse: bool, rows: Rows, rates: tuple[float, ...] | None = None) -> list[int]:
+    """Return the columns of the buffers for a block of rows; a sparse product takes these as they are."""
+    columns = program_of(model.sizes, model.network.g, model.objective, rates).columns
+    widths = [padded(width, model.dtype) for width in columns]
+    if sparse and isinstance(rows, CsrRows):
+        widths[0] = 0
+    elif sparse:
+        widths[0] = padded(-(-columns[0] * rows.dtype.itemsize // np.dtype(model.dtype).itemsize), model.dtype)
+    return widths
 
 
 def constants_of(optimizer: Optimizer) -> dict[str, Any]:

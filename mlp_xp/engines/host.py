@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..devices import Array
+from ..dropout import Samples
 from ..kernels import Kernels
-from ..model import Network, grad_sum
+from ..model import Factors, Network, grad_sum
 from ..optim import OptimizerState
 from ..params import GradSum, Parameters
 from ..rows.batches import Batches, FullBatch, MiniBatches, Shard, shards_as_stored
@@ -50,6 +51,8 @@ class HostEngine:
             self._state = self.optimizer.init(self.model.theta)
         self._gradient: Array | None = None
         self._weighted = setup.targets.weights is not None
+        self._dropout = setup.dropout
+        self._dropout_keys: Any = None  # of the epoch; None outside of epochs, where nothing is dropped
 
     def _make_batches(self, setup: Setup) -> Batches:
         rows, y = setup.rows, setup.targets.on(self.device)
@@ -81,15 +84,20 @@ class HostEngine:
 
     def grad_sum(self, theta: Array) -> GradSum:
         with self.device.active():
-            inward = self.plan.inward(theta, self.model)
-            totals = (self._grad_sum(inward, shards) for shards in self.batches(1))
-            return add_in_order(total._replace(grad=self.plan.outward(total.grad, self.model)) for total in totals)
+            inward, keys = self.plan.inward(theta, self.model), self._dropout_keys
+            self._dropout_keys = None
+            try:
+                totals = (self._grad_sum(inward, shards) for shards in self.batches(1))
+                return add_in_order(total._replace(grad=self.plan.outward(total.grad, self.model)) for total in totals)
+            finally:
+                self._dropout_keys = keys
 
     def begin(self, theta: Array, epoch: int, lr: float, done: Done) -> None:
         began = perf_counter()
         with self.device.active():
             self._theta = self.plan.inward(theta, self.model)
             self._rates, self._lr = self.optimizer.rates(epoch, self._is_bias), lr
+        self._dropout_keys = None if self._dropout is None else self._dropout.keys(epoch)
         self._left: Iterator[Sequence[Shard]] = islice(self.batches(epoch), done.updates, None)
         self._done = done._replace(seconds=float(done.seconds) + perf_counter() - began)
 
@@ -184,10 +192,21 @@ class HostEngine:
     def _add_to(self, into: Parameters, params: Parameters, shards: Sequence[Shard]) -> tuple[Any, int]:
         """Add the gradients of a group of shards to `into`; return the sum () of losses, and the number of rows."""
         loss: Any = 0
-        for X, y in shards:
-            part, _ = grad_sum(self.network, self.kernels, params, X, y, into)
-            loss = part + loss
+        for shard in shards:
+            loss = self._grad_sum_of(shard, into, params) + loss
         return loss, sum(shard.rows for shard in shards)
+
+    def _grad_sum_of(self, shard: Shard, into: Parameters, params: Parameters, scale: float | None = None) -> Any:
+        """Return the sum () of a shard's losses; its gradient, times `scale` if given, is added to `into`."""
+        X, y, samples = shard
+        return grad_sum(self.network, self.kernels, params, X, y, into, scale, self._dropped(samples))[0]
+
+    def _dropped(self, samples: Samples) -> Factors | None:
+        """Return what dropout multiplies each layer by in the rows of some samples; None outside of epochs."""
+        if self._dropout is None or self._dropout_keys is None:
+            return None
+        factors = self._dropout.of_rows(self._dropout_keys, samples, self.model.dtype)
+        return [None if D is None else self.device.asarray(D) for D in factors]
 
 
 def as_stored(setup: Setup) -> Setup:

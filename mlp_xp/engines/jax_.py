@@ -39,6 +39,8 @@ def why_not(setup: Setup) -> str | None:
         return "the rows are not in memory"
     if setup.targets.weights is not None:
         return "the rows have weights"
+    if setup.dropout is not None:
+        return "units are dropped"
     model, (n, d), y = setup.model, setup.rows.shape, setup.targets.y
     array, size = jax.ShapeDtypeStruct, setup.batch_size or n
     try:

@@ -5,6 +5,7 @@ Legend: ``n`` rows, ``d`` inputs, ``P`` parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from ..checks import check_count
 from ..devices import NumpyDevice
 from ..devices.blas_threads import default_threads
+from ..dropout import check_dropout
+from ..kernels.cpu.padded import Padded
 from ..mlp import MLP
 from ..optim import LBFGS, SGD, Optimizer
 from ..rows.csr import CsrRows
@@ -21,15 +24,12 @@ from ..rows.stored import WINDOW, StoredRows, come_in_blocks
 from . import choose_plan
 from .compiled import MARKED, SHARD, mask_bytes
 from .compiled_program import buffer_widths, why_not
-from .padded import Padded
 from .reduce import groups_of
 
 __all__ = ["estimate_memory"]
 
 _COPIES = 5  # of the parameters: the model's, those to go back to, and what is being made of them
 _SEARCHED = 10  # more by L-BFGS: a search's ends and gradients, its direction, and products in float64
-_PAIRS = 32  # rows, or columns, for which the compiled library has lists of what is not zero
-_INDEXED = 1 << 16
 
 
 def estimate_memory(
@@ -41,12 +41,13 @@ def estimate_memory(
     plan: str = "auto",
     epochs: int | None = None,
     threads: int | None = None,
+    dropout: float | Sequence[float] = 0.0,
 ) -> int:
     """Return about how many bytes :func:`mlp_xp.fit` will take at most, beside the data that are in memory already.
 
     Parameters
     ----------
-    model, X, batch_size, optimizer, plan, epochs, threads
+    model, X, batch_size, optimizer, plan, epochs, threads, dropout
         As for :func:`mlp_xp.fit`. Of a file that is mapped, the pages that the system keeps do not count: it takes
         them back when others need memory.
 
@@ -65,11 +66,12 @@ def estimate_memory(
     if not isinstance(model.device, NumpyDevice):
         raise ValueError(f"memory is estimated on device 'cpu', and the model is on {model.device.name!r}")
     optimizer = SGD() if optimizer is None else optimizer
+    rates = (0.0, *check_dropout(dropout, len(model.sizes) - 2), 0.0)
     rows, threads = model.open(X), default_threads() if threads is None else check_count("threads", threads)
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size)
-    item, P = np.dtype(model.dtype).itemsize, Padded(model).size
+    item, P = np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
     state = sum(isinstance(value, np.ndarray) for value in optimizer.init(model.theta).values())
     copies = _COPIES + (_SEARCHED if isinstance(optimizer, LBFGS) else 0)
     parameters = item * P * (2 + state + copies)
@@ -77,7 +79,7 @@ def estimate_memory(
     work = _compiled if compiled else _numpy
     targets = 4 * rows.shape[0] if model.task == "classes" else item * rows.shape[0] * model.sizes[-1]
     copy = 0 if _is_in_place(X, rows) else rows.shape[0] * rows.shape[1] * rows.dtype.itemsize
-    own = work(model, rows, chosen, batch_size, threads)
+    own = work(model, rows, chosen, batch_size, threads, rates)
     return int(parameters + targets + copy + _of_order(rows, batch_size) + own)
 
 
@@ -97,27 +99,28 @@ def _of_order(rows: Rows, batch_size: int | None) -> int:
     return 0 if batch_size is None else 12 * n + _read(rows, 5 * min(n, WINDOW + batch_size))
 
 
-def _compiled(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int) -> int:
+def _compiled(
+    model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int, rates: tuple[float, ...]
+) -> int:
     """Return the bytes of the compiled library: see ``new`` in ``replay.c``."""
-    (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model).size
+    (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
     sparse, words = plan.kind == "sparse", -(-d // 64)
     capacity = -(-min(batch_size or SHARD, n) // 64) * 64
-    frame = capacity * (item * (sum(buffer_widths(model, sparse)) + 1 + model.sizes[-1]) + 24)
-    lists = (2 + 2 * item) * _PAIRS * min(_INDEXED, max(d, capacity)) if sparse else 0
+    frame = capacity * (item * (sum(buffer_widths(model, sparse, rows, rates)) + 1 + model.sizes[-1]) + 32)
+    if sparse:
+        frame += capacity * words * 8
     masks = 0
     if isinstance(rows, CsrRows):
         masks = mask_bytes(n, d) + n * (4 * words + 24)
     elif sparse and mask_bytes(n, d) <= MARKED and not come_in_blocks(rows):
         masks = mask_bytes(n, d)
-    elif sparse:  # of the rows at hand
-        frame += capacity * words * 8
     if batch_size is not None:
-        return frame + threads * lists + masks
+        return frame + masks
     groups = groups_of(-(-n // SHARD))
-    return threads * (frame + lists) + masks + groups * P * item + _read(rows, 3 * min(n, groups * SHARD))
+    return threads * frame + masks + groups * P * item + _read(rows, 3 * min(n, groups * SHARD))
 
 
-def _numpy(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int) -> int:
+def _numpy(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int, rates: tuple[float, ...]) -> int:
     """Return the bytes of NumPy's engine: activations and their gradients, sums of groups, rows in a plan's order."""
     (n, d), item = rows.shape, np.dtype(model.dtype).itemsize
     size, P = batch_size or model.device.shard_rows, model.layout.size
@@ -130,5 +133,6 @@ def _numpy(model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: 
     )
     groups = groups_of(-(-n // size)) if batch_size is None else 1
     workers = min(threads, groups)
-    shards = workers * size * item * (d + 3 * sum(model.sizes[1:]))
+    dropped = sum(units for units, rate in zip(model.sizes, rates, strict=True) if rate)  # factors, products, hashes
+    shards = workers * size * item * (d + 3 * sum(model.sizes[1:]) + 5 * dropped)
     return copied + groups * P * item + shards + (_read(rows, workers * size) if batch_size is None else 0)

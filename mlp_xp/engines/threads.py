@@ -16,7 +16,6 @@ import numpy as np
 from ..devices.blas_threads import limit_this_thread
 from ..kernels.cpu.numpy_ import NumpyKernels
 from ..kernels.cpu.updates import AdamUpdate, DescentUpdate
-from ..model import grad_sum
 from ..optim import SGD, Adam, Optimizer
 from ..params import GradSum, Parameters
 from ..rows.background import add_background, remove_background
@@ -97,7 +96,7 @@ class ThreadEngine(HostEngine):
     def _pass(self, shard: Shard, scale: float, into: Parameters) -> Any:
         """Return the sum () of a shard's losses; `scale` times its gradient is added to `into`."""
         start = perf_counter()
-        loss, _ = grad_sum(self.network, self.kernels, self._views(self._theta), *shard, into, scale)
+        loss = self._grad_sum_of(shard, into, self._views(self._theta), scale)
         self.kernels.product_threads = self._pace.threads_after(perf_counter() - start)
         return loss
 

@@ -9,7 +9,6 @@ import torch
 
 from ..devices import Array
 from ..kernels.torch_ import TorchKernels
-from ..model import grad_sum
 from ..optim import SGD, Adam, AdamW
 from ..params import GradSum, Parameters
 from ..rows.batches import Shard
@@ -64,7 +63,7 @@ class TorchEngine(HostEngine):
 
     def _pass(self, shards: Sequence[Shard], scale: float, into: Parameters) -> Any:
         """Return the sum () of the losses of some shards; `scale` times their gradients is added to `into`."""
-        return sum(grad_sum(self.network, self.kernels, self._params, *shard, into, scale)[0] for shard in shards)
+        return sum(self._grad_sum_of(shard, into, self._params, scale) for shard in shards)
 
     def _add_up(self, params: Parameters, shards: Sequence[Shard]) -> GradSum:
         own = torch.zeros_like(self._slopes)

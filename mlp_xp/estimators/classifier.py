@@ -56,6 +56,9 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
     plan : {"auto", "dense", "sparse", "zero", "ragged"}
         How the samples are stored, see :func:`mlp_xp.epochs`. Samples in SciPy's compressed form are trained on as they
         are, and what they do not store is skipped, if the compiled library is there and the device is the CPU.
+    dropout : float or sequence of float
+        The share of hidden units that "sgd" and "adam" leave out of each row's network, for all hidden layers or one
+        for each, see :func:`mlp_xp.fit`. `random_state` decides which. `loss_curve_` is that of the thinned networks.
 
     Attributes
     ----------
@@ -111,6 +114,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
         device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__(
             class_weight=class_weight, hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -119,7 +123,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):  # type: ignore[misc
             warm_start=warm_start, momentum=momentum, nesterovs_momentum=nesterovs_momentum,
             early_stopping=early_stopping, validation_fraction=validation_fraction, beta_1=beta_1, beta_2=beta_2,
             epsilon=epsilon, n_iter_no_change=n_iter_no_change, max_fun=max_fun, init=init, device=device,
-            precision=precision, plan=plan,
+            precision=precision, plan=plan, dropout=dropout,
         )  # fmt: skip
 
     def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:

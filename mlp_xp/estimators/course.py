@@ -26,7 +26,7 @@ from .stopping import Measured, Stopping
 
 __all__ = ["Course"]
 
-_FREE = ("device", "max_fun", "max_iter", "precision", "verbose", "warm_start")
+_FREE = ("device", "dropout", "max_fun", "max_iter", "precision", "verbose", "warm_start")
 """Parameters that change nothing of the epochs that are over, or that the run's settings have in other words."""
 
 
@@ -65,7 +65,9 @@ class Course:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def attach(self, rows: Rows, data: Data, batch_size: int | None, optimizer: Optimizer) -> Snapshot | None:
+    def attach(
+        self, rows: Rows, data: Data, batch_size: int | None, dropout: tuple[float, ...], optimizer: Optimizer
+    ) -> Snapshot | None:
         """Return where to go on, which is where the estimator is then, and None for a new run."""
         if self._checkpoint is None:
             return None
@@ -73,7 +75,7 @@ class Course:
         if data.weights is not None:
             targets = replace(targets, weights=check_weights(data.weights, self._rows, model.dtype))
         plan, history = self._estimator.plan, self._history
-        training = Training(model, optimizer, (rows, targets), None, batch_size, plan, history, [self])
+        training = Training(model, optimizer, (rows, targets), None, batch_size, plan, dropout, history, [self])
         start = self._checkpoint.attach(training, self._estimator._ranks)
         if start is not None and start.epoch != len(self._epochs):
             raise CheckpointError(f"its fit has {len(self._epochs)} epochs, and the run {start.epoch}")

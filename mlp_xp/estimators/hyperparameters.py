@@ -50,6 +50,7 @@ class Hyperparameters(BaseEstimator):  # type: ignore[misc]
         "device": [str, None],
         "precision": [str, None],
         "plan": [StrOptions(set(PLANS))],
+        "dropout": [Interval(Real, 0, 1, closed="left"), "array-like"],
     }
 
     def __init__(self, **chosen: Any) -> None:

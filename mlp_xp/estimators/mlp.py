@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
 
+from ..dropout import check_dropout
 from ..mlp import MLP
 from ..runs.checkpoint import Checkpoint
 from ..runs.signals import Interrupted
@@ -153,6 +154,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
             if home_of(held_out.X) != home_of(X):
                 raise ValueError("X_val must use the same namespace and the same device as X; move one of them")
             held_out = self._read_held_out(held_out)
+        self._rates()  # refused before anything is drawn
         self._random_state = self._ranks.first(lambda: check_random_state(self.random_state))
         data = Data(X, y, weights)
         with self._ranks.together():
@@ -210,12 +212,15 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         n, most, rows = data.X.shape[0], 1 if incremental else self.max_iter, self._rows(model, data.X)
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
         size = None if batch_size == n else batch_size
+        rates = self._rates()
+        if any(rates):
+            model.seed = self._drawn_seed()
         self.n_iter_ = 0
         with Course(self, model, n, checkpoint) as course:
-            start = course.attach(rows, data, size, self._optimizer.rule)
+            start = course.attach(rows, data, size, rates, self._optimizer.rule)
             states = self._optimizer.epochs(
                 model, rows, data.y, order, start, objective=self._objective(model), weights=data.weights,
-                epochs=most, batch_size=size, plan=self.plan, comm=self._ranks.comm,
+                epochs=most, batch_size=size, plan=self.plan, dropout=rates, comm=self._ranks.comm,
             )  # fmt: skip
             course.begin(start)
             try:
@@ -237,6 +242,20 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
                     raise
                 warnings.warn("Training interrupted by user.", stacklevel=_CALLER)
         self.coefs_, self.intercepts_ = self._best if self.early_stopping else self._parameters(model)
+
+    def _rates(self) -> tuple[float, ...]:
+        """Return the rates of dropout of the hidden layers."""
+        rates = check_dropout(self.dropout, len(self._sizes()) - 2)
+        if any(rates) and self.solver == "lbfgs":
+            raise ValueError(
+                f"dropout is for the solvers 'sgd' and 'adam', got solver='lbfgs' and dropout={self.dropout!r}; leave "
+                "dropout at 0.0, or choose one of these"
+            )
+        return rates
+
+    def _drawn_seed(self) -> int:
+        """Draw what dropout depends on. Each fit counts its epochs from 1, so the samples before it are a part."""
+        return int(self._random_state.randint(2**31)) + (int(self.t_) << 31)
 
     def _split(self, data: Data) -> tuple[Data, Data]:
         """Return the rows to train on, and those to hold out."""

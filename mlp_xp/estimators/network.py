@@ -157,7 +157,8 @@ class Network(OnRanks, Hyperparameters):
         """Return linear outputs (n, k) for samples (n, d) of the model's dtype."""
         if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
             X, params = X.astype(model.dtype), model.layout.split(model.theta)
-            return np.asarray(forward(model.network, GenericKernels(np, model.dtype), params, X)[-1])
+            A, _ = forward(model.network, GenericKernels(np, model.dtype), params, X)
+            return np.asarray(A[-1])
         return model.outputs(self._rows(model, X))
 
     def _link(self, A: _Matrix) -> _Matrix:

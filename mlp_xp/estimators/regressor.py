@@ -36,7 +36,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         less 1/2; or half the Poisson deviance on exponentials of outputs.
     hidden_layer_sizes, activation, solver, ... : as in scikit-learn
         With its defaults. For what else `activation` and `learning_rate` may be, see :class:`MLPClassifier`.
-    init, device, precision, plan
+    init, device, precision, plan, dropout
         As for :class:`MLPClassifier`.
 
     Attributes
@@ -88,6 +88,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
         device: str | None = None,
         precision: str | None = None,
         plan: str = "auto",
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__(
             loss=loss, hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -96,7 +97,7 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):  # type: ignore[misc]
             warm_start=warm_start, momentum=momentum, nesterovs_momentum=nesterovs_momentum,
             early_stopping=early_stopping, validation_fraction=validation_fraction, beta_1=beta_1, beta_2=beta_2,
             epsilon=epsilon, n_iter_no_change=n_iter_no_change, max_fun=max_fun, init=init, device=device,
-            precision=precision, plan=plan,
+            precision=precision, plan=plan, dropout=dropout,
         )  # fmt: skip
 
     def _read(self, X: Any, y: Any, reset: bool) -> tuple[_Matrix, _Matrix]:

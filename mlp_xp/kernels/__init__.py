@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..devices import Array, CupyDevice, Device, NumpyDevice, TorchDevice
 from .functions import ACTIVATIONS, LOSSES
 from .generic import GenericKernels
 
-__all__ = ["ACTIVATIONS", "LOSSES", "GenericKernels", "Kernels", "kernels_for"]
+if TYPE_CHECKING:
+    from ..model import Network
+    from ..params import Layout
+
+__all__ = ["ACTIVATIONS", "LOSSES", "GenericKernels", "Kernels", "Predictor", "kernels_for", "predictor_for"]
 
 
 class Kernels(Protocol):
@@ -18,8 +22,8 @@ class Kernels(Protocol):
     Names of activations and losses are keys of :data:`ACTIVATIONS` and :data:`LOSSES`. A class without a special case
     for one of them uses its formula on its own arrays: that is slower, never wrong.
 
-    An operation may overwrite its arguments, and may return a buffer that the next call of ``features`` in the same
-    thread uses again. Callers rebind names and copy what they keep.
+    An operation may overwrite its arguments, ``dropout`` excepted, and may return a buffer that the next call of
+    ``features`` in the same thread uses again. Callers rebind names and copy what they keep.
     """
 
     xp: Any
@@ -28,12 +32,28 @@ class Kernels(Protocol):
     def features(self, X: Array) -> Array: ...
     def affine(self, A: Array, W: Array, b: Array) -> Array: ...
     def activate(self, name: str, Z: Array) -> Array: ...
+    def dropout(self, A: Array, D: Array | None) -> Array: ...
     def activation_gradient(self, name: str, dA: Array, A: Array) -> Array: ...
     def weight_gradient(self, dZ: Array, A: Array, into: Array) -> Array: ...
     def bias_gradient(self, dZ: Array, into: Array) -> Array: ...
     def input_gradient(self, dZ: Array, W: Array) -> Array: ...
     def loss(self, name: str, A: Array, y: Array) -> tuple[Array, Array]: ...
     def sum(self, losses: Array) -> Array: ...
+
+
+class Predictor(Protocol):
+    """Computes the outputs of one network for rows of the host.
+
+    Attributes
+    ----------
+    block_rows : int
+        The most rows to give it.
+    """
+
+    block_rows: int
+
+    def __call__(self, theta: Array, X: Array) -> Array:
+        """Return A[L] (m, n_L) for rows (m, n_0) of bytes or of the dtype, with parameters (P,)."""
 
 
 @singledispatch
@@ -64,3 +84,16 @@ def _(device: TorchDevice, dtype: str, precision: str | None = None) -> Kernels:
     from .torch_ import TorchKernels
 
     return TorchKernels(device.xp, dtype)
+
+
+@singledispatch
+def predictor_for(device: Device, layout: Layout, network: Network, dtype: str) -> Predictor | None:
+    """Return what is faster than the kernels for predictions, if there is such a thing."""
+    return None
+
+
+@predictor_for.register(NumpyDevice)
+def _(device: NumpyDevice, layout: Layout, network: Network, dtype: str) -> Predictor | None:
+    from .cpu.predictor import CompiledPredictor
+
+    return CompiledPredictor.of(layout, network, dtype)

@@ -47,6 +47,10 @@ class GenericKernels:
         """(n, h) -> (n, h): A = g(Z)."""
         return ACTIVATIONS[name].value(self.xp, Z)
 
+    def dropout(self, A: Array, D: Array | None) -> Array:
+        """(n, h), (n, h) -> (n, h): H = A ∘ D; without D, A itself."""
+        return A if D is None else A * D
+
     def activation_gradient(self, name: str, dA: Array, A: Array) -> Array:
         """(n, h), (n, h) -> (n, h): dZ = dA ∘ g'(Z), with g' from the output A."""
         return ACTIVATIONS[name].gradient(self.xp, dA, A)

@@ -23,7 +23,7 @@ class Instruction(NamedTuple):
     name : str
         Of the activation or the loss, if it has one.
     layer : int
-        Whose weights and biases take part; 0 if none.
+        Whose weights and biases take part, or whose units are dropped; 0 if none.
     source, other, target : int
         Numbers of buffers; 0 where there is none.
     """
@@ -58,7 +58,7 @@ class _Block(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """Weights or biases of a layer, by its number."""
+    """Weights, biases or dropout's factors of a layer, by its number."""
 
     number: int
 
@@ -92,6 +92,9 @@ class RecordingKernels:
 
     def activate(self, name: str, Z: _Block) -> _Block:
         return self._add("activate", name, target=Z)
+
+    def dropout(self, A: _Block, D: _Layer | None) -> _Block:
+        return A if D is None else self._add("dropout", layer=D.number, source=A, target=self._new(D.number))
 
     def loss(self, name: str, A: _Block, y: Any) -> tuple[Any, _Block]:
         return y, self._add("loss", name, source=A, target=self._new(len(self.sizes) - 1))

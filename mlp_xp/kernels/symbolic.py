@@ -103,6 +103,9 @@ class ShapeKernels:
         symbol = ACTIVATIONS[name].symbol
         return self._add("activate", Z._replace(letter="A"), f"{symbol}({{}})" if symbol else "{}", [Z])
 
+    def dropout(self, A: Symbol, D: None) -> Symbol:
+        return A
+
     def activation_gradient(self, name: str, dA: Symbol, A: Symbol) -> Symbol:
         dZ, Z = dA._replace(letter="dZ"), A._replace(letter="Z")
         symbol = ACTIVATIONS[name].symbol

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..devices import Array, Device
+from ..dropout import Samples
 from ..kernels.staircase import Cuts, Ragged
 from .plan import Plan
 from .source import Rows
@@ -30,10 +31,18 @@ _GATHERED = 2**14  # numbers, at most, of batches that are gathered together: sm
 
 
 class Shard(NamedTuple):
-    """A block of rows: X (m, k) with k at most n_0 columns, the missing ones all zero, and their targets y."""
+    """A block of rows: X (m, k) with k at most n_0 columns, the missing ones all zero, and their targets y.
+
+    Attributes
+    ----------
+    X, y : array
+    samples : Samples
+        Which rows of the data they are, on the host.
+    """
 
     X: Array
     y: Array | Weighted
+    samples: Samples
 
     @property
     def rows(self) -> int:
@@ -55,11 +64,12 @@ class StoredShard:
 
     def __init__(self, source: StoredRows, start: int, stop: int, y: Array | Weighted, device: Device) -> None:
         self._source, self._start, self._stop, self.y, self._device = source, start, stop, y, device
-        self.rows = stop - start
+        self.rows, self.samples = stop - start, range(start, stop)
 
-    def __iter__(self) -> Iterator[Array | Weighted]:
+    def __iter__(self) -> Iterator[Any]:
         yield self._device.asarray(self._source.block(self._start, self._stop))
         yield self.y
+        yield self.samples
 
 
 def shuffled_rows(seed: int, epoch: int, n: int) -> np.ndarray[Any, Any]:
@@ -94,7 +104,7 @@ def shards_as_stored(rows: Rows, y: Array | Weighted, shard_rows: int, device: D
     cuts = [(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
     if isinstance(rows, StoredRows):
         return [StoredShard(rows, i, j, y[i:j, ...], device) for i, j in cuts]  # type: ignore[misc]
-    return [Shard(rows.block(i, j), y[i:j, ...]) for i, j in cuts]
+    return [Shard(rows.block(i, j), y[i:j, ...], range(i, j)) for i, j in cuts]
 
 
 def shards_by_need(rows: Rows, y: Array | Weighted, plan: Plan, shard_rows: int) -> list[Shard]:
@@ -111,7 +121,7 @@ def shards_by_need(rows: Rows, y: Array | Weighted, plan: Plan, shard_rows: int)
         X = rows.take(index).take(stored, axis=1)
         if plan.background is not None:
             X -= plan.background[stored]
-        shards.append(Shard(X, y[index]))
+        shards.append(Shard(X, y[index], index))
     return shards
 
 
@@ -145,7 +155,8 @@ class MiniBatches:
         for X in map(self._device.asarray, self._in_order(index if self._rows.home else order)):
             for i in range(0, X.shape[0], self._batch_size):
                 stop = min(i + self._batch_size, X.shape[0])
-                yield [Shard(X[i:stop, :], y[first + i : first + stop, ...])]
+                place = slice(first + i, first + stop)
+                yield [Shard(X[i:stop, :], y[place, ...], order[place])]
             first += X.shape[0]
 
     def _in_order(self, order: Array) -> Iterator[Array]:
@@ -201,7 +212,7 @@ class RaggedMiniBatches:
         heights = np.minimum(_round_up(np.maximum(heights, 1), 8), n)
         for i, (width, height) in enumerate(zip(widths.tolist(), heights.tolist(), strict=True)):
             values = self._X.take(index[i], axis=0, out=self._buffer[:n], mode="clip")
-            yield [Shard(Ragged(values[:, : width[0]], cuts, width, height), y[i])]
+            yield [Shard(Ragged(values[:, : width[0]], cuts, width, height), y[i], index[i])]
 
 
 Batches: TypeAlias = FullBatch | MiniBatches | RaggedMiniBatches

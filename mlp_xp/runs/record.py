@@ -28,10 +28,14 @@ from ..files.tensors import CheckpointError
 from ..objective import OUTPUTS
 from ..snapshot import Snapshot
 
-__all__ = ["FILE", "Record", "check_same", "read", "size", "write"]
+__all__ = ["FILE", "NO_DROPOUT", "Record", "check_same", "read", "size", "write"]
 
 FILE = "checkpoint.safetensors"
 VERSION = 2
+NO_DROPOUT = 0.0
+"""The setting of a run in which nothing is dropped."""
+_ADDED = {"dropout": NO_DROPOUT}
+"""Settings that a later version added, and what they were in runs from before."""
 
 
 class Record(NamedTuple):
@@ -147,8 +151,11 @@ def _from_version_1(state: dict[str, Any], settings: dict[str, Any]) -> tuple[di
 def check_same(folder: str | os.PathLike[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ValueError that lists all the settings of the run in `folder` that are others now.
 
-    Settings that the run does not know came with a later version; they did not affect the run.
+    Of those that a later version added, a run from before has the value that it went by.
+
+    Any other settings that the run does not know came with a later version, too; they did not affect the run.
     """
+    then = {name: value for name, value in _ADDED.items() if name in now} | dict(then)
     changed = [
         f"{brief(name)}: {brief(then[name])}, now {brief(now.get(name))}"
         for name in then

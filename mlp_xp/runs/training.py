@@ -19,7 +19,7 @@ from ..optim import Optimizer
 from ..rows.source import InMemory, Rows
 from ..rows.stored import come_in_blocks
 from ..snapshot import Snapshot, check_snapshot
-from .record import Record
+from .record import NO_DROPOUT, Record
 from .versions import versions
 
 __all__ = ["Training", "parameters_digest", "sampled", "sketch"]
@@ -41,6 +41,8 @@ class Training:
     batch_size : int, optional
     plan : str
         As it was asked for.
+    dropout : tuple of float
+        The rates of the hidden layers.
     history : History
         The one that ``fit`` returns.
     callbacks : sequence
@@ -53,6 +55,7 @@ class Training:
     validation: tuple[Rows, Targets] | None
     batch_size: int | None
     plan: str
+    dropout: tuple[float, ...]
     history: History
     callbacks: Sequence[Any]
 
@@ -74,6 +77,7 @@ class Training:
             "batch_size": None if batch_size is None else min(check_count("batch_size", batch_size), self._rows),
             **order,
             "plan": self.plan,
+            "dropout": list(self.dropout) if any(self.dropout) else NO_DROPOUT,
             "callbacks": [_described(callback) for callback in self.callbacks],
         }
 

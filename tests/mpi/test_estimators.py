@@ -20,6 +20,7 @@ KINDS = {
     "adam": (MLPClassifier, {"max_iter": 5, "n_iter_no_change": 9}),
     "sgd": (MLPClassifier, {"solver": "sgd", "batch_size": 300, "max_iter": 5, "n_iter_no_change": 9}),
     "early stopping": (MLPClassifier, {"early_stopping": True, "max_iter": 60, "tol": 0.01}),
+    "dropout": (MLPClassifier, {"dropout": 0.3, "max_iter": 5, "n_iter_no_change": 9}),
     "lbfgs": (MLPRegressor, {"solver": "lbfgs", "max_iter": 5}),
 }
 

@@ -78,6 +78,7 @@ def trainings(comm):
     for size in (None, 50):
         with mock.patch.object(CupyDevice, "shard_rows", 30):
             found["shards", size] = trained(comm, X, y, batch_size=size)
+            found["dropout", size] = trained(comm, X, y, batch_size=size, dropout=0.4)
         with mock.patch.object(memory, "_attempts", return_value=[(True, 30)]):
             found["streamed", size] = trained(comm, X, y, batch_size=size)
             found["read", size] = trained(comm, Source(wide), y, batch_size=size)

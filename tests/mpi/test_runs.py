@@ -84,6 +84,7 @@ def disagreeing(comm):
         "optimizer.lr": lambda: {"optimizer": mx.Adam(lr=only_on(comm, 1, 0.1, 0.2))},
         "epochs": lambda: {"epochs": only_on(comm, 1, 6, 7)},
         "plan": lambda: {"plan": only_on(comm, 1, "auto", "dense")},
+        "dropout": lambda: {"dropout": only_on(comm, 1, 0.5, 0.25)},
         "callbacks": lambda: {"tol": only_on(comm, 2, None, 0.1)},
         "validation": lambda: {"validation": (X, only_on(comm, 1, y, other_y))},
         "data": lambda: {"X": only_on(comm, 1, X, other_X)},
@@ -113,6 +114,7 @@ def test_ranks_that_disagree_say_how_before_the_first_step():
     assert len(set(re.findall(r"sha256 ([0-9a-f]+)", results[0]["data"][1]))) == 2
     assert "batch_size is 128 on rank 0, 1, 64 on rank 2" in results[0]["batch_size"][1]
     assert "model.seed is 0 on rank 0, 1 on rank 1, 2 on rank 2; first parameters is" in results[0]["model.seed"][1]
+    assert "dropout is [0.5] on rank 0, 2, [0.25] on rank 1" in results[0]["dropout"][1]
     assert "numpy is 2.4.6 on rank 0, 2, 2.0.2 on rank 1" in results[0]["numpy"][1]
 
 

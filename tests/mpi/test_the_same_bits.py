@@ -64,7 +64,10 @@ def by_the_library(comm):
         for seed, plan in itertools.product(range(24), ("dense", "sparse")):
             case = cases.draw(seed, ("float32", "float64")[seed % 2])
             weights = np.random.default_rng(seed).random(len(case.X)) + 0.1 if seed % 3 == 0 else None
-            settings = {"optimizer": case.optimizer, "batch_size": case.batch_size, "weights": weights, "plan": plan}
+            settings = {
+                "optimizer": case.optimizer, "batch_size": case.batch_size, "weights": weights, "plan": plan,
+                "dropout": case.dropout,
+            }  # fmt: skip
             found[seed, plan] = trained(comm, case.model(), case.X, case.y, threads=1 + seed % 2, **settings)
         for way in itertools.product(OPTIMIZERS, (None, 33, 150, 260), ("dense", "sparse"), (1, 2)):
             settings = dict(zip(("optimizer", "batch_size", "plan", "threads"), way, strict=True))
@@ -84,6 +87,7 @@ def by_libraries_of_arrays(comm, device):
         with mock.patch.object(data[0].device, "shard_rows", 300):
             settings = {"optimizer": ADAM, "batch_size": batch_size, "plan": plan, "threads": 1 + n % 3}
             found[plan, n, batch_size] = trained(comm, *data, **settings)
+            found[plan, n, batch_size, "dropout"] = trained(comm, *make(n, (12, 5, 3), device), **settings, dropout=0.4)
     return found
 
 
@@ -135,7 +139,7 @@ def from_everywhere(comm):
             kinds = {"memory": X, "blocks": Source(X), "CSR": CsrRows(sparse.csr_array(X), "float32")}
             for kind, rows in kinds.items():
                 model = mx.MLP(model.sizes, seed=1)
-                settings = {"optimizer": ADAM, "batch_size": batch_size}
+                settings = {"optimizer": ADAM, "batch_size": batch_size, "dropout": 0.3}
                 found[kind, batch_size, n] = trained(comm, model, rows, y, **settings)
     return found
 

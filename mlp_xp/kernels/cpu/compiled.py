@@ -17,12 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "library"]
+from ..recording import Program
+
+__all__ = [
+    "ROW_BYTES", "Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "instructions_of", "library",
+    "padded",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 OPERATIONS = (
-    "features", "affine", "activate", "loss", "activation_gradient", "input_gradient", "weight_gradient",
+    "features", "affine", "activate", "dropout", "loss", "activation_gradient", "input_gradient", "weight_gradient",
     "bias_gradient",
 )  # fmt: skip
 FUNCTIONS = {
@@ -37,12 +42,30 @@ DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)
 FOLDER = Path(__file__).parent / "replay"
 ROW_BYTES = 64
 """Where rows of parameters and of buffers begin: at multiples of this."""
+_UNEVEN = 1024  # bytes: rows so far apart, or a multiple of it, would share a few lines of the first cache
+
+
+def padded(numbers: int, dtype: Any) -> int:
+    """Return how many numbers a row of so many takes: ``padded`` of ``replay.c``."""
+    item = int(np.dtype(dtype).itemsize)
+    row = -(-numbers * item // ROW_BYTES) * ROW_BYTES
+    return (row if row % _UNEVEN else row + ROW_BYTES) // item
 
 
 class Instruction(ctypes.Structure):
     """``Instruction`` of ``replay.h``."""
 
     _fields_ = [(name, c_int32) for name in ("operation", "function", "layer", "source", "other", "target")]
+
+
+def instructions_of(program: Program) -> ctypes.Array[Instruction]:
+    """Return the program as the library takes it."""
+    return (Instruction * len(program.instructions))(
+        *(
+            Instruction(OPERATIONS.index(operation), FUNCTIONS[name], layer, source, other, target)
+            for operation, name, layer, source, other, target in program.instructions
+        )
+    )
 
 
 class Message(ctypes.Structure):
@@ -64,12 +87,13 @@ class Setup(ctypes.Structure):
         ("long_integers", c_int64),
         *((name, c_void_p) for name in ("X", "starts", "columns", "y", "weights")),
         *((name, c_int64) for name in ("rows", "bytes", "labels", "sparse", "marked")),
-        ("background", c_void_p),
+        *((name, c_void_p) for name in ("background", "thresholds", "factors")),
         *((name, c_void_p) for name in ("theta", "gradient", "first", "second")),
         *((name, c_int64) for name in ("optimizer", "nesterov")),
         *((name, c_double) for name in ("momentum", "beta1", "beta2", "epsilon", "decay", "l2", "l2_sum")),
         *((name, c_int64) for name in ("batch", "shard", "groups", "threads", "rank", "ranks")),
         ("exchange", c_void_p),
+        ("words", c_int64),
     ]
 
 
@@ -79,6 +103,7 @@ class Piece(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("order", "X")),
         ("first", c_int64),
+        ("keys", c_void_p),
         *((name, c_int64) for name in ("update", "last", "done")),
         *((name, c_double) for name in ("rate", "bias_rate")),
         ("keep_gradient", c_int64),
@@ -103,6 +128,8 @@ class Library(NamedTuple):
         """Return ``mlp_xp_{name}`` for float32 or float64."""
         function = _load(self.path)[f"mlp_xp_{name}_{np.dtype(dtype).name}_{self.instructions}"]
         function.restype = c_void_p if name == "new" else None
+        if name == "predict":
+            function.argtypes = c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p
         return function
 
 

@@ -129,6 +129,9 @@ class NumpyKernels(GenericKernels):
             case _:
                 return super().activate(name, Z)
 
+    def dropout(self, A: Any, D: _Array | None) -> Any:
+        return A if D is None else np.multiply(A, D, out=self._buffers.take(*A.shape))
+
     def activation_gradient(self, name: str, dA: _Array, A: _Array) -> Any:
         match name:
             case "sigmoid":

@@ -97,6 +97,18 @@ static void slope(int name, REAL *restrict d, const REAL *restrict a, int64_t n)
   }
 }
 
+// Dropout, as in dropout.py: what becomes of a row of n numbers. `key` is that of the epoch and the layer.
+INLINE uint32_t mixed(uint32_t h) {
+  h = (h ^ h >> 16) * 0x85EBCA6Bu;  // MurmurHash3's finalizer
+  h = (h ^ h >> 13) * 0xC2B2AE35u;
+  return h ^ h >> 16;
+}
+static void thin(const uint32_t *key, int64_t sample, uint32_t threshold, REAL factor, const REAL *restrict from,
+                 REAL *restrict to, int64_t n) {
+  const uint32_t row = mixed(mixed((uint32_t)sample + key[0]) + (uint32_t)(sample >> 32) + key[1]);
+  for (int64_t j = 0; j < n; j++) to[j] = from[j] * (mixed(row + (uint32_t)j * 0x9E3779B9u) < threshold ? 0 : factor);
+}
+
 // Sums of rows' losses, and scale * dloss/dA in place of A, which has `ld` numbers in a row, of which k count.
 // Of the losses, those that scikit-learn reports count probabilities as eps to 1 - eps; eps = 0 leaves them as they are.
 #define EPSILON (sizeof(REAL) == 4 ? 0x1p-23 : 0x1p-52)

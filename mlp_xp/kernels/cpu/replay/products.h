@@ -33,12 +33,22 @@ EACH_ROW(VECTOR_TILE, 1)
 EACH_ROW(VECTOR_TILE, 2)
 EACH_ROW(VECTOR_TILE, 3)
 static Tile *const tiles[4][TILE_ROWS + 1] = {{0}, NAMES(1), NAMES(2), NAMES(3)};
+// Of a single row, more columns at a time: there are more sums then than one addition takes cycles.
+VECTOR_TILE(1, 4) VECTOR_TILE(1, 5) VECTOR_TILE(1, 6) VECTOR_TILE(1, 7) VECTOR_TILE(1, 8)
+VECTOR_TILE(1, 9) VECTOR_TILE(1, 10) VECTOR_TILE(1, 11) VECTOR_TILE(1, 12)
+#define WIDEST 12
+static Tile *const wide_tiles[WIDEST + 1] = {0,        tile_1_1, tile_1_2, tile_1_3, tile_1_4,  tile_1_5, tile_1_6,
+                                             tile_1_7, tile_1_8, tile_1_9, tile_1_10, tile_1_11, tile_1_12};
 
 // C (m, n) += A (m, k) B (k, n); n is filled up to whole vectors in B and C.
 static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B,
                      int64_t ldb, REAL *C, int64_t ldc) {
-  const int64_t vectors = (n + LANES - 1) / LANES;
-  for (int64_t v = 0; v < vectors;) {
+  const int64_t vectors = (n + LANES - 1) / LANES, parts = (vectors + WIDEST - 1) / WIDEST;
+  for (int64_t part = 0; m == 1 && part < parts; part++) {
+    const int64_t v = vectors * part / parts, wide = vectors * (part + 1) / parts - v;
+    wide_tiles[wide](k, A, down, along, B + v * LANES, ldb, C + v * LANES, ldc);
+  }
+  for (int64_t v = 0; m > 1 && v < vectors;) {
     const int64_t left = vectors - v, wide = left == 4 ? 2 : left < 3 ? left : 3;
     for (int64_t i = 0; i < m; i += TILE_ROWS)
       tiles[wide][m - i < TILE_ROWS ? m - i : TILE_ROWS](k, A + i * down, down, along, B + v * LANES, ldb,

@@ -33,21 +33,31 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #define SLICES 16         // of a layer's parameters, at most
 #define WORTH_SHARING 250000  // rows times parameters of an update
 #define SPINS 2000        // some 30 microseconds
+#define LOOKED_AT 16      // rows, before zeros are skipped
+#define SPARSE 0.5        // numbers that are not zero, of all
 enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
 
 typedef struct {  // what a tile of rows is worked on with
   REAL **buffers;
   const void **rows;
-  const uint64_t **masks;
-  uint64_t *marks;  // what masks point to, unless those of all rows are kept
+  int64_t *samples;  // the numbers of the rows in the data
+  uint64_t *marks;   // their masks
   void *y;
   REAL *weights;
+  int64_t skips;    // whether the first layer skips zeros one by one
 } Frame;
 typedef struct {  // of one thread
   Frame frame;    // for shards of a full batch
-  Lists lists;
+  REAL *sums;     // of columns, or what rows begin with
+  REAL *values;   // of rows that are stored without their zeros
   uint64_t *by_column;
+  REAL *gradient;  // of a slice
 } Own;
+
+typedef struct {  // rows to predict, cut into shards
+  int64_t rows, shard;
+  REAL *outputs;  // (rows, sizes[L])
+} Unseen;
 
 typedef struct {  // how many threads share an update: all, or for a while one, after they had to wait for a core
   int64_t until, alone;  // before this update of the epoch the first thread works alone; so many then, in later pieces
@@ -57,6 +67,7 @@ typedef struct {  // how many threads share an update: all, or for a while one, 
 struct Replay {
   Setup setup;
   int64_t *sizes, *lds, *offsets, *widths;  // of layers, and of buffers
+  const REAL **parameters;                  // of layers: biases, and behind them W^T, in rows of `lds`
   Instruction *program;
   int64_t capacity;  // rows of a frame
   Frame batch;
@@ -76,6 +87,7 @@ struct Replay {
   int64_t pending;          // how many of them there are
   int64_t failed;           // what the exchange returned
   Piece *piece;
+  const Unseen *unseen;     // if rows are predicted
   atomic_long crew;  // threads that could be started; 0 until that is known
   atomic_long arrived, phase, next_part, next_slice;
   pthread_mutex_t lock;
@@ -85,6 +97,9 @@ struct Replay {
 
 static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+// Numbers from one row of n to the next. Rows that are multiples of 1024 bytes apart would share a few lines of the first
+// cache, which then holds only some of them.
+static int64_t padded(int64_t n) { return up(n, ROW) + (up(n, ROW) * sizeof(REAL) % 1024 ? 0 : ROW); }
 static void *new(int64_t bytes) {
   void *p = aligned_alloc(64, up(bytes + 1, 64));
   if (p) memset(p, 0, up(bytes + 1, 64));
@@ -152,27 +167,31 @@ static int is_small(int64_t m, int64_t n, int64_t k) { return n <= NARROW || m *
 
 // --------------------------------------------------------------------------------------------- operations on rows
 
-static const REAL *block(const Replay *r, const void *base, int64_t layer) {
-  return (const REAL *)base + r->offsets[layer - 1];
-}
 static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t d = r->sizes[0], ld = r->widths[i->to];
-  if (s->sparse) return;  // the product reads the rows themselves
+  if (s->starts) return;  // the product reads the rows themselves
   for (int64_t q = from; q < to; q++) {
     REAL *A = f->buffers[i->to] + q * ld;
-    if (s->bytes)
+    if (s->bytes && !f->skips)
       for (int64_t j = 0; j < d; j++) A[j] = ((const uint8_t *)f->rows[q])[j] * (1 / (REAL)255);
+    else if (f->skips && s->background)
+      for (int64_t j = 0; j < d; j++) A[j] = number(s, f->rows[q], j);
     else
-      memcpy(A, f->rows[q], d * sizeof(REAL));
+      memcpy(A, f->rows[q], d * size_of_number(s));
   }
+}
+static Sparse sparse_rows(const Replay *r, const Frame *f) {
+  const Setup *s = &r->setup;
+  return (Sparse){f->marks, (r->sizes[0] + 63) / 64, f->buffers[0], r->widths[0] * sizeof(REAL) / size_of_number(s),
+                  s->starts ? f->rows : 0};
 }
 // What each row's Z begins with: the biases, and what the background adds to them.
 static const REAL *begin_of_row(const Replay *r, Own *own, int64_t layer) {
-  const REAL *b = block(r, r->setup.theta, layer);
+  const REAL *b = r->parameters[layer];
   if (layer > 1 || !r->shifts) return b;
   const int64_t ld = r->lds[1], slices = slices_of(r->sizes[0]);
-  REAL *sums = own->lists.values;
+  REAL *sums = own->sums;
   memcpy(sums, b, ld * sizeof(REAL));
   for (int64_t p = 0; p < slices; p++)
     for (int64_t q = 0; q < ld; q++) sums[q] += r->shifts[p * ld + q];
@@ -180,24 +199,28 @@ static const REAL *begin_of_row(const Replay *r, Own *own, int64_t layer) {
 }
 static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
-  const int64_t n = r->sizes[i->layer], k = r->sizes[i->layer - 1], ld = r->lds[i->layer], m = to - from;
-  const REAL *b = begin_of_row(r, own, i->layer), *W = block(r, s->theta, i->layer) + ld;
+  const int64_t n = r->sizes[i->layer], k = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
+  const int64_t ld = r->widths[i->to];
+  const REAL *b = begin_of_row(r, own, i->layer), *W = r->parameters[i->layer] + ldw;
   REAL *Z = f->buffers[i->to] + from * ld;
-  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ld * sizeof(REAL));
-  if (i->layer == 1 && s->sparse) {
-    for (int64_t q = from; q < to; q += 2 * PAIRS) {
-      const int64_t end = least(to, q + 2 * PAIRS);
-      for (int64_t j = 0; j < k; j += INDEXED) {
-        for (int64_t p = 0; q + 2 * p < end; p++) list_rows(s, f->rows, f->masks, q + 2 * p, end, j, &own->lists, p);
-        add_pairs(&own->lists, end - q, W + j * ld, f->buffers[i->to] + q * ld, n, ld);
-      }
-    }
+  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ldw * sizeof(REAL));
+  if (i->layer == 1 && f->skips) {
+    const Sparse X = sparse_rows(r, f);
+    add_forward(s, &X, from, to, W, ldw, n, f->buffers[i->to], ld, own->values);
     return;
   }
   const int64_t lda = r->widths[i->from];
   const REAL *A = f->buffers[i->from] + from * lda;
-  if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ld, Z, ld);
-  else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ld, Z, ld);
+  if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ldw, Z, ld);
+  else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ldw, Z, ld);
+}
+static void dropout(const Replay *r, const Frame *f, const Instruction *i, int64_t from, int64_t to) {
+  const Setup *s = &r->setup;
+  const int64_t ld = r->widths[i->to];
+  const uint32_t *key = r->piece->keys + 2 * i->layer;
+  for (int64_t q = from; q < to; q++)
+    thin(key, f->samples[q], s->thresholds[i->layer], s->factors[i->layer], f->buffers[i->from] + q * ld,
+         f->buffers[i->to] + q * ld, ld);
 }
 // Whether the product of m rows with W is for the loops here, which read W by its columns.
 static int multiplies_by_transposed(const Replay *r, int64_t layer, int64_t m) {
@@ -208,7 +231,7 @@ static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t fr
   const Setup *s = &r->setup;
   const int64_t k = r->sizes[i->layer], n = r->sizes[i->layer - 1], ldw = r->lds[i->layer], m = to - from;
   const int64_t lda = r->widths[i->from], ldc = r->widths[i->to];
-  const REAL *W = block(r, s->theta, i->layer) + ldw, *A = f->buffers[i->from] + from * lda;
+  const REAL *W = r->parameters[i->layer] + ldw, *A = f->buffers[i->from] + from * lda;
   REAL *C = f->buffers[i->to] + from * ldc;
   memset(C, 0, m * ldc * sizeof(REAL));
   const REAL *B = r->transposed[i->layer];
@@ -223,7 +246,7 @@ static void transpose_weights(const Replay *r, int64_t layer, int64_t j0, int64_
   REAL *to = r->transposed[layer];
   if (!to) return;
   const int64_t ld = r->lds[layer], ldt = r->lds[layer - 1];
-  const REAL *W = block(r, r->setup.theta, layer) + ld;
+  const REAL *W = r->parameters[layer] + ld;
   for (int64_t j = j0; j < j1; j += 16)
     for (int64_t q = 0; q < r->sizes[layer]; q++) {
       REAL *row = to + q * ldt + j;
@@ -238,7 +261,7 @@ static void derive(const Replay *r, int64_t layer, int64_t p) {
   transpose_weights(r, layer, j0, j1);
   if (layer > 1 || !r->shifts) return;
   const int64_t ld = r->lds[1];
-  const REAL *background = r->setup.background, *restrict W = block(r, r->setup.theta, 1) + (1 + j0) * ld;
+  const REAL *background = r->setup.background, *restrict W = r->parameters[1] + (1 + j0) * ld;
   REAL *restrict shift = r->shifts + p * ld;
   memset(shift, 0, ld * sizeof(REAL));
   multiply(1, r->sizes[1], j1 - j0, background + j0, 0, 1, W, ld, shift, ld);
@@ -262,6 +285,7 @@ static double on_rows(Replay *r, Own *own, Frame *f, int64_t from, int64_t to, R
       case FEATURES: features(r, f, i, from, to); break;
       case AFFINE: affine(r, own, f, i, from, to); break;
       case ACTIVATE: activate(i->function, at, numbers); break;
+      case DROPOUT: dropout(r, f, i, from, to); break;
       case LOSS: {
         const int64_t k = r->sizes[s->layers], size = s->labels ? (int64_t)sizeof(int32_t) : k * (int64_t)sizeof(REAL);
         if (i->to != i->from) memcpy(at, f->buffers[i->from] + from * r->widths[i->from], numbers * sizeof(REAL));
@@ -300,32 +324,25 @@ static void add_background(const Setup *s, const REAL *restrict db, int64_t j0, 
   }
 }
 
-// The gradient of inputs [j0, j1) of a layer, and of its biases with the first slice, added to `into`.
+// The gradient of inputs [j0, j1) of a layer, and of its biases with the first slice, added to `into`: so many rows of the
+// layer's block, from that of the biases or of input j0 on.
 static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t m, int64_t j0, int64_t j1,
                          REAL *into) {
   const Setup *s = &r->setup;
   const int64_t ld = r->lds[i->layer], n = r->sizes[i->layer];
   const REAL *dZ = f->buffers[i->from];
-  REAL *dW = into + (1 + j0) * ld;
+  REAL *dW = into + (j0 ? 0 : ld);
   if (i->operation == BIAS_GRADIENT) {
     if (j0) return;
-    const REAL *sums = add_rows(dZ, m, ld, own->lists.values);
+    const REAL *sums = add_rows(dZ, m, ld, own->sums);
     for (int64_t j = 0; j < ld; j++) into[j] += sums[j];
     return;
   }
   if (i->layer == 1 && s->sparse) {
-    for (int64_t j = j0; j < j1; j += 64) {
-      const int64_t columns = least(64, j1 - j);
-      for (int64_t q = 0; q < m; q += INDEXED) {
-        const int64_t count = least(INDEXED, m - q);
-        const void **rows = f->rows + q;
-        masks_of_columns(f->masks + q, count, j, own->by_column);
-        for (int64_t p = 0; 2 * p < columns; p++)
-          list_columns(s, rows, count, j, 2 * p, own->by_column, &own->lists, p);
-        add_pairs(&own->lists, columns, dZ + q * ld, into + (1 + j) * ld, n, ld);
-      }
-    }
-    if (r->shifts) add_background(s, add_rows(dZ, m, ld, own->lists.values), j0, j1, ld, dW);
+    const Sparse X = sparse_rows(r, f);
+    for (int64_t j = j0; j < j1; j += COLUMNS)
+      add_backward(s, &X, m, j, least(j1, j + COLUMNS), dZ, n, ld, dW + (j - j0) * ld, own->values, own->by_column);
+    if (r->shifts) add_background(s, add_rows(dZ, m, ld, own->sums), j0, j1, ld, dW);
     return;
   }
   const int64_t lda = r->widths[i->with];
@@ -349,22 +366,24 @@ static Rates rates(const Replay *r, double count, int64_t update, int biases) {
                  s->beta2, 1 - s->beta2, s->epsilon * (s->optimizer == ADAM_EPSILON_HAT ? sqrt(by_second) : 1),
                  rate * s->decay, biases ? 0 : l2_of(s, count), by_first, by_second};
 }
-static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
+static double step(const Replay *r, Rates c, REAL *restrict g, int64_t from, int64_t n) {
   const Setup *s = &r->setup;
-  REAL *restrict w = s->theta, *restrict g = s->gradient, *restrict v = s->first, *restrict u = s->second;
+  REAL *restrict w = (REAL *)s->theta + from, *restrict v = s->first, *restrict u = s->second;
   double squares = 0;
   if (c.l2 != 0)
-    for (int64_t i = from; i < to; i++) squares += (double)w[i] * w[i];
+    for (int64_t i = 0; i < n; i++) squares += (double)w[i] * w[i];
+  if (v) v += from;
+  if (u) u += from;
   switch (s->optimizer) {
     case DESCENT:
-      for (int64_t i = from; i < to; i++) {
+      for (int64_t i = 0; i < n; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
         w[i] -= c.rate * g[i];
       }
       break;
     case MOMENTUM:
     case MOMENTUM_OF_STEPS:
-      for (int64_t i = from; i < to; i++) {
+      for (int64_t i = 0; i < n; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
         v[i] = c.momentum * v[i] + c.gathered * g[i];
         w[i] -= c.taken * (s->nesterov ? c.gathered * g[i] + c.momentum * v[i] : v[i]);
@@ -372,7 +391,7 @@ static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
       break;
     case ADAM:
     case ADAM_EPSILON_HAT:
-      for (int64_t i = from; i < to; i++) {
+      for (int64_t i = 0; i < n; i++) {
         g[i] = g[i] * c.mean + c.l2 * w[i];
         v[i] = c.beta1 * v[i] + c.new1 * g[i];
         u[i] = c.beta2 * u[i] + c.new2 * g[i] * g[i];
@@ -383,11 +402,18 @@ static double step(const Replay *r, Rates c, int64_t from, int64_t to) {
   }
   return squares;
 }
-// The update of a slice, and half the sum of squares of its weights.
-static double update_slice(const Replay *r, int64_t layer, int64_t j0, int64_t j1, double count, int64_t update) {
-  const int64_t ld = r->lds[layer], at = r->offsets[layer - 1];
-  if (!j0) step(r, rates(r, count, update, 1), at, at + ld);
-  return step(r, rates(r, count, update, 0), at + (1 + j0) * ld, at + (1 + j1) * ld) / 2;
+// Where slice [j0, j1) of a layer begins among the parameters, with the biases if it is the first one, and its numbers.
+static int64_t begin_of_slice(const Replay *r, int64_t layer, int64_t j0) {
+  return r->offsets[layer - 1] + (j0 ? 1 + j0 : 0) * r->lds[layer];
+}
+static int64_t numbers_of_slice(const Replay *r, int64_t layer, int64_t j0, int64_t j1) {
+  return (j1 - j0 + !j0) * r->lds[layer];
+}
+// The update of a slice by its gradient, and half the sum of squares of its weights.
+static double update_slice(const Replay *r, int64_t layer, int64_t j0, int64_t j1, REAL *g, double count, int64_t update) {
+  const int64_t biases = j0 ? 0 : r->lds[layer], at = begin_of_slice(r, layer, j0);
+  if (biases) step(r, rates(r, count, update, 1), g, at, biases);
+  return step(r, rates(r, count, update, 0), g + biases, at + biases, (j1 - j0) * r->lds[layer]) / 2;
 }
 
 // ------------------------------------------------------------------------------------------------------- an update
@@ -399,15 +425,13 @@ static void take_rows(const Replay *r, Frame *f, int64_t first, int64_t from, in
   const Piece *piece = r->piece;
   for (int64_t i = from; i < to; i++) {
     const int64_t row = piece->order ? piece->order[first + i] : first + i;
+    f->samples[i] = row;
     if (s->starts) f->rows[i] = r->stored + row;
     else if (piece->X) f->rows[i] = (const char *)piece->X + (first + i - piece->first) * d * size;
     else f->rows[i] = (const char *)s->X + row * d * size;
-    if (s->sparse && s->marked) f->masks[i] = r->masks + row * words;
-    if (s->sparse && !s->marked) {
-      mark(s, f->rows[i], f->marks + i * words);
-      f->masks[i] = f->marks + i * words;
-    }
-    memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
+    if (s->sparse && s->marked) memcpy(f->marks + i * words, r->masks + row * words, words * 8);
+    else if (s->sparse) mark(s, f->rows[i], f->marks + i * words);
+    if (s->y) memcpy((char *)f->y + i * wide, (const char *)s->y + row * wide, wide);
     if (s->weights) f->weights[i] = ((const REAL *)s->weights)[row];
   }
 }
@@ -422,6 +446,7 @@ typedef struct {
   int64_t first;                // row of the epoch
   double count;                 // what sums are divided by: the rows, or their weights
   int descends;                 // whether the gradient is added to the parameters at once, scaled
+  int shows;                    // whether somebody may look at the gradient afterwards
 } Update;
 static double count_of(const Replay *r, int64_t first, int64_t m) {
   const REAL *weights = r->setup.weights;
@@ -435,7 +460,7 @@ static Update update_of(const Replay *r, int64_t u) {
   const int64_t first = u * s->batch, m = least(s->batch, s->rows - first);
   const int plain = s->optimizer == DESCENT && s->l2 == 0 && s->l2_sum == 0 && piece->rate == piece->bias_rate;
   return (Update){m, parts_of(s, m), piece->done + u - piece->update + 1, first, count_of(r, first, m),
-                  plain && !(piece->keep_gradient && u + 1 == piece->last)};
+                  plain && !(piece->keep_gradient && u + 1 == piece->last), u + 1 == piece->last};
 }
 
 static int64_t share(const Replay *r, int64_t count, int64_t rank) { return count * rank / r->setup.ranks; }
@@ -454,23 +479,26 @@ static void do_parts(Replay *r, Own *own, const Update *u) {
     else features(r, &r->batch, r->program, from, to);
   }
 }
-static void add_slice(Replay *r, Own *own, const Update *u, int64_t l, int64_t j0, int64_t j1) {
-  const int64_t ld = r->lds[l];
-  REAL *into = (REAL *)(u->descends ? r->setup.theta : r->setup.gradient) + r->offsets[l - 1];
-  if (!u->descends) memset(into + (j0 ? 1 + j0 : 0) * ld, 0, (j1 - j0 + !j0) * ld * sizeof(REAL));
+// The gradient of a slice is made in the cache if nobody looks at it; return where it is.
+static REAL *add_slice(Replay *r, Own *own, const Update *u, int64_t l, int64_t j0, int64_t j1) {
+  const int64_t at = begin_of_slice(r, l, j0);
+  REAL *into = u->descends ? (REAL *)r->setup.theta + at : u->shows ? (REAL *)r->setup.gradient + at : own->gradient;
+  if (!u->descends) memset(into, 0, numbers_of_slice(r, l, j0, j1) * sizeof(REAL));
   for (int64_t q = 0; q < r->setup.instructions; q++) {
     const Instruction *i = r->program + q;
     if (i->operation >= WEIGHT_GRADIENT && i->layer == l) add_gradient(r, own, &r->batch, i, u->rows, j0, j1, into);
   }
+  return into;
 }
-static void add_sums(Replay *r, int64_t l, int64_t j0, int64_t j1) {
-  const int64_t ld = r->lds[l], at = r->offsets[l - 1];
+static REAL *add_sums(Replay *r, int64_t l, int64_t j0, int64_t j1) {
+  const int64_t at = begin_of_slice(r, l, j0), end = at + numbers_of_slice(r, l, j0, j1);
   REAL *g = r->setup.gradient;
-  for (int64_t i = at + (j0 ? 1 + j0 : 0) * ld; i < at + (1 + j1) * ld; i++) {
+  for (int64_t i = at; i < end; i++) {
     REAL total = r->sums[0][i];
     for (int64_t q = 1; q < r->setup.groups; q++) total += r->sums[q][i];
     g[i] = total;
   }
+  return g + at;
 }
 static void do_slices(Replay *r, Own *own, const Update *u) {
   const int64_t end = r->slice_of_rank[r->setup.rank + 1];
@@ -480,9 +508,8 @@ static void do_slices(Replay *r, Own *own, const Update *u) {
     for (int64_t p = 0; p < slices; p++, slice++) {
       if (slice != mine || slice >= end) continue;
       const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices);
-      if (r->setup.groups) add_sums(r, l, j0, j1);
-      else add_slice(r, own, u, l, j0, j1);
-      r->penalties[slice] = u->descends ? 0 : update_slice(r, l, j0, j1, u->count, u->number);
+      REAL *g = r->setup.groups ? add_sums(r, l, j0, j1) : add_slice(r, own, u, l, j0, j1);
+      r->penalties[slice] = u->descends ? 0 : update_slice(r, l, j0, j1, g, u->count, u->number);
       derive(r, l, p);
       mine = atomic_fetch_add(&r->next_slice, 1);
     }
@@ -640,7 +667,7 @@ static void full_batch(Replay *r, int64_t t) {
   }
   if (end < shards) return;
   meet(r);
-  const Update update = {s->rows, 0, r->piece->done + 1, 0, count_of(r, 0, s->rows), 0};
+  const Update update = {s->rows, 0, r->piece->done + 1, 0, count_of(r, 0, s->rows), 0, 1};
   meet_ranks(r, t, send_sums, &update);
   do_slices(r, own, &update);
   meet(r);
@@ -648,6 +675,34 @@ static void full_batch(Replay *r, int64_t t) {
   send_parameters(r, &update);
   add_losses(r, &update, s->groups);
   add_penalties(r, &update);
+}
+
+// Mark the numbers of a frame's rows that are not zero, if they are so few that skipping the others pays.
+static void mark_if_few(const Setup *s, Frame *f, int64_t m) {
+  const int64_t words = (s->sizes[0] + 63) / 64, apart = (m + LOOKED_AT - 1) / LOOKED_AT;
+  int64_t used = 0, looked_at = 0;
+  for (int64_t i = 0; i < m; i += apart, looked_at++) {
+    mark(s, f->rows[i], f->marks);
+    for (int64_t w = 0; w < words; w++) used += __builtin_popcountll(f->marks[w]);
+  }
+  f->skips = used <= SPARSE * looked_at * s->sizes[0];
+  for (int64_t i = 0; f->skips && i < m; i++) mark(s, f->rows[i], f->marks + i * words);
+}
+// The outputs of the shards that other threads have not taken.
+static void predict(Replay *r, int64_t t) {
+  const Setup *s = &r->setup;
+  const Unseen *u = r->unseen;
+  Frame *f = &r->own[t].frame;
+  const int64_t shards = (u->rows + u->shard - 1) / u->shard, last = r->program[s->instructions - 1].to;
+  const int64_t k = r->sizes[s->layers], ld = r->widths[last];
+  for (int64_t i; (i = atomic_fetch_add(&r->next_part, 1)) < shards;) {
+    const int64_t first = i * u->shard, m = least(u->shard, u->rows - first);
+    take_rows(r, f, first, 0, m);
+    mark_if_few(s, f, m);
+    on_rows(r, r->own + t, f, 0, m, 1);
+    for (int64_t q = 0; q < m; q++)
+      memcpy(u->outputs + (first + q) * k, f->buffers[last] + q * ld, k * sizeof(REAL));
+  }
 }
 
 typedef struct {
@@ -658,7 +713,7 @@ static void *work(void *argument) {
   const Job *job = argument;
   while (!job->replay->crew) sched_yield();
   set_mode(mode() | ZERO_FOR_SUBNORMALS);
-  (job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
+  (job->replay->unseen ? predict : job->replay->setup.groups ? full_batch : mini_batches)(job->replay, job->thread);
   return 0;
 }
 
@@ -667,13 +722,15 @@ static void *work(void *argument) {
 #define NAME_(name, suffix) mlp_xp_##name##_##suffix
 #define NAME(name, suffix) NAME_(name, suffix)
 
+static int predicts(const Setup *s) { return !s->y; }
 static int frame_is_made(Replay *r, Frame *f) {
   const Setup *s = &r->setup;
+  f->skips = s->sparse;
   int made = (f->buffers = new (s->buffers * sizeof(REAL *))) && (f->rows = new (r->capacity * sizeof(void *))) &&
-             (f->masks = new (r->capacity * sizeof(void *))) &&
+             (f->samples = new (r->capacity * sizeof(int64_t))) &&
              (f->weights = new (r->capacity * sizeof(REAL))) &&
              (f->y = new (r->capacity * (8 + r->sizes[s->layers] * sizeof(REAL))));
-  if (made && s->sparse && !s->marked)
+  if (made && (s->sparse || predicts(s)))
     made = (f->marks = new (r->capacity * ((r->sizes[0] + 63) / 64) * 8)) != 0;
   for (int64_t b = 0; made && b < s->buffers; b++)
     made = (f->buffers[b] = new (r->capacity * r->widths[b] * sizeof(REAL))) != 0;
@@ -683,7 +740,7 @@ static void free_frame(Replay *r, Frame *f) {
   for (int64_t b = 0; f->buffers && b < r->setup.buffers; b++) free(f->buffers[b]);
   free(f->buffers);
   free(f->rows);
-  free(f->masks);
+  free(f->samples);
   free(f->marks);
   free(f->weights);
   free(f->y);
@@ -693,35 +750,39 @@ void NAME(free, SUFFIX)(Replay *r) {
   free_frame(r, &r->batch);
   for (int64_t t = 0; r->own && t < r->setup.threads; t++) {
     free_frame(r, &r->own[t].frame);
-    free(r->own[t].lists.index);
-    free(r->own[t].lists.values);
+    free(r->own[t].sums);
+    free(r->own[t].values);
     free(r->own[t].by_column);
+    free(r->own[t].gradient);
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
   free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before);
   free(r->losses), free(r->penalties), free(r->program);
   free(r->slice_of_rank), free(r->number_of_rank), free(r->sent), free(r->messages);
-  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths);
+  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths), free(r->parameters);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
   free(r);
 }
 
-// Each rank has slices that follow one another, and about as many parameters as the others.
-static void deal_slices(Replay *r) {
+// Each rank has slices that follow one another, and about as many parameters as the others. Return the numbers of the
+// largest slice.
+static int64_t deal_slices(Replay *r) {
   const int64_t L = r->setup.layers, ranks = r->setup.ranks, all = r->offsets[L];
-  int64_t rank = 0;
+  int64_t rank = 0, largest = 0;
   for (int64_t l = 1; l <= L; l++) {
-    const int64_t n = r->sizes[l - 1], slices = slices_of(n), ld = r->lds[l];
+    const int64_t n = r->sizes[l - 1], slices = slices_of(n);
     for (int64_t p = 0; p < slices; p++, r->slices++) {
-      const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices);
-      const int64_t begin = r->offsets[l - 1] + (j0 ? 1 + j0 : 0) * ld, end = r->offsets[l - 1] + (1 + j1) * ld;
+      const int64_t j0 = cut(n, p, slices), j1 = cut(n, p + 1, slices), numbers = numbers_of_slice(r, l, j0, j1);
+      const int64_t begin = begin_of_slice(r, l, j0), end = begin + numbers;
+      largest = largest < numbers ? numbers : largest;
       for (; rank <= (begin + end) / 2 * ranks / all; rank++)
         r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = begin;
     }
   }
   for (; rank <= ranks; rank++) r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = all;
+  return largest;
 }
 // Return what is needed to run, or null if there is not enough memory.
 Replay *NAME(new, SUFFIX)(const Setup *setup) {
@@ -736,41 +797,46 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
+  r->parameters = new ((L + 1) * sizeof(REAL *));
   r->transposed = new ((L + 1) * sizeof(REAL *)), r->sent = new (s->buffers * 8);
   r->slice_of_rank = new ((s->ranks + 1) * 8), r->number_of_rank = new ((s->ranks + 1) * 8);
   r->messages = new (s->ranks * (s->buffers + s->groups + 3) * sizeof(Message));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
   int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties &&
-             r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
+             r->parameters && r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
   s->sizes = r->sizes;
   int64_t widest = 0;
   for (int64_t l = 0; l <= L; l++) {
-    r->lds[l] = up(r->sizes[l], ROW);
+    r->lds[l] = padded(r->sizes[l]);
     if (l) r->offsets[l] = r->offsets[l - 1] + (1 + r->sizes[l - 1]) * r->lds[l];
+    if (l) r->parameters[l] = (const REAL *)s->theta + r->offsets[l - 1];
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
-  deal_slices(r);
+  const int64_t largest = deal_slices(r);
   for (int64_t q = 0; q < s->instructions; q++) {
     const Instruction *i = r->program + q;
     if (i->operation >= WEIGHT_GRADIENT) r->sent[i->from] = r->sent[i->with] = 1;
   }
   r->sent[0] = 0;  // every rank takes all features itself
-  for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = b == 0 && s->sparse ? 0 : up(s->widths[b], ROW);
-  if ((s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
-  r->capacity = up(s->groups ? least(s->shard, s->rows) : least(s->batch, s->rows), 64);
-  if (!s->groups) made = frame_is_made(r, &r->batch);
-  const int64_t listed = s->sparse ? PAIRS * least(INDEXED, d > r->capacity ? d : r->capacity) + 64 : 0;
+  for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = padded(s->widths[b]);
+  if (s->sparse) r->widths[0] = s->starts ? 0 : padded((d * size_of_number(s) + sizeof(REAL) - 1) / sizeof(REAL));
+  const int of_shards = s->groups || predicts(s);  // frames: one for each thread
+  if (!predicts(s) && (s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
+  r->capacity = up(least(of_shards ? s->shard : s->batch, s->rows), 64);
+  if (!of_shards) made = frame_is_made(r, &r->batch);
+  const int64_t words = s->sparse ? least(s->words, ((d > r->capacity ? d : r->capacity) + 63) / 64) : 0;
   for (int64_t t = 0; made && t < s->threads; t++) {
     Own *own = r->own + t;
-    if (s->groups) made = frame_is_made(r, &own->frame);
-    made = made && (own->lists.index = new (listed * 2)) && (own->by_column = new (r->capacity * 8)) &&
-           (own->lists.values = new ((2 * listed + widest) * sizeof(REAL)));
+    if (of_shards) made = frame_is_made(r, &own->frame);
+    made = made && (own->sums = new (widest * sizeof(REAL))) && (own->values = new (64 * words * sizeof(REAL))) &&
+           (own->by_column = new (COLUMNS * words * 8));
+    if (!of_shards) made = made && (own->gradient = new (largest * sizeof(REAL)));
   }
   const int64_t rows = s->groups ? s->shard : s->batch / parts_of(s, s->batch);  // of a product
-  for (int64_t l = 2; made && l <= L; l++)
+  for (int64_t l = 2; made && !predicts(s) && l <= L; l++)
     if (r->sizes[l] * r->sizes[l - 1] <= TRANSPOSED_AT_MOST && multiplies_by_transposed(r, l, rows))
       made = (r->transposed[l] = new (r->sizes[l] * r->lds[l - 1] * sizeof(REAL))) != 0;
   for (int64_t g = 0; made && g < s->groups; g++) made = (r->sums[g] = new (r->offsets[L] * sizeof(REAL))) != 0;
@@ -792,19 +858,14 @@ failed:
   return 0;
 }
 
-void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
-  const int64_t count = piece->last - piece->update;
-  const int64_t threads = !r->setup.groups && r->pace.alone >= count ? 1 : r->setup.threads;
+// Let so many threads work, of which the caller is one.
+static void work_together(Replay *r, int64_t threads) {
   pthread_t ids[MOST_THREADS];
   Job jobs[MOST_THREADS];
   const Mode before = mode();
   set_mode(before | ZERO_FOR_SUBNORMALS);
-  r->piece = piece;
   derive_slices(r, 0, 0, 0, 1);
   r->crew = 0;
-  r->next_part = r->setup.groups ? share(r, r->setup.groups, r->setup.rank) : 0;
-  r->next_slice = r->slice_of_rank[r->setup.rank];
-  r->pace.until = piece->update + r->pace.alone;
   long crew = 1;
   for (jobs[0] = (Job){r, 0}; crew < threads; crew++) {
     jobs[crew] = (Job){r, crew};
@@ -814,8 +875,42 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   r->crew = crew;
   work(jobs);
   for (long t = 1; t < crew; t++) pthread_join(ids[t], 0);
-  r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
   set_mode(before);
+}
+void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
+  const int64_t count = piece->last - piece->update;
+  r->piece = piece;
+  r->next_part = r->setup.groups ? share(r, r->setup.groups, r->setup.rank) : 0;
+  r->next_slice = r->slice_of_rank[r->setup.rank];
+  r->pace.until = piece->update + r->pace.alone;
+  work_together(r, !r->setup.groups && r->pace.alone >= count ? 1 : r->setup.threads);
+  r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
+}
+
+// Use a layer's parameters where they lie, or a copy with rows that are filled up, if a vector that begins in the last row
+// could end behind the last of them.
+static const REAL *place(Replay *r, int64_t l, const REAL *from, int64_t behind) {
+  const int64_t n = r->sizes[l];
+  r->lds[l] = behind < ROW ? up(n, ROW) : n;
+  if (behind >= ROW) return from;
+  REAL *to = (REAL *)r->setup.theta + r->offsets[l - 1];
+  for (int64_t j = 0; j <= r->sizes[l - 1]; j++) memcpy(to + j * r->lds[l], from + j * n, n * sizeof(REAL));
+  return to;
+}
+// The outputs (rows, sizes[L]) of rows X, so many at a time, with parameters whose rows lie one behind another.
+void NAME(predict, SUFFIX)(Replay *r, const void *X, int64_t rows, int64_t shard, const void *theta, void *outputs) {
+  const REAL *layer = theta;
+  int64_t behind = 0;
+  for (int64_t l = 1; l <= r->setup.layers; l++) behind += (1 + r->sizes[l - 1]) * r->sizes[l];
+  for (int64_t l = 1, numbers; l <= r->setup.layers; l++, layer += numbers) {
+    numbers = (1 + r->sizes[l - 1]) * r->sizes[l];
+    r->parameters[l] = place(r, l, layer, behind -= numbers);
+  }
+  Piece piece = {.X = X};
+  const Unseen unseen = {rows, shard, outputs};
+  r->piece = &piece, r->unseen = &unseen, r->next_part = 0;
+  work_together(r, least(r->setup.threads, (rows + shard - 1) / shard));
+  r->unseen = 0;
 }
 
 // Let each rank have the gradient and what the optimizer keeps of all slices: after `run` it has them of its own.

@@ -1,11 +1,12 @@
 // Products with a matrix that has many zeros, which are skipped one by one.
 //
-// Rows are taken in pairs. For each pair there is a list of the columns that either row uses, and the numbers of both
-// rows there; the product adds up the rows of B that the list names, for both rows at once. Two rows are as many as
-// the load of B from the second cache pays for. Backwards, columns are taken in pairs, with lists of rows.
+// A mask has a bit for each number of a row, 64 in a word, that says whether it is not zero. The product walks over the
+// bits and adds the row of B that each stands for, times the number: no list is made of them. What a word may need of B,
+// 64 rows of as many vectors as fit into the registers, stays in the first cache while all rows of the batch meet it.
+// Backwards, words stand for 64 rows in a column.
 //
-// A sum follows its list, which is in order, and what the other row brings along adds zero: the bits do not depend on
-// which rows are pairs, how wide a vector is, or how the work is shared.
+// Each sum begins at zero, follows the bits in order, and is added once it has come to the end of its words: the bits of
+// the result do not depend on how wide a vector is, or how the work is shared.
 #pragma once
 
 typedef REAL Anywhere __attribute__((aligned(1)));  // a number of X, which need not be on a boundary
@@ -26,12 +27,13 @@ INLINE REAL stored_number(const Stored *row, int64_t j) {
   const uint64_t word = row->masks[j / 64], bit = 1ull << j % 64;
   return word & bit ? row->values[row->before[j / 64] + __builtin_popcountll(word & (bit - 1))] : 0;
 }
+// A number of a row that is neither stored so nor bytes.
 INLINE REAL number(const Setup *s, const void *row, int64_t j) {
-  if (s->starts) return stored_number(row, j);
-  if (s->bytes) return ((const uint8_t *)row)[j] * (1 / (REAL)255);
   const REAL x = ((const Anywhere *)row)[j];
   return s->background ? x - ((const REAL *)s->background)[j] : x;
 }
+
+INLINE int64_t size_of_number(const Setup *s) { return s->bytes ? 1 : sizeof(REAL); }
 
 // A bit for each of up to 64 bytes that is not zero. Eight at a time: the upper bit of each says so, and a product moves
 // these bits together. The processors that this is compiled for put the first byte lowest.
@@ -51,58 +53,11 @@ INLINE uint64_t mark_bytes(const uint8_t *bytes, int64_t count) {
 static void mark(const Setup *s, const void *row, uint64_t *masks) {
   const int64_t d = s->sizes[0];
   for (int64_t j = 0; j < d; j += 64) {
-    uint64_t mask = 0;
     const int64_t count = d - j < 64 ? d - j : 64;
-    if (s->bytes)
-      mask = mark_bytes((const uint8_t *)row + j, count);
-    else
-      for (int64_t q = 0; q < count; q++) mask |= (uint64_t)(number(s, row, j + q) != 0) << q;
-    masks[j / 64] = mask;
+    uint8_t used[64];
+    for (int64_t q = 0; !s->bytes && q < count; q++) used[q] = number(s, row, j + q) != 0;
+    masks[j / 64] = mark_bytes(s->bytes ? (const uint8_t *)row + j : used, count);
   }
-}
-
-// Append the positions of the bits of a mask, plus `first`; up to seven numbers behind the last are overwritten.
-static uint16_t offsets[256][8];
-static uint8_t counts[256];
-static pthread_once_t tables_are_filled = PTHREAD_ONCE_INIT;
-static void fill_tables(void) {
-  for (int byte = 0; byte < 256; byte++) {
-    counts[byte] = 0;
-    for (int bit = 0; bit < 8; bit++)
-      if (byte >> bit & 1) offsets[byte][counts[byte]++] = bit;
-  }
-}
-typedef uint16_t Eight __attribute__((vector_size(16), aligned(2)));
-INLINE uint16_t *positions(uint64_t mask, uint16_t first, uint16_t *to) {
-  for (; mask; mask >>= 8, first += 8) {
-    *(Eight *)to = *(const Eight *)offsets[mask & 255] + first;
-    to += counts[mask & 255];
-  }
-  return to;
-}
-
-#define PAIRS 32         // of rows or columns, that are worked on together
-#define INDEXED (1 << 16)  // columns or rows, at most: an index has 16 bits
-typedef struct {
-  uint16_t *index;  // of the pairs, one after another
-  REAL *values;     // two for each index
-  int64_t starts[PAIRS + 1];
-} Lists;
-
-// The list of the rows from `one` on, two of them or the last one alone: columns from `first` on that either uses.
-static void list_rows(const Setup *s, const void **rows, const uint64_t **masks, int64_t one, int64_t last,
-                      int64_t first, Lists *to, int64_t pair) {
-  const int64_t two = one + 1 < last ? one + 1 : one, begin = to->starts[pair];
-  uint16_t *index = to->index + begin, *end = index;
-  const int64_t stop = first + INDEXED < s->sizes[0] ? first + INDEXED : s->sizes[0];
-  for (int64_t j = first; j < stop; j += 64)
-    end = positions(masks[one][j / 64] | masks[two][j / 64], j - first, end);
-  REAL *values = to->values + 2 * begin;
-  for (; index < end; index++, values += 2) {
-    values[0] = number(s, rows[one], first + *index);
-    values[1] = number(s, rows[two], first + *index);
-  }
-  to->starts[pair + 1] = end - to->index;
 }
 
 #define SWAP(j, keep)                                    \
@@ -121,67 +76,112 @@ static void transpose(uint64_t *t) {  // 64 words of 64 bits
   SWAP(1, 0x5555555555555555ull)
 }
 
-// The masks of 64 columns from j on: for each, a word for every 64 rows.
-static void masks_of_columns(const uint64_t **masks, int64_t m, int64_t j, uint64_t *by_column) {
-  for (int64_t i = 0; i < m; i += 64) {
-    uint64_t *t = by_column + i;
-    for (int64_t q = 0; q < 64; q++) t[q] = i + q < m ? masks[i + q][j / 64] : 0;
-    transpose(t);
-  }
-}
-// The list of columns j + c and j + c + 1, or of the last one alone: rows that use either.
-static void list_columns(const Setup *s, const void **rows, int64_t m, int64_t j, int64_t c, const uint64_t *by_column,
-                         Lists *to, int64_t pair) {
-  const int64_t other = j + c + 1 < s->sizes[0] ? c + 1 : c, begin = to->starts[pair];
-  uint16_t *index = to->index + begin, *end = index;
-  for (int64_t i = 0; i < m; i += 64) end = positions(by_column[i + c] | by_column[i + other], i, end);
-  REAL *values = to->values + 2 * begin;
-  for (; index < end; index++, values += 2) {
-    values[0] = number(s, rows[*index], j + c);
-    values[1] = number(s, rows[*index], j + other);
-  }
-  to->starts[pair + 1] = end - to->index;
-}
 
-// Two rows of the product, V vectors of each: they begin at zero and are added once, which is more exact.
-#define PAIR(V)                                                                                                  \
-  static void pair_##V(const uint16_t *index, int64_t count, const REAL *values, const REAL *B, int64_t ldb,     \
-                       REAL *one, REAL *two) {                                                                   \
-    Vector c[V], e[V];                                                                                           \
-    UNROLL for (int v = 0; v < V; v++) c[v] = e[v] = (Vector){0};                                                \
-    for (int64_t i = 0; i < count; i++) {                                                                        \
-      const Vector *b = (const Vector *)(B + index[i] * ldb);                                                    \
-      const REAL x = values[2 * i], y = values[2 * i + 1];                                                       \
-      UNROLL for (int v = 0; v < V; v++) {                                                                       \
-        Vector u = b[v];                                                                                         \
-        LOADED(u); /* once: GCC would put the load into both products */                                         \
-        c[v] += x * u;                                                                                           \
-        e[v] += y * u;                                                                                           \
+// C += sum of x b over the bits of so many words, with the number x and the row b of B that a bit stands for. Words are
+// `apart`, numbers `stride`.
+static REAL scaled[256];  // a byte as a number
+#define NUMBER_OF_REALS(x, i) ((const REAL *)x)[i]
+#define NUMBER_OF_BYTES(x, i) scaled[((const uint8_t *)x)[i]]
+#define SUM(KIND, V)                                                                                             \
+  static void sum_of_##KIND##_##V(const uint64_t *masks, int64_t words, int64_t apart, const void *x, int64_t stride, \
+                                  const REAL *B, int64_t ldb, REAL *C) {                                         \
+    Vector c[V];                                                                                                 \
+    UNROLL for (int v = 0; v < V; v++) c[v] = (Vector){0};                                                       \
+    for (int64_t w = 0; w < words; w++)                                                                          \
+      for (uint64_t mask = masks[w * apart]; mask; mask &= mask - 1) {                                           \
+        const int64_t j = 64 * w + __builtin_ctzll(mask);                                                        \
+        const REAL number = NUMBER_OF_##KIND(x, j * stride);                                                     \
+        const Vector *b = (const Vector *)(B + j * ldb);                                                         \
+        UNROLL for (int v = 0; v < V; v++) c[v] += number * b[v];                                                \
       }                                                                                                          \
-    }                                                                                                            \
-    UNROLL for (int v = 0; v < V; v++)((Vector *)one)[v] += c[v];                                                \
-    if (two) UNROLL for (int v = 0; v < V; v++)((Vector *)two)[v] += e[v];                                       \
+    UNROLL for (int v = 0; v < V; v++)((Vector *)C)[v] += c[v];                                                  \
   }
-typedef void Pair(const uint16_t *, int64_t, const REAL *, const REAL *, int64_t, REAL *, REAL *);
-PAIR(1) PAIR(2) PAIR(3) PAIR(4) PAIR(5) PAIR(6)
-#if PAIR_VECTORS == 13
-PAIR(7) PAIR(8) PAIR(9) PAIR(10) PAIR(11) PAIR(12) PAIR(13)
-static Pair *const pairs[] = {0,      pair_1, pair_2, pair_3,  pair_4,  pair_5,  pair_6,
-                              pair_7, pair_8, pair_9, pair_10, pair_11, pair_12, pair_13};
+typedef void Sum(const uint64_t *masks, int64_t words, int64_t apart, const void *x, int64_t stride, const REAL *B,
+                 int64_t ldb, REAL *C);
+#define SUMS(V) SUM(REALS, V) SUM(BYTES, V)
+SUMS(1) SUMS(2) SUMS(3) SUMS(4) SUMS(5) SUMS(6) SUMS(7)
+#define UP_TO_7(KIND) sum_of_##KIND##_1, sum_of_##KIND##_2, sum_of_##KIND##_3, sum_of_##KIND##_4, sum_of_##KIND##_5, \
+                      sum_of_##KIND##_6, sum_of_##KIND##_7
+#if SUM_VECTORS == 13
+SUMS(8) SUMS(9) SUMS(10) SUMS(11) SUMS(12) SUMS(13)
+#define UP_TO_13(KIND) UP_TO_7(KIND), sum_of_##KIND##_8, sum_of_##KIND##_9, sum_of_##KIND##_10, sum_of_##KIND##_11, \
+                       sum_of_##KIND##_12, sum_of_##KIND##_13
+static Sum *const sums[2][14] = {{0, UP_TO_13(REALS)}, {0, UP_TO_13(BYTES)}};
 #else
-static Pair *const pairs[] = {0, pair_1, pair_2, pair_3, pair_4, pair_5, pair_6};
+static Sum *const sums[2][8] = {{0, UP_TO_7(REALS)}, {0, UP_TO_7(BYTES)}};
 #endif
+static pthread_once_t tables_are_filled = PTHREAD_ONCE_INIT;
+static void fill_tables(void) {
+  for (int byte = 0; byte < 256; byte++) scaled[byte] = byte * (1 / (REAL)255);
+}
 
-// `rows` rows of O += what the lists of pairs say of B, both with n columns that matter and `ld` in all. Some columns at a
-// time, so that this part of B stays in the cache.
-static void add_pairs(const Lists *lists, int64_t rows, const REAL *B, REAL *O, int64_t n, int64_t ld) {
-  const int64_t vectors = (n + LANES - 1) / LANES, parts = (vectors + PAIR_VECTORS - 1) / PAIR_VECTORS;
-  for (int64_t part = 0; part < parts; part++) {
-    const int64_t first = vectors * part / parts, V = vectors * (part + 1) / parts - first, o = first * LANES;
-    for (int64_t p = 0; 2 * p < rows; p++) {
-      const int64_t begin = lists->starts[p], count = lists->starts[p + 1] - begin;
-      REAL *one = O + 2 * p * ld + o, *two = 2 * p + 1 < rows ? one + ld : 0;
-      if (count) pairs[V](lists->index + begin, count, lists->values + 2 * begin, B + o, ld, one, two);
+// A number of columns is cut into parts of as many vectors as a sum takes, and this is where part p begins.
+static int64_t parts_of_columns(int64_t n) { return ((n + LANES - 1) / LANES + SUM_VECTORS - 1) / SUM_VECTORS; }
+static int64_t first_vector(int64_t n, int64_t p) { return (n + LANES - 1) / LANES * p / parts_of_columns(n); }
+
+typedef struct {  // rows of a batch
+  const uint64_t *marks;  // their masks
+  int64_t words;          // of each of them
+  const void *numbers;    // bytes or numbers, `stride` from row to row; or null, if they are
+  int64_t stride;
+  const void **stored;    // stored without their zeros
+} Sparse;
+
+// Rows [from, to) of Z += X W, with n columns that matter.
+static void add_forward(const Setup *s, const Sparse *X, int64_t from, int64_t to, const REAL *W, int64_t ldw, int64_t n,
+                        REAL *Z, int64_t ldz, REAL *values) {
+  for (int64_t w = 0, words; w < X->words; w += words) {
+    words = X->words - w < s->words ? X->words - w : s->words;
+    for (int64_t p = 0; p < parts_of_columns(n); p++) {
+      const int64_t o = first_vector(n, p) * LANES, V = first_vector(n, p + 1) - first_vector(n, p);
+      for (int64_t q = from; q < to; q++) {
+        const uint64_t *masks = X->marks + q * X->words + w;
+        const char *x = (const char *)X->numbers + (q * X->stride + 64 * w) * size_of_number(s);
+        if (X->stored) {
+          for (int64_t i = 0; i < words; i++)
+            for (uint64_t mask = masks[i]; mask; mask &= mask - 1) {
+              const int64_t j = 64 * i + __builtin_ctzll(mask);
+              values[j] = stored_number(X->stored[q], 64 * w + j);
+            }
+          x = (const char *)values;
+        }
+        sums[s->bytes][V](masks, words, 1, x, 1, W + 64 * w * ldw + o, ldw, Z + q * ldz + o);
+      }
+    }
+  }
+}
+
+#define COLUMNS 256  // that are worked on together
+// The masks of columns [j0, j1), so many at most, of rows [i, i + 64 words) of m: a line of COLUMNS words for each 64.
+static void masks_of_columns(const Sparse *X, int64_t m, int64_t i, int64_t words, int64_t j0, int64_t j1, uint64_t *to) {
+  for (int64_t w = 0; w < words; w++, i += 64)
+    for (int64_t j = j0; j < j1; j += 64) {
+      uint64_t *t = to + w * COLUMNS + j - j0;
+      for (int64_t q = 0; q < 64; q++) t[q] = i + q < m ? X->marks[(i + q) * X->words + j / 64] : 0;
+      transpose(t);
+    }
+}
+// Rows [j0, j1) of dW += X^T dZ, from m rows; j0 is a multiple of 64. dW begins with row j0.
+static void add_backward(const Setup *s, const Sparse *X, int64_t m, int64_t j0, int64_t j1, const REAL *dZ, int64_t n,
+                         int64_t ld, REAL *dW, REAL *values, uint64_t *masks) {
+  for (int64_t i = 0, words; i < m; i += 64 * words) {
+    words = (m - i + 63) / 64 < s->words ? (m - i + 63) / 64 : s->words;
+    masks_of_columns(X, m, i, words, j0, j1, masks);
+    for (int64_t p = 0; p < parts_of_columns(n); p++) {
+      const int64_t o = first_vector(n, p) * LANES, V = first_vector(n, p + 1) - first_vector(n, p);
+      for (int64_t j = j0; j < j1; j++) {
+        const char *x = (const char *)X->numbers + (i * X->stride + j) * size_of_number(s);
+        if (X->stored) {
+          for (int64_t w = 0; w < words; w++)
+            for (uint64_t mask = masks[w * COLUMNS + j - j0]; mask; mask &= mask - 1) {
+              const int64_t q = 64 * w + __builtin_ctzll(mask);
+              values[q] = stored_number(X->stored[i + q], j);
+            }
+          x = (const char *)values;
+        }
+        sums[s->bytes][V](masks + j - j0, words, COLUMNS, x, X->stored ? 1 : X->stride, dZ + i * ld + o, ld,
+                          dW + (j - j0) * ld + o);
+      }
     }
   }
 }

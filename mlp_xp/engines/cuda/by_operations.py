@@ -1,4 +1,4 @@
-"""Rows that do not all count the same, which the kernels of whole epochs do not know."""
+"""What the kernels of whole epochs do not know: rows that do not all count the same, and dropout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..base import Setup
 from ..host import HostEngine, as_stored
 from .share import Share, share_of
 
-__all__ = ["WeightedEngine", "make_weighted_engine"]
+__all__ = ["ShareEngine", "make_host_engine"]
 
 
-class WeightedEngine(HostEngine):
+class ShareEngine(HostEngine):
     """Updates by operations that the host starts, on this rank's share of the rows of each shard.
 
     Parameters
@@ -38,10 +38,12 @@ class WeightedEngine(HostEngine):
 
     def _part(self, shard: Shard) -> Shard:
         rows = self._share.rows(shard.rows)
-        return Shard(shard.X[rows.start : rows.stop, :], shard.y[rows.start : rows.stop, ...])
+        X, y, samples = shard
+        part = slice(rows.start, rows.stop)
+        return Shard(X[part, :], y[part, ...], samples[part])
 
 
-def make_weighted_engine(setup: Setup) -> HostEngine:
-    """Return the engine for a GPU and rows with weights."""
+def make_host_engine(setup: Setup) -> HostEngine:
+    """Return the engine for a GPU whose host starts each operation."""
     share = share_of(setup)
-    return HostEngine(as_stored(setup)) if share is None else WeightedEngine(as_stored(setup), share)
+    return HostEngine(as_stored(setup)) if share is None else ShareEngine(as_stored(setup), share)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ..kernels.cpu.compiled import ROW_BYTES
-from ..mlp import MLP
+from ...params import Layout
+from .compiled import ROW_BYTES, padded
 
 __all__ = ["Padded"]
 
@@ -19,16 +20,16 @@ class Padded:
 
     Parameters
     ----------
-    model : MLP
+    layout : Layout
+    dtype : str
     """
 
-    def __init__(self, model: MLP) -> None:
-        self.dtype, self.own = np.dtype(model.dtype), model.layout.blocks
-        row = ROW_BYTES // self.dtype.itemsize
-        shapes = [(1 + d, -(-h // row) * row) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
+    def __init__(self, layout: Layout, dtype: str) -> None:
+        self.dtype, self.own, sizes = np.dtype(dtype), layout.blocks, layout.sizes
+        shapes = [(1 + d, padded(h, self.dtype)) for d, h in pairwise(sizes)]
         ends = np.cumsum([rows * columns for rows, columns in shapes])
         starts = [0, *ends[:-1]]
-        self.blocks = list(zip(map(slice, starts, ends), shapes, model.sizes[1:], strict=True))
+        self.blocks = list(zip(map(slice, starts, ends), shapes, sizes[1:], strict=True))
         self.size = int(ends[-1])
 
     def zeros(self) -> _Vector:

@@ -1,0 +1,124 @@
+"""Predictions by the compiled library: the text of forward, replayed for shards of rows on threads of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from ...devices.blas_threads import default_threads
+from ...model import Network, forward
+from ...params import Layout
+from ..recording import Program, RecordingKernels, symbols
+from . import compiled
+from .blas import gemm_address
+from .padded import Padded
+
+__all__ = ["CompiledPredictor"]
+
+_WORTH_THREADS = 4e6  # multiplications, a tenth of a millisecond
+_SHARD = 256  # rows at most, whose activations stay in the cache of a core
+_LEAST_SHARD = 48  # if there are as many
+_FEW = 64  # that do not need buffers for more
+_SHARDS = 16  # of a few rows, at most
+_MOST_THREADS = 256
+_BLOCK, _NUMBERS, _PRODUCTS = 8192, 2**24, 2**34  # rows at once, and what they may be, so that Ctrl-C is heard
+
+_Array = np.ndarray[Any, Any]
+
+
+class CompiledPredictor:
+    """Computes the outputs of a network for many rows at once.
+
+    Each thread that asks has buffers of its own, which are kept.
+
+    Parameters
+    ----------
+    library : Library
+    layout : Layout
+    network : Network
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    """
+
+    def __init__(self, library: compiled.Library, layout: Layout, network: Network, dtype: str) -> None:
+        self.library, self.layout, self.dtype = library, layout, np.dtype(dtype)
+        d, P = layout.sizes[0], layout.size
+        self.block_rows = max(_SHARD, min(_BLOCK, _NUMBERS // d, _PRODUCTS // P))
+        recorded: Any = RecordingKernels(layout.sizes)
+        forward(network, recorded, symbols(len(layout.sizes) - 1), None)
+        self.program: Program = recorded.program
+        self._own = _Own()
+
+    @classmethod
+    def of(cls, layout: Layout, network: Network, dtype: str) -> CompiledPredictor | None:
+        """Return a predictor, or None if there is no compiled library that can do this."""
+        library = compiled.library()
+        if library is None or gemm_address(dtype) is None or not set(network.g) <= compiled.FUNCTIONS.keys():
+            return None
+        return cls(library, layout, network, dtype)
+
+    def __call__(self, theta: _Array, X: _Array) -> _Array:
+        """Return A[L] (n, n_L) for rows (n, n_0) of bytes or of the dtype, with the parameters (P,).
+
+        The bits do not depend on the number of threads.
+
+        Raises
+        ------
+        MemoryError
+            If there is none for the buffers.
+        """
+        n = X.shape[0]
+        outputs = np.empty((n, self.layout.sizes[-1]), self.dtype)
+        shards = 1 if n < 2 * _LEAST_SHARD else min(_SHARDS, 1 << (n // _LEAST_SHARD).bit_length() - 1)
+        shard = min(_SHARD, -(-n // shards))
+        threads = 1 if n * self.layout.size < _WORTH_THREADS else min(default_threads(), _MOST_THREADS)
+        key = X.dtype == np.uint8, threads, _FEW if shard <= _FEW else _SHARD
+        replay = self._own.replays.get(key)
+        if replay is None:
+            replay = self._own.replays[key] = _Replay(self, *key)
+        replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta), outputs)
+        return outputs
+
+
+class _Replay:
+    """Buffers of the library for shards of so many rows at most."""
+
+    def __init__(self, predictor: CompiledPredictor, pixels: bool, threads: int, capacity: int) -> None:
+        layout, program, dtype = predictor.layout, predictor.program, predictor.dtype
+        address = gemm_address(dtype)
+        assert address is not None
+        sizes, widths = np.asarray(layout.sizes, np.int64), np.asarray(program.columns, np.int64)
+        instructions = compiled.instructions_of(program)
+        self._theta = Padded(layout, dtype.name).zeros()
+        given = compiled.Setup(
+            layers=len(sizes) - 1, buffers=len(widths), instructions=len(instructions), sizes=sizes.ctypes.data,
+            widths=widths.ctypes.data, program=ctypes.addressof(instructions), gemm=address[0],
+            long_integers=address[1], rows=capacity, bytes=pixels, theta=self._theta.ctypes.data, shard=capacity,
+            threads=threads, words=1, ranks=1,
+        )  # fmt: skip
+        new, self._predict, free = (predictor.library.function(name, dtype) for name in ("new", "predict", "free"))
+        replay = new(ctypes.byref(given))
+        if not replay:
+            raise MemoryError(f"there is no memory for predictions of {capacity} rows by {threads} threads")
+        self._replay = ctypes.c_void_p(replay)
+        weakref.finalize(self, free, self._replay)
+
+    def __call__(self, X: _Array, shard: int, theta: _Array, outputs: _Array) -> None:
+        self._predict(self._replay, _address(X), X.shape[0], shard, _address(theta), _address(outputs))
+
+
+def _address(array: _Array) -> Any:
+    """Return where an array lies; ``array.ctypes.data`` takes as long as a prediction of a row."""
+    memory: Any = array
+    return ctypes.byref(ctypes.c_char.from_buffer(memory)) if array.flags.writeable else array.ctypes.data
+
+
+class _Own(threading.local):
+    """What a thread has: replays, by what they are made for."""
+
+    def __init__(self) -> None:
+        self.replays: dict[tuple[bool, int, int], _Replay] = {}
