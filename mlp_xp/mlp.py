@@ -14,8 +14,8 @@ from .convert.tensors import read_model, write_model
 from .convert.torch import Layers, make_sequential, read_sequential
 from .devices import Array, Device, check_precision, get_device
 from .files.tensors import CheckpointError
-from .inference import Inference
-from .kernels import GenericKernels, Predictor, kernels_for, predictor_for
+from .inference import Inference, Predictor
+from .kernels import GenericKernels, kernels_for
 from .kernels.functions import softmax
 from .metrics import read_outputs
 from .model import Network, check_activations, forward, grad_sum
@@ -237,7 +237,7 @@ class MLP:
 
     @cached_property
     def _predictor(self) -> Predictor | None:
-        return predictor_for(self.device, self.layout, self.network, self.dtype)
+        return Predictor.of(self.device, self.layout, self.network, self.dtype)
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Return probabilities (n, n_L): of the classes (rows add up to 1), or of each output being 1.

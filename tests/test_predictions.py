@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 import mlp_xp as mx
 from mlp_xp.devices.blas_threads import at_most
+from mlp_xp.inference.compiled import Predictor
 from mlp_xp.kernels.cpu import compiled
-from mlp_xp.kernels.cpu.predictor import CompiledPredictor
 
 pytestmark = pytest.mark.skipif(compiled.library() is None, reason="needs the compiled library")
 
@@ -52,7 +52,7 @@ def by_the_text(model, X):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_outputs_are_the_texts(sizes, dtype, rng):
     model = draw_model(rng, sizes, dtype)
-    assert isinstance(model._predictor, CompiledPredictor)
+    assert isinstance(model._predictor, Predictor)
     for n in (1, 2, 47, 95, 96, 97, 300, int(rng.integers(1, 2000))):
         X = draw_rows(rng, n, sizes[0], dtype)
         right, terms = by_the_text(model, X)
@@ -65,7 +65,7 @@ def test_mnist_has_the_numbers_of_numpy(monkeypatch):
     X = mx.datasets.mnist()[1].X
     model = mx.MLP([784, 196, 10], seed=3)
     got, loss = model.outputs(X), model.evaluate(X, np.arange(len(X)) % 10)
-    monkeypatch.setattr(CompiledPredictor, "of", classmethod(lambda cls, *arguments: None))
+    monkeypatch.setattr(Predictor, "of", classmethod(lambda cls, *arguments: None))
     plain = copy.deepcopy(model)
     assert plain._predictor is None
     np.testing.assert_allclose(got, plain.outputs(X), atol=5e-6)
@@ -87,9 +87,9 @@ def test_the_number_of_threads_leaves_the_bits(sizes, rng):
 
 def test_at_most_the_threads_that_are_allowed_work(monkeypatch, rng):
     seen = []
-    make = mx.kernels.cpu.predictor._Replay
+    make = mx.inference.compiled._Replay
     monkeypatch.setattr(
-        "mlp_xp.kernels.cpu.predictor._Replay",
+        "mlp_xp.inference.compiled._Replay",
         lambda predictor, pixels, threads, rows: seen.append(threads) or make(predictor, pixels, threads, rows),
     )
     X = rng.random((3000, 784), dtype=np.float32)
@@ -107,10 +107,8 @@ def test_blocks_come_one_after_another(monkeypatch, rng):
     monkeypatch.setattr(model._predictor, "block_rows", 100)
     X, y = rng.standard_normal((1050, 7)), rng.standard_normal((1050, 3))
     blocks = []
-    call = CompiledPredictor.__call__
-    monkeypatch.setattr(
-        CompiledPredictor, "__call__", lambda self, theta, X: blocks.append(len(X)) or call(self, theta, X)
-    )
+    call = Predictor.__call__
+    monkeypatch.setattr(Predictor, "__call__", lambda self, theta, X: blocks.append(len(X)) or call(self, theta, X))
     whole = np.concatenate([model.outputs(X[i : i + 100]) for i in range(0, 1050, 100)])
     blocks.clear()
     assert_array_equal(model.outputs(X), whole)
@@ -191,7 +189,7 @@ def test_what_the_library_does_not_know_is_computed_by_numpy(monkeypatch, rng):
     for setting in ("compiled.library", "gemm_address"):
         with monkeypatch.context() as changed:
             changed.setattr(
-                f"mlp_xp.kernels.cpu.predictor.{'compiled.' * (setting == 'library')}{setting}", lambda *a: None
+                f"mlp_xp.inference.compiled.{'compiled.' * (setting == 'library')}{setting}", lambda *a: None
             )
             model = draw_model(rng, (5, 6, 2))
             assert model._predictor is None

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..devices import Array, CupyDevice, Device, NumpyDevice, TorchDevice
 from .functions import ACTIVATIONS, LOSSES
 from .generic import GenericKernels
 
-if TYPE_CHECKING:
-    from ..model import Network
-    from ..params import Layout
-
-__all__ = ["ACTIVATIONS", "LOSSES", "GenericKernels", "Kernels", "Predictor", "kernels_for", "predictor_for"]
+__all__ = ["ACTIVATIONS", "LOSSES", "GenericKernels", "Kernels", "kernels_for"]
 
 
 class Kernels(Protocol):
@@ -39,21 +35,6 @@ class Kernels(Protocol):
     def input_gradient(self, dZ: Array, W: Array) -> Array: ...
     def loss(self, name: str, A: Array, y: Array) -> tuple[Array, Array]: ...
     def sum(self, losses: Array) -> Array: ...
-
-
-class Predictor(Protocol):
-    """Computes the outputs of one network for rows of the host.
-
-    Attributes
-    ----------
-    block_rows : int
-        The most rows to give it.
-    """
-
-    block_rows: int
-
-    def __call__(self, theta: Array, X: Array) -> Array:
-        """Return A[L] (m, n_L) for rows (m, n_0) of bytes or of the dtype, with parameters (P,)."""
 
 
 @singledispatch
@@ -84,16 +65,3 @@ def _(device: TorchDevice, dtype: str, precision: str | None = None) -> Kernels:
     from .torch_ import TorchKernels
 
     return TorchKernels(device.xp, dtype)
-
-
-@singledispatch
-def predictor_for(device: Device, layout: Layout, network: Network, dtype: str) -> Predictor | None:
-    """Return what is faster than the kernels for predictions, if there is such a thing."""
-    return None
-
-
-@predictor_for.register(NumpyDevice)
-def _(device: NumpyDevice, layout: Layout, network: Network, dtype: str) -> Predictor | None:
-    from .cpu.predictor import CompiledPredictor
-
-    return CompiledPredictor.of(layout, network, dtype)

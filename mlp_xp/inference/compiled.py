@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ...devices.blas_threads import default_threads
-from ...model import Network, forward
-from ...params import Layout
-from ..recording import Program, RecordingKernels, symbols
-from . import compiled
-from .blas import gemm_address
-from .padded import Padded
+from ..devices import Device, NumpyDevice
+from ..devices.blas_threads import default_threads
+from ..kernels.cpu import compiled
+from ..kernels.cpu.blas import gemm_address
+from ..kernels.cpu.padded import Padded
+from ..kernels.recording import Program, RecordingKernels, symbols
+from ..model import Network, forward
+from ..params import Layout
 
-__all__ = ["CompiledPredictor"]
+__all__ = ["Predictor"]
 
 _WORTH_THREADS = 4e6  # multiplications, a tenth of a millisecond
 _SHARD = 256  # rows at most, whose activations stay in the cache of a core
@@ -30,7 +31,7 @@ _BLOCK, _NUMBERS, _PRODUCTS = 8192, 2**24, 2**34  # rows at once, and what they 
 _Array = np.ndarray[Any, Any]
 
 
-class CompiledPredictor:
+class Predictor:
     """Computes the outputs of a network for many rows at once.
 
     Each thread that asks has buffers of its own, which are kept.
@@ -54,9 +55,9 @@ class CompiledPredictor:
         self._own = _Own()
 
     @classmethod
-    def of(cls, layout: Layout, network: Network, dtype: str) -> CompiledPredictor | None:
-        """Return a predictor, or None if there is no compiled library that can do this."""
-        library = compiled.library()
+    def of(cls, device: Device, layout: Layout, network: Network, dtype: str) -> Predictor | None:
+        """Return a predictor for the device, or None if there is no compiled library that can do this."""
+        library = compiled.library() if isinstance(device, NumpyDevice) else None
         if library is None or gemm_address(dtype) is None or not set(network.g) <= compiled.FUNCTIONS.keys():
             return None
         return cls(library, layout, network, dtype)
@@ -87,7 +88,7 @@ class CompiledPredictor:
 class _Replay:
     """Buffers of the library for shards of so many rows at most."""
 
-    def __init__(self, predictor: CompiledPredictor, pixels: bool, threads: int, capacity: int) -> None:
+    def __init__(self, predictor: Predictor, pixels: bool, threads: int, capacity: int) -> None:
         layout, program, dtype = predictor.layout, predictor.program, predictor.dtype
         address = gemm_address(dtype)
         assert address is not None

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .devices import Array, Device
-from .kernels import GenericKernels, Kernels, Predictor
-from .metrics import accuracy, r_squared, read_outputs
-from .model import Network, forward
-from .objective import Objective
-from .params import Parameters
-from .rows.source import Rows
-from .rows.stored import ahead, come_in_blocks
+from ..devices import Array, Device
+from ..kernels import GenericKernels, Kernels
+from ..metrics import accuracy, r_squared, read_outputs
+from ..model import Network, forward
+from ..objective import Objective
+from ..params import Parameters
+from ..rows.source import Rows
+from ..rows.stored import ahead, come_in_blocks
+from .compiled import Predictor
 
 __all__ = ["Inference"]
 
