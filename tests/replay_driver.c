@@ -282,7 +282,6 @@ static double *expected(const Case *c, const char *X, const REAL *theta) {
 // Predict by so many threads, in shards of so many rows; return 1 if there is not enough memory.
 static int predicted(const Case *c, const char *X, const REAL *theta, int64_t shard, int64_t threads, REAL *outputs) {
   Setup s = c->setup;
-  REAL *copy = exactly(c->count * sizeof(REAL));
   Instruction forward[2 * MOST_LAYERS + 1] = {{FEATURES, 0, 0, 0, 0, 0}};
   for (int l = 1; l <= s.layers; l++) {
     forward[2 * l - 1] = (Instruction){AFFINE, 0, l, l - 1, 0, l};
@@ -290,12 +289,11 @@ static int predicted(const Case *c, const char *X, const REAL *theta, int64_t sh
   }
   s.y = s.weights = s.X = s.background = 0, s.starts = 0, s.sparse = s.groups = s.batch = 0;
   s.instructions = 2 * s.layers + 1, s.buffers = s.layers + 1, s.program = forward, s.widths = c->sizes;
-  s.theta = copy, s.threads = threads, s.shard = shard;
+  s.theta = 0, s.threads = threads, s.shard = shard;
   Replay *replay = NAME(new, SUFFIX)(&s);
   if (replay)
     for (int twice = 0; twice < 2; twice++) NAME(predict, SUFFIX)(replay, X, s.rows, shard, theta, outputs);
   NAME(free, SUFFIX)(replay);
-  free(copy);
   return !replay;
 }
 static int predictions(int64_t count) {

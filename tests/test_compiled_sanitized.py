@@ -88,7 +88,7 @@ FAULTS = {
     "masks of too few columns": ("new (COLUMNS * words", "new (words", ADDRESSES, "overflow"),
     "numbers of too few rows": ("new (64 * words", "new (words", ADDRESSES, "overflow"),
     "rows that are too few": ("up(least(of_shards", "1 + 0 * up(least(of_shards", ADDRESSES, "overflow"),
-    "parameters read behind their end": ("behind >= ROW) return", "behind >= 0) return", ADDRESSES, "overflow"),
+    "parameters read behind their end": ("if (behind < ROW &&", "if (behind < 0 &&", ADDRESSES, "overflow"),
     "a leak": ("free(r->own[t].by_column);", "", ADDRESSES, "LeakSanitizer"),
     "a leak if memory is short": ("failed:\n  NAME(free, SUFFIX)(r);", "failed:", ADDRESSES, "LeakSanitizer"),
     "numbers off a boundary": ("*)s->X + row", "*)s->X + 1 + row", ADDRESSES, "Sanitizer"),

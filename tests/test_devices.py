@@ -426,6 +426,39 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 7
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_forked_child_has_the_contexts_of_its_own_thread_alone(inside):
+    """Others that were in one do not leave it in the child; whoever forks inside leaves it there, too."""
+    code = f"""
+import os, threading
+from contextlib import ExitStack
+from mlp_xp.devices.blas_threads import blas_libraries, one_blas_thread
+for library in blas_libraries():
+    library.set(2)
+entered = threading.Event()
+def stay():
+    with one_blas_thread:
+        entered.set()
+        threading.Event().wait(20)
+threading.Thread(target=stay, daemon=True).start()
+entered.wait()
+with ExitStack() as stack:
+    if {inside}:
+        stack.enter_context(one_blas_thread)
+    child = os.fork()
+    if child == 0:
+        assert one_blas_thread._users == {int(inside)}
+        assert all(library.get() == {1 if inside else 2} for library in blas_libraries())
+if child == 0:
+    assert all(library.get() == 2 for library in blas_libraries())
+    os._exit(7)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 7
+
+
 class OtherBlas:
     """A BLAS library as threadpoolctl presents one that is not NumPy's own OpenBLAS."""
 

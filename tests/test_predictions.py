@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
@@ -205,3 +208,43 @@ def test_hostile_numbers_come_out_as_in_numpy(monkeypatch):
         with np.errstate(over="ignore"):
             right = np.maximum(X @ model.weights[0].T, 0) @ model.weights[1].T
         np.testing.assert_allclose(model.outputs(X), right, rtol=1e-5, atol=1e-37)
+
+
+AT_EXIT = """
+import atexit, sys, threading
+import numpy as np
+import mlp_xp as mx
+
+model, X = mx.MLP([784, 196, 10]), np.random.default_rng(0).random((300, 784), dtype=np.float32)
+states = mx.epochs(model, X, np.zeros(300, int), batch_size=50)
+others = mx.epochs(mx.MLP([784, 196, 10]), X, np.zeros(300, int), batch_size=50)
+
+def predict_forever():
+    while True:
+        model.outputs(X)
+
+atexit.register(lambda: print(model.outputs(X).shape, next(states).epoch))
+model.outputs(X), next(states)
+threading.Thread(target=predict_forever, daemon=True).start()
+threading.Thread(target=list, args=(others,), daemon=True).start()
+"""
+
+
+def test_predictions_and_updates_may_go_on_until_the_process_ends():
+    environment = {**os.environ, "MALLOC_PERTURB_": "165"}  # glibc overwrites what is freed
+    for _ in range(3):
+        command = [sys.executable, "-c", AT_EXIT]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+        assert (done.returncode, done.stdout) == (0, "(300, 10) 2\n"), done.stderr
+
+
+def test_only_small_buffers_are_kept(rng):
+    model = draw_model(rng, (784, 196, 10), "float32")
+    model.outputs(draw_rows(rng, 5000, 784, "float32"))
+    assert not model._predictor._own.replays
+    for n in (1, 1, 30, 40):
+        model.outputs(rng.random((n, 784), dtype=np.float32))
+    kept = sorted(replay.bytes for replay in model._predictor._own.replays.values())
+    assert len(kept) == 2  # for one row, and for a few
+    assert kept[0] < 5000
+    assert kept[1] <= 2**20

@@ -73,6 +73,12 @@ def _library(controller: Any) -> Library:
     return Library(controller, controller.get_num_threads, controller.set_num_threads)
 
 
+class _Entered(threading.local):
+    """How often a thread is in a context."""
+
+    times = 0
+
+
 class _OneThread:
     """A context that keeps NumPy's BLAS, or every other one, at one thread as long as anybody is in it.
 
@@ -82,18 +88,26 @@ class _OneThread:
     """
 
     def __init__(self, other: bool = False) -> None:
-        self._other, self._users = other, 0
+        self._other, self._users, self._own = other, 0, _Entered()
         self._before: list[tuple[Library, int]] = []
-        self.forget_lock()
+        self._new_lock()
 
-    def forget_lock(self) -> None:
-        """Take a new lock: in a forked child nobody would ever release one that another thread held."""
+    def _new_lock(self) -> None:
         # reentrant, as the garbage collector may close an abandoned generator, which leaves, while this thread enters
         self._lock = threading.RLock()
+
+    def forget_others(self) -> None:
+        """Go on in a forked child, which has this thread alone: the others will neither leave nor release the lock."""
+        self._new_lock()
+        others = self._users > self._own.times
+        self._users = self._own.times
+        if others and not self._users:
+            self._restore()
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
+            self._own.times += 1
             if self._users == 1:
                 self._before = [(library, library.get()) for library in self._libraries()]
                 for library, _ in self._before:
@@ -102,9 +116,13 @@ class _OneThread:
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._users -= 1
+            self._own.times -= 1
             if self._users == 0:
-                for library, threads in self._before:
-                    library.set(threads)
+                self._restore()
+
+    def _restore(self) -> None:
+        for library, threads in self._before:
+            library.set(threads)
 
     def _libraries(self) -> tuple[Library, ...]:
         return other_blas_libraries() if self._other else blas_libraries()
@@ -121,8 +139,8 @@ one_other_blas_thread = _OneThread(other=True)
 """The context for SciPy's, whose threads wait for each other longer than they work on vectors."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=one_blas_thread.forget_lock)
-    os.register_at_fork(after_in_child=one_other_blas_thread.forget_lock)
+    os.register_at_fork(after_in_child=one_blas_thread.forget_others)
+    os.register_at_fork(after_in_child=one_other_blas_thread.forget_others)
 
 
 def limit_this_thread() -> None:

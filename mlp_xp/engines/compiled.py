@@ -18,7 +18,6 @@ import numpy as np
 
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
-from ..kernels.cpu.padded import Padded
 from ..optim import OptimizerState
 from ..params import GradSum
 from ..rows.csr import CsrRows
@@ -27,6 +26,7 @@ from ..rows.stored import StoredRows, ahead, come_in_blocks
 from .base import Done, Setup
 from .compiled_program import constants_of, program_of
 from .host import HostEngine
+from .padded import Padded
 from .ranks import Requests
 from .reduce import groups_of
 
@@ -83,7 +83,7 @@ class CompiledEngine:
         if not replay:
             raise MemoryError(f"there is no memory for updates of {setup.batch_size or SHARD} rows")
         self._replay = ctypes.c_void_p(replay)
-        weakref.finalize(self, free, self._replay)
+        weakref.finalize(self, free, self._replay).atexit = False  # a thread may be at work until the very end
         self._rows_of_step = setup.batch_size or self._kept[0].shard * self._kept[0].groups
         self._steps = -(-self._n // self._rows_of_step)  # a full batch may take long: rounds of a shard for each group
         # rows in a file, in the order of the epoch: where they begin, and a block of them

@@ -14,7 +14,6 @@ from ..checks import check_count
 from ..devices import NumpyDevice
 from ..devices.blas_threads import default_threads
 from ..dropout import check_dropout
-from ..kernels.cpu.padded import Padded
 from ..mlp import MLP
 from ..optim import LBFGS, SGD, Optimizer
 from ..rows.csr import CsrRows
@@ -24,6 +23,7 @@ from ..rows.stored import WINDOW, StoredRows, come_in_blocks
 from . import choose_plan
 from .compiled import MARKED, SHARD, mask_bytes
 from .compiled_program import buffer_widths, why_not
+from .padded import Padded
 from .reduce import groups_of
 
 __all__ = ["estimate_memory"]

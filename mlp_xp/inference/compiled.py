@@ -13,7 +13,6 @@ from ..devices import Device, NumpyDevice
 from ..devices.blas_threads import default_threads
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
-from ..kernels.cpu.padded import Padded
 from ..kernels.recording import Program, RecordingKernels, symbols
 from ..model import Network, forward
 from ..params import Layout
@@ -23,7 +22,8 @@ __all__ = ["Predictor"]
 _WORTH_THREADS = 4e6  # multiplications, a tenth of a millisecond
 _SHARD = 256  # rows at most, whose activations stay in the cache of a core
 _LEAST_SHARD = 48  # if there are as many
-_FEW = 64  # that do not need buffers for more
+_CAPACITIES = 1, 64, _SHARD  # rows that buffers are made for
+_KEPT = 2**20  # bytes of buffers that are used again: to make larger ones takes no time beside what they are for
 _SHARDS = 16  # of a few rows, at most
 _MOST_THREADS = 256
 _BLOCK, _NUMBERS, _PRODUCTS = 8192, 2**24, 2**34  # rows at once, and what they may be, so that Ctrl-C is heard
@@ -34,7 +34,7 @@ _Array = np.ndarray[Any, Any]
 class Predictor:
     """Computes the outputs of a network for many rows at once.
 
-    Each thread that asks has buffers of its own, which are kept.
+    Each thread that asks has buffers of its own. Small ones are kept, so that a row takes no longer than it must.
 
     Parameters
     ----------
@@ -77,10 +77,12 @@ class Predictor:
         shards = 1 if n < 2 * _LEAST_SHARD else min(_SHARDS, 1 << (n // _LEAST_SHARD).bit_length() - 1)
         shard = min(_SHARD, -(-n // shards))
         threads = 1 if n * self.layout.size < _WORTH_THREADS else min(default_threads(), _MOST_THREADS)
-        key = X.dtype == np.uint8, threads, _FEW if shard <= _FEW else _SHARD
+        key = X.dtype == np.uint8, threads, next(most for most in _CAPACITIES if shard <= most)
         replay = self._own.replays.get(key)
         if replay is None:
-            replay = self._own.replays[key] = _Replay(self, *key)
+            replay = _Replay(self, *key)
+            if replay.bytes <= _KEPT:
+                self._own.replays[key] = replay
         replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta), outputs)
         return outputs
 
@@ -94,11 +96,10 @@ class _Replay:
         assert address is not None
         sizes, widths = np.asarray(layout.sizes, np.int64), np.asarray(program.columns, np.int64)
         instructions = compiled.instructions_of(program)
-        self._theta = Padded(layout, dtype.name).zeros()
         given = compiled.Setup(
             layers=len(sizes) - 1, buffers=len(widths), instructions=len(instructions), sizes=sizes.ctypes.data,
             widths=widths.ctypes.data, program=ctypes.addressof(instructions), gemm=address[0],
-            long_integers=address[1], rows=capacity, bytes=pixels, theta=self._theta.ctypes.data, shard=capacity,
+            long_integers=address[1], rows=capacity, bytes=pixels, shard=capacity,
             threads=threads, words=1, ranks=1,
         )  # fmt: skip
         new, self._predict, free = (predictor.library.function(name, dtype) for name in ("new", "predict", "free"))
@@ -106,7 +107,8 @@ class _Replay:
         if not replay:
             raise MemoryError(f"there is no memory for predictions of {capacity} rows by {threads} threads")
         self._replay = ctypes.c_void_p(replay)
-        weakref.finalize(self, free, self._replay)
+        weakref.finalize(self, free, self._replay).atexit = False  # a thread may be at work until the very end
+        self.bytes = threads * capacity * dtype.itemsize * sum(compiled.padded(width, dtype) for width in widths)
 
     def __call__(self, X: _Array, shard: int, theta: _Array, outputs: _Array) -> None:
         self._predict(self._replay, _address(X), X.shape[0], shard, _address(theta), _address(outputs))

@@ -68,6 +68,7 @@ struct Replay {
   Setup setup;
   int64_t *sizes, *lds, *offsets, *widths;  // of layers, and of buffers
   const REAL **parameters;                  // of layers: biases, and behind them W^T, in rows of `lds`
+  REAL **copies;                            // of a layer's parameters, for predictions; null if they are used in place
   Instruction *program;
   int64_t capacity;  // rows of a frame
   Frame batch;
@@ -757,10 +758,11 @@ void NAME(free, SUFFIX)(Replay *r) {
   }
   for (int64_t g = 0; r->sums && g < r->setup.groups; g++) free(r->sums[g]);
   for (int64_t l = 2; r->transposed && l <= r->setup.layers; l++) free(r->transposed[l]);
+  for (int64_t l = 1; r->copies && l <= r->setup.layers; l++) free(r->copies[l]);
   free(r->transposed), free(r->shifts), free(r->own), free(r->sums), free(r->masks), free(r->stored), free(r->before);
   free(r->losses), free(r->penalties), free(r->program);
   free(r->slice_of_rank), free(r->number_of_rank), free(r->sent), free(r->messages);
-  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths), free(r->parameters);
+  free(r->sizes), free(r->lds), free(r->offsets), free(r->widths), free(r->parameters), free(r->copies);
   pthread_mutex_destroy(&r->lock);
   pthread_cond_destroy(&r->phase_is_over);
   free(r);
@@ -784,6 +786,18 @@ static int64_t deal_slices(Replay *r) {
   for (; rank <= ranks; rank++) r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = all;
   return largest;
 }
+// For predictions, use parameters where they lie; and a copy with rows that are filled up of each layer whose last row a
+// vector can begin in that ends behind all parameters. Return whether there is memory for it.
+static int copies_are_made(Replay *r) {
+  int64_t behind = 0;
+  for (int64_t l = r->setup.layers; l >= 1; l--) {
+    const int64_t d = r->sizes[l - 1], n = r->sizes[l];
+    r->lds[l] = behind < ROW ? up(n, ROW) : n;
+    if (behind < ROW && !(r->copies[l] = new ((1 + d) * r->lds[l] * sizeof(REAL)))) return 0;
+    behind += (1 + d) * n;
+  }
+  return 1;
+}
 // Return what is needed to run, or null if there is not enough memory.
 Replay *NAME(new, SUFFIX)(const Setup *setup) {
   Replay *r = new (sizeof *r);
@@ -797,13 +811,13 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->sizes = new ((L + 1) * 8), r->lds = new ((L + 1) * 8), r->offsets = new ((L + 1) * 8);
   r->widths = new (s->buffers * 8), r->program = new (s->instructions * sizeof(Instruction));
   r->losses = new ((32 + s->groups) * 8), r->penalties = new (L * SLICES * 8);
-  r->parameters = new ((L + 1) * sizeof(REAL *));
+  r->parameters = new ((L + 1) * sizeof(REAL *)), r->copies = new ((L + 1) * sizeof(REAL *));
   r->transposed = new ((L + 1) * sizeof(REAL *)), r->sent = new (s->buffers * 8);
   r->slice_of_rank = new ((s->ranks + 1) * 8), r->number_of_rank = new ((s->ranks + 1) * 8);
   r->messages = new (s->ranks * (s->buffers + s->groups + 3) * sizeof(Message));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
   int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties &&
-             r->parameters && r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
+             r->parameters && r->copies && r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
@@ -812,7 +826,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   for (int64_t l = 0; l <= L; l++) {
     r->lds[l] = padded(r->sizes[l]);
     if (l) r->offsets[l] = r->offsets[l - 1] + (1 + r->sizes[l - 1]) * r->lds[l];
-    if (l) r->parameters[l] = (const REAL *)s->theta + r->offsets[l - 1];
+    if (l && s->theta) r->parameters[l] = (const REAL *)s->theta + r->offsets[l - 1];
     widest = widest < r->lds[l] ? r->lds[l] : widest;
   }
   const int64_t largest = deal_slices(r);
@@ -825,7 +839,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   if (s->sparse) r->widths[0] = s->starts ? 0 : padded((d * size_of_number(s) + sizeof(REAL) - 1) / sizeof(REAL));
   const int of_shards = s->groups || predicts(s);  // frames: one for each thread
   if (!predicts(s) && (s->groups ? s->rows : s->batch) * r->offsets[L] < WORTH_SHARING) s->threads = 1;
-  r->capacity = up(least(of_shards ? s->shard : s->batch, s->rows), 64);
+  r->capacity = predicts(s) ? s->shard : up(least(of_shards ? s->shard : s->batch, s->rows), 64);
   if (!of_shards) made = frame_is_made(r, &r->batch);
   const int64_t words = s->sparse ? least(s->words, ((d > r->capacity ? d : r->capacity) + 63) / 64) : 0;
   for (int64_t t = 0; made && t < s->threads; t++) {
@@ -852,6 +866,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
       else mark(s, (const char *)s->X + i * d * size, r->masks + i * words);
     }
   }
+  if (made && predicts(s)) made = copies_are_made(r);
   if (made) return r;
 failed:
   NAME(free, SUFFIX)(r);
@@ -887,24 +902,15 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
   r->pace.alone = r->pace.until > piece->last ? r->pace.until - piece->last : 0;
 }
 
-// Use a layer's parameters where they lie, or a copy with rows that are filled up, if a vector that begins in the last row
-// could end behind the last of them.
-static const REAL *place(Replay *r, int64_t l, const REAL *from, int64_t behind) {
-  const int64_t n = r->sizes[l];
-  r->lds[l] = behind < ROW ? up(n, ROW) : n;
-  if (behind >= ROW) return from;
-  REAL *to = (REAL *)r->setup.theta + r->offsets[l - 1];
-  for (int64_t j = 0; j <= r->sizes[l - 1]; j++) memcpy(to + j * r->lds[l], from + j * n, n * sizeof(REAL));
-  return to;
-}
 // The outputs (rows, sizes[L]) of rows X, so many at a time, with parameters whose rows lie one behind another.
 void NAME(predict, SUFFIX)(Replay *r, const void *X, int64_t rows, int64_t shard, const void *theta, void *outputs) {
-  const REAL *layer = theta;
-  int64_t behind = 0;
-  for (int64_t l = 1; l <= r->setup.layers; l++) behind += (1 + r->sizes[l - 1]) * r->sizes[l];
-  for (int64_t l = 1, numbers; l <= r->setup.layers; l++, layer += numbers) {
-    numbers = (1 + r->sizes[l - 1]) * r->sizes[l];
-    r->parameters[l] = place(r, l, layer, behind -= numbers);
+  const REAL *row = theta;
+  for (int64_t l = 1; l <= r->setup.layers; l++) {
+    const int64_t n = r->sizes[l];
+    REAL *copy = r->copies[l];
+    r->parameters[l] = copy ? copy : row;
+    for (int64_t j = 0; j <= r->sizes[l - 1]; j++, row += n)
+      if (copy) memcpy(copy + j * r->lds[l], row, n * sizeof(REAL));
   }
   Piece piece = {.X = X};
   const Unseen unseen = {rows, shard, outputs};

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...params import Layout
-from .compiled import ROW_BYTES, padded
+from ..kernels.cpu.compiled import ROW_BYTES, padded
+from ..params import Layout
 
 __all__ = ["Padded"]
 
