@@ -148,7 +148,8 @@ def epochs(
     model : MLP
         Its parameters are replaced after each epoch; what the caller assigns to them in between is taken up.
     X, y : array
-        As for :meth:`MLP.loss_and_gradient`.
+        As for :meth:`MLP.loss_and_gradient`. They are looked at once, at the call, and must not change while the
+        training goes on: where zeros are, for instance, is noted then.
     optimizer : Optimizer, optional
         ``SGD(lr=0.1)`` if None, the lectures' gradient descent. ``Adam(lr=0.003)`` with a `batch_size` of 128 is sooner
         there.

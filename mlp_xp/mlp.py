@@ -223,7 +223,7 @@ class MLP:
     def outputs(self, X: Any, ranks: Any = None) -> np.ndarray[Any, Any]:
         """Return A[L] (n, n_L) on the host: logits, sigmoids or values, depending on `output`.
 
-        If the device is short of memory, it works on fewer rows at a time. On the CPU the result has the same bits for
+        It works on some rows at a time, and on fewer if a device is short of memory. On the CPU the result has the same bits for
         any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
         """
         with self.device.active():
