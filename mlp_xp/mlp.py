@@ -223,8 +223,8 @@ class MLP:
     def outputs(self, X: Any, ranks: Any = None) -> np.ndarray[Any, Any]:
         """Return A[L] (n, n_L) on the host: logits, sigmoids or values, depending on `output`.
 
-        It works on some rows at a time, and on fewer if a device is short of memory. On the CPU the result has the same bits for
-        any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share the work.
+        It works on some rows at a time, and on fewer if a device is short of memory. On the CPU the result has the same
+        bits for any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them share the work by this call.
         """
         with self.device.active():
             return self._inference().outputs(self.open(X), self.sizes[-1], ranks)

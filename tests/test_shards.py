@@ -311,6 +311,8 @@ def test_pictures_read_some_of_the_test_data_and_no_array_of_all(tmp_path, monke
     history = mx.fit(model, *train_set, epochs=1)
     monkeypatch.setattr(Shards, "__getitem__", note)
     monkeypatch.setattr(type(model.device), "shard_rows", 64)
+    if model._predictor is not None:
+        monkeypatch.setattr(model._predictor, "block_rows", 64)
     run.save_run_plots(tmp_path / "plots", model, history, test_set)
     assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
         "confusion_matrix", "first_layer_weights", "learning_curves", "most_confidently_wrong", "samples",
