@@ -158,7 +158,8 @@ def test_rates_may_be_in_any_array_of_one_dimension(make):
 
 @pytest.mark.parametrize("bad", [
     np.full((40, 3), 0.25), np.array(1.0), np.array("0.5"), np.array([True, False]),
-    np.ma.array([0.5, 0.5], mask=[0, 1]), np.array([0.5, None]), pd.Series([0.5, 2.0]), pd.DataFrame({"a": [0.5, 0.25]}), [np.zeros(2), 0.5], {0: 0.5},
+    np.ma.array([0.5, 0.5], mask=[0, 1]), np.array([0.5, None]),
+    pd.Series([0.5, 2.0]), pd.DataFrame({"a": [0.5, 0.25]}), [np.zeros(2), 0.5], {0: 0.5},
 ])  # fmt: skip
 def test_other_arrays_are_refused_in_one_line(bad):
     with pytest.raises(ValueError, match=r"^dropout ") as caught:
@@ -168,9 +169,7 @@ def test_other_arrays_are_refused_in_one_line(bad):
 
 @pytest.mark.parametrize("rate", [0.5, [0.5], np.array(1e-300)])
 def test_a_network_without_hidden_layers_has_none(rate):
-    with pytest.raises(
-        ValueError, match="there is no hidden layer, got .*; leave it at 0, or give the network a hidden"
-    ):
+    with pytest.raises(ValueError, match=r"there is no hidden layer, got .*; leave it at 0, or give the network"):
         mx.fit(mx.MLP([2, 2]), np.zeros((4, 2)), np.zeros(4, int), dropout=rate)
     with pytest.raises(ValueError, match="there is no hidden layer"):
         MLPClassifier((), dropout=rate).fit(np.zeros((4, 2)), np.arange(4) % 2)
