@@ -213,8 +213,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
         n, most, rows = data.X.shape[0], 1 if incremental else self.max_iter, self._rows(model, data.X)
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
-        size = None if batch_size == n else batch_size
-        rates = self._rates()
+        size, rates = None if batch_size == n else batch_size, self._rates()
         seed = self._drawn_seed() if any(rates) else model.seed
         self.n_iter_ = 0
         with Course(self, model, n, checkpoint) as course:
