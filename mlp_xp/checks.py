@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["brief", "check_choice", "check_count", "check_numbers", "check_seed", "check_sizes", "check_unmasked"]
+__all__ = [
+    "brief", "check_choice", "check_count", "check_numbers", "check_seed", "check_sizes", "check_unmasked", "shown",
+]  # fmt: skip
 
 _SHOWN = 200  # letters of a value that a message quotes
 
@@ -17,6 +19,11 @@ def brief(value: Any) -> str:
     """Return what a message says of a value that may be anything, and of any length."""
     text = str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def shown(value: Any) -> str:
+    """Return the repr of a value that may be an array, in one line."""
+    return brief(" ".join(map(str.strip, repr(value).splitlines())))
 
 
 def check_choice(what: str, value: Any, allowed: Collection[str]) -> str:

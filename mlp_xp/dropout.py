@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .checks import brief
+from .checks import check_numbers, shown
 
 __all__ = ["Dropout", "Samples", "check_dropout"]
 
@@ -90,26 +90,39 @@ def _mixed(words: _Words) -> _Words:
 
 
 def check_dropout(dropout: Any, hidden: int) -> tuple[float, ...]:
-    """Return the rates of so many hidden layers, given one for all of them or a sequence.
+    """Return the rates of so many hidden layers, given one for all of them or a sequence or array (hidden,).
 
     Raises
     ------
     ValueError
-        If there are more or fewer, or one is not a number from 0 up to, but not including, 1.
+        If there are more or fewer, one is not a number from 0 up to, but not including, 1, or one is not 0 and there is
+        no hidden layer.
     """
-    if _is_rate(dropout):
-        return (float(dropout),) * hidden
-    rates = list(dropout) if isinstance(dropout, Sequence | np.ndarray) and not isinstance(dropout, str) else None
-    if rates is None or not all(map(_is_rate, rates)):
+    one = _plain(dropout)
+    is_sequence = isinstance(one, Sequence) and not isinstance(one, str)
+    rates = [_plain(each) for each in one] if is_sequence else [one]
+    if not all(map(_is_rate, rates)):
         raise ValueError(
             "dropout must be a rate from 0 up to, but not including, 1, or one for each hidden layer, got "
-            f"{brief(repr(dropout))}"
+            f"{shown(dropout)}"
         )
+    if not hidden and any(rates):
+        raise ValueError(
+            f"dropout leaves hidden units out, and there is no hidden layer, got {shown(dropout)}; leave it at 0, or "
+            "give the network a hidden layer"
+        )
+    if not is_sequence:
+        return (float(one),) * hidden
     if len(rates) != hidden:
         raise ValueError(
             f"got {len(rates)} rates of dropout for {hidden} hidden layers; give one rate, or one per hidden layer"
         )
     return tuple(map(float, rates))
+
+
+def _plain(value: Any) -> Any:
+    """Return an array as Python's number, or list of them, and all else unchanged."""
+    return check_numbers("dropout", value).tolist() if hasattr(value, "__array__") else value
 
 
 def _is_rate(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from .checks import check_count
+from .checks import check_count, shown
 from .devices import Array
 from .devices.blas_threads import default_threads
 from .dropout import Dropout, check_dropout
@@ -251,7 +251,7 @@ def rates_of(dropout: float | Sequence[float], model: MLP, optimizer: Optimizer)
     if any(rates) and isinstance(optimizer, LBFGS):
         raise ValueError(
             f"LBFGS searches for the least of one loss, and dropout makes another one in each epoch, got dropout "
-            f"{dropout!r}; leave it out, or train with SGD(...) or Adam(...)"
+            f"{shown(dropout)}; leave it out, or train with SGD(...) or Adam(...)"
         )
     return rates
 

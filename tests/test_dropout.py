@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import UserList, deque
 from contextlib import closing
 from fractions import Fraction
 
+import array_api_strict as xp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 from numpy.testing import assert_allclose, assert_array_equal
@@ -14,6 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import mlp_xp as mx
 from mlp_xp.dropout import Dropout, _mixed, check_dropout
 from mlp_xp.engines.compiled_program import program_of
+from mlp_xp.estimators import MLPClassifier
 from mlp_xp.kernels import GenericKernels
 from mlp_xp.kernels.cpu.numpy_ import NumpyKernels
 from mlp_xp.model import forward, grad_sum
@@ -127,10 +131,51 @@ def test_a_rate_that_is_none_is_refused(bad):
 
 def test_there_are_as_many_rates_as_hidden_layers():
     assert check_dropout(0.5, 3) == check_dropout((0.5,) * 3, 3) == check_dropout(np.full(3, 0.5), 3) == (0.5,) * 3
-    assert check_dropout(0.5, 0) == check_dropout([], 0) == ()
+    assert check_dropout(0.0, 0) == check_dropout([], 0) == ()
     for rates in ([], [0.1], [0.1] * 3):
         with pytest.raises(ValueError, match=f"got {len(rates)} rates of dropout for 2 hidden layers; give one rate"):
             check_dropout(rates, 2)
+
+
+@pytest.mark.parametrize("one", [
+    0.5, np.float32(0.5), np.array(0.5), Fraction(1, 2), xp.asarray(0.5),
+    pytest.param("torch", marks=pytest.mark.needs("torch")),
+], ids=repr)  # fmt: skip
+def test_an_array_without_dimensions_is_a_number(one):
+    if isinstance(one, str):
+        import torch
+
+        one = torch.tensor(0.5)
+    assert check_dropout(one, 3) == check_dropout([one] * 3, 3) == (0.5,) * 3
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, np.float32, pd.Series, xp.asarray, deque, UserList])
+def test_rates_may_be_in_any_array_of_one_dimension(make):
+    rates = check_dropout(make([0.5, 0.25]), 2)
+    assert rates == (0.5, 0.25)
+    assert {type(rate) for rate in rates} == {float}
+
+
+@pytest.mark.parametrize("bad", [
+    np.full((40, 3), 0.25), np.array(1.0), np.array("0.5"), np.array([True, False]),
+    np.ma.array([0.5, 0.5], mask=[0, 1]), np.array([0.5, None]),
+    pd.Series([0.5, 2.0]), pd.DataFrame({"a": [0.5, 0.25]}), [np.zeros(2), 0.5], {0: 0.5},
+])  # fmt: skip
+def test_other_arrays_are_refused_in_one_line(bad):
+    with pytest.raises(ValueError, match=r"^dropout ") as caught:
+        check_dropout(bad, 2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [0.5, [0.5], np.array(1e-300)])
+def test_a_network_without_hidden_layers_has_none(rate):
+    with pytest.raises(ValueError, match=r"there is no hidden layer, got .*; leave it at 0, or give the network"):
+        mx.fit(mx.MLP([2, 2]), np.zeros((4, 2)), np.zeros(4, int), dropout=rate)
+    with pytest.raises(ValueError, match="there is no hidden layer"):
+        MLPClassifier((), dropout=rate).fit(np.zeros((4, 2)), np.arange(4) % 2)
+    for none in (0.0, np.array(0), ()):
+        mx.fit(mx.MLP([2, 2]), np.zeros((4, 2)), np.zeros(4, int), epochs=1, dropout=none)
+        MLPClassifier((), dropout=none, tol=9, n_iter_no_change=1).fit(np.zeros((4, 2)), np.arange(4) % 2)
 
 
 def test_lbfgs_has_none():
@@ -312,8 +357,6 @@ def test_rows_in_a_file_have_the_bits_of_rows_in_memory(cpu_engine, rng, tmp_pat
 
 
 def test_rows_of_an_estimator_in_compressed_form_drop_the_same_units(cpu_engine, rng):
-    from mlp_xp.estimators import MLPClassifier
-
     X, y = problem(rng)
     fits = [
         MLPClassifier((20, 8), dropout=(0.5, 0.1), max_iter=30, random_state=1, tol=10.0).fit(data, y)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 import re
+import tracemalloc
 import warnings
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 import sklearn
@@ -31,6 +33,7 @@ from sklearn.utils.fixes import parse_version
 
 import mlp_xp as mx
 from mlp_xp import estimators
+from mlp_xp.estimators import network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -354,6 +357,52 @@ def test_compressed_samples_with_explicit_zeros_and_duplicates():
     assert_array_equal(X.data, kept)
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predictions_of_compressed_samples_take_little_memory(dtype, early_stopping):
+    X = scipy.sparse.random(30_000, 50, 0.1, format="csr", dtype=dtype, random_state=0)
+    y = np.arange(30_000) % 3
+    mlp = estimators.MLPClassifier((1000,), max_iter=1, random_state=0, early_stopping=early_stopping)
+    rows_to_stop_by = {"X_val": X, "y_val": y} if early_stopping else {}
+    tracemalloc.start()
+    try:
+        mlp.fit(X[:200], y[:200], **rows_to_stop_by)
+        P = mlp.predict_proba(X)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6
+    assert P.dtype == dtype
+    assert_allclose(P, mlp.predict_proba(X.toarray()), rtol=1e-4 if dtype == np.float32 else 1e-12)
+
+
+def test_a_wide_layer_of_compressed_samples_goes_row_by_row(monkeypatch, rng):
+    X = scipy.sparse.random(37, 5, 0.5, format="csr", random_state=0)
+    mlp = estimators.MLPRegressor(hidden_layer_sizes=(30, 4), max_iter=2, random_state=0).fit(
+        X, rng.standard_normal((37, 2))
+    )
+    whole = mlp.predict(X)
+    for size in (1, 30 * 8 * 5):  # less than a row, and five
+        monkeypatch.setattr(network, "_BYTES", size)
+        assert_allclose(mlp.predict(X), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("container", [np.asarray, pd.DataFrame, scipy.sparse.csr_array, scipy.sparse.csc_matrix])
+@pytest.mark.parametrize("device", ["cpu", "strict"])
+@pytest.mark.parametrize("largest", [1e39, -1e300, 4 * 10**38])
+def test_samples_that_do_not_fit_the_parameters_are_refused(largest, device, container):
+    X = np.random.default_rng(0).standard_normal((30, 4))
+    mlp = estimators.MLPClassifier((5,), max_iter=2, random_state=0, device=device)
+    mlp.fit(X.astype(np.float32), np.arange(30) % 3)
+    for fits in (X, np.full((2, 4), 1e30)):
+        assert mlp.predict_proba(container(fits)).dtype == np.float32
+    X[17, 2] = largest
+    message = f"X holds values up to {abs(largest):.4g} in size, which do not fit float32; scale them, or use float64"
+    for method in (mlp.predict, mlp.predict_proba, lambda X: mlp.partial_fit(X, np.arange(30) % 3)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            method(container(X))
+
+
 def test_compressed_samples_train_without_the_compiled_library(monkeypatch):
     monkeypatch.setenv("MLP_XP_COMPILED", "0")
     X, y = load_digits(return_X_y=True)
@@ -624,6 +673,58 @@ def test_parameters_are_scikit_learns_in_its_order():
 def test_wrong_parameters_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         estimators.MLPClassifier(**wrong).fit([[0.0], [1.0]], [0, 1])
+
+
+REFUSED = {
+    "rates": {"dropout": [0.5, 0.5]},
+    "no rate": {"dropout": [2.0]},
+    "rates of lbfgs": {"dropout": 0.5, "solver": "lbfgs"},
+    "activations": {"activation": ["relu", "tanh"]},
+    "plan": {"plan": "zero"},
+    "plan of lbfgs": {"plan": "zero", "solver": "lbfgs"},
+    "device": {"device": "abacus"},
+    "precision": {"precision": "tf32"},
+    "unknown precision": {"precision": "fp7"},
+    "law": {"init": "xavier"},
+    "sizes": {"hidden_layer_sizes": (3, -1)},
+    "held-out rows": {"early_stopping": True, "validation_fraction": 0.001},
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_a_fit_that_is_refused_changes_nothing(wrong, trained):
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier(6, max_iter=3, random_state=0)
+    if trained:
+        mlp.fit(X, y)
+    mlp.set_params(**REFUSED[wrong])
+    before, text = dict(vars(mlp)), pickle.dumps(mlp)
+    other, fewer = scipy.sparse.csr_array(X[:100, :3]), y[:100]
+    for how in ({}, {"classes": [0, 1]}):
+        if how and (trained or mlp.solver == "lbfgs"):
+            continue
+        with pytest.raises(ValueError):  # noqa: PT011  which one is said by other tests
+            (mlp.partial_fit if how else mlp.fit)(other, fewer, **how)
+        assert vars(mlp).keys() == before.keys()
+        assert all(value is before[name] for name, value in vars(mlp).items())
+        assert pickle.dumps(mlp) == text
+
+
+def test_what_is_refused_first_parameters_changes_nothing():
+    X, y = load_iris(return_X_y=True)
+    mlp = estimators.MLPClassifier(6, activation=["relu", "tanh"])
+    before = dict(vars(mlp))
+    with pytest.raises(ValueError, match="activation must be one of"):
+        mlp.initialize(X, y)
+    assert vars(mlp) == before
+
+
+def test_a_fit_that_has_begun_is_not_taken_back():
+    mlp = estimators.MLPRegressor(hidden_layer_sizes=6, max_iter=3, solver="sgd", learning_rate_init=1e300)
+    with pytest.raises(ValueError, match="non-finite"), np.errstate(all="ignore"):
+        mlp.fit(np.arange(8.0)[:, None], np.arange(8.0))
+    assert mlp.n_iter_ == 3
 
 
 def test_its_tools_take_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_other_parameters_are_another_run(parameters, tmp_path):
         made("adam").fit(X, y, checkpoint=Stopped(tmp_path, 2))
     with pytest.raises(ValueError, match="cannot be resumed with other settings"):
         made("adam").set_params(**parameters).fit(X, y, checkpoint=mx.Checkpoint(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(("then", "now"), [(0.3, 0.0), (0.0, 0.3), (0.3, 0.2)])
+def test_another_dropout_is_named_and_nothing_else(then, now, tmp_path):
+    with pytest.raises(mx.Interrupted):
+        made("adam", dropout=then).fit(X, y, checkpoint=Stopped(tmp_path, 2))
+    names = [[rate] if rate else 0.0 for rate in (then, now)]
+    changed = re.escape(f"started with (dropout: {names[0]}, now {names[1]}); leave")
+    with pytest.raises(ValueError, match=changed):
+        made("adam", dropout=now).fit(X, y, checkpoint=mx.Checkpoint(tmp_path, resume=True))
 
 
 CHANGES = {

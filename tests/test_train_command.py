@@ -597,6 +597,23 @@ def test_same_seed_gives_the_same_model(tmp_path):
     assert first == second
 
 
+def test_no_hidden_layer_has_no_dropout(tmp_path, capsys):
+    options = ["--data", "moons", "--hidden", "", "--quiet", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main([*options, "--dropout", "0.5"]) != 0
+    assert "there is no hidden layer, got 0.5; leave it at 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*options, "--dropout", "0"]) == 0
+
+
+@pytest.mark.parametrize("zeros", ["0", "0.0,0.0"])
+def test_lbfgs_takes_a_dropout_of_zeros(zeros, tmp_path):
+    options = ["--data", "moons", "--hidden", "4,3", "--quiet", "--optimizer", "lbfgs", "--dropout", zeros]
+    run = tmp_path / "run"
+    assert main([*options, "--epochs", "2", "--out", str(run)]) == 0
+    assert main([*options, "--epochs", "3", "--resume", str(run)]) == 0
+    assert parse(["--config", str(run / "config.json")]).optimizer == "lbfgs"
+
+
 def test_dropout_reaches_the_training_and_the_run_goes_on_with_it(tmp_path):
     options = ["--data", "moons", "--hidden", "20,9", "--quiet", "--dropout", "0.5,0.2"]
     straight, parted, repeated = (tmp_path / name for name in ("straight", "parted", "repeated"))

@@ -169,6 +169,8 @@ def _effective(options: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any
     if optimizer not in OWN:
         return options
     missing = {name for own in OWN.values() for name in own}.difference(OWN[optimizer])
+    if not any(options.get("dropout", ())):
+        missing.discard("dropout")  # of zeros, which is none: all have that
     defaults = {"lr": RATES[optimizer]}
     refused = [
         name for name in sorted(missing & chosen.keys()) if chosen[name] != defaults.get(name, getattr(Config, name))

@@ -12,12 +12,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import _fit_context, is_classifier
+from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
 
+from ..checks import shown
 from ..dropout import check_dropout
 from ..mlp import MLP
 from ..runs.checkpoint import Checkpoint
@@ -89,7 +90,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         held_out = Data(X_val, y_val, sample_weight_val)
         return self._fit(X, y, sample_weight, held_out, incremental=False, checkpoint=checkpoint)
 
-    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @fitting
     def initialize(self, X: Any, y: Any) -> Self:
         """Draw the parameters that :meth:`fit` begins with, for samples (n, d) and targets, and train nothing.
 
@@ -192,6 +193,7 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         function = LossAndGradient(
             model, self._rows(model, data.X), data.y, self._objective(model), data.weights, self.plan
         )
+        self._begun = True
         result = lbfgs(model, function, max_iter=self.max_iter, max_evaluations=self.max_fun, tol=self.tol, tasks=tasks)
         self.n_iter_ = result.nit if tasks.ended else _check_optimize_result("lbfgs", result, self.max_iter)
         self.loss_, self.loss_curve_ = float(result.fun), result.losses
@@ -211,18 +213,18 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         held = None if held_out is None else HeldOut(held_out, model.targets(held_out.y, len(held_out.y)).y)
         n, most, rows = data.X.shape[0], 1 if incremental else self.max_iter, self._rows(model, data.X)
         batch_size, order = self._batch_size(n), Order(n, self._random_state if self.shuffle else None)
-        size = None if batch_size == n else batch_size
-        rates = self._rates()
-        if any(rates):
-            model.seed = self._drawn_seed()
+        size, rates = None if batch_size == n else batch_size, self._rates()
+        seed = self._drawn_seed() if any(rates) else model.seed
         self.n_iter_ = 0
         with Course(self, model, n, checkpoint) as course:
             start = course.attach(rows, data, size, rates, self._optimizer.rule)
+            model.seed = seed  # not before: a run is known by its `random_state`, and not by what is drawn from it
             states = self._optimizer.epochs(
                 model, rows, data.y, order, start, objective=self._objective(model), weights=data.weights,
                 epochs=most, batch_size=size, plan=self.plan, dropout=rates, comm=self._ranks.comm,
             )  # fmt: skip
             course.begin(start)
+            self._begun = True
             try:
                 with closing(states):
                     ended = course.over or any(
@@ -248,8 +250,8 @@ class MultilayerPerceptron(CallbackSupportMixin, Stopping):  # type: ignore[misc
         rates = check_dropout(self.dropout, len(self._sizes()) - 2)
         if any(rates) and self.solver == "lbfgs":
             raise ValueError(
-                f"dropout is for the solvers 'sgd' and 'adam', got solver='lbfgs' and dropout={self.dropout!r}; leave "
-                "dropout at 0.0, or choose one of these"
+                "dropout is for the solvers 'sgd' and 'adam', got solver='lbfgs' and "
+                f"dropout={shown(self.dropout)}; leave dropout at 0.0, or choose one of these"
             )
         return rates
 

@@ -21,6 +21,7 @@ from ..kernels.functions import sigmoid, softmax
 from ..mlp import MLP
 from ..model import forward
 from ..params import Layout, Parameters, initial_theta
+from ..rows.checks import as_numbers
 from ..rows.csr import CsrRows
 from ..rows.source import InMemory, Rows
 from .arrays import dispatches, home_of, like
@@ -41,6 +42,7 @@ _LINKS: dict[str, Any] = {
     "exp": lambda xp, A: xp.exp(A),
 }
 """What makes probabilities or values of linear outputs."""
+_BLOCK, _BYTES = 4096, 2**23  # compressed rows at once, and what a layer of them may take
 
 
 class Network(OnRanks, Hyperparameters):
@@ -156,9 +158,7 @@ class Network(OnRanks, Hyperparameters):
     def _linear_outputs(self, model: MLP, X: Any) -> _Matrix:
         """Return linear outputs (n, k) for samples (n, d) of the model's dtype."""
         if issparse(X) and isinstance(model.device, NumpyDevice):  # SciPy's product skips what is not stored
-            X, params = X.astype(model.dtype), model.layout.split(model.theta)
-            A, _ = forward(model.network, GenericKernels(np, model.dtype), params, X)
-            return np.asarray(A[-1])
+            return _outputs_of_compressed(model, _compressed_as(X, model.dtype))
         return model.outputs(self._rows(model, X))
 
     def _link(self, A: _Matrix) -> _Matrix:
@@ -173,15 +173,24 @@ class Network(OnRanks, Hyperparameters):
         return self._link(self._linear_outputs(model, X))
 
     def _rows(self, model: MLP, X: Any) -> Rows:
-        """Return samples that were checked: what scikit-learn has looked through is not looked through again."""
+        """Return samples that were checked: what scikit-learn has looked through is not looked through again.
+
+        Raises
+        ------
+        ValueError
+            If a number does not fit the model's dtype.
+        """
         if issparse(X):
-            return model.open(CsrRows(X, model.dtype))
+            return model.open(CsrRows(_compressed_as(X, model.dtype), model.dtype))
         if is_foreign(X):
             home = device_of(X)
             if (home.xp, home.where) == (model.device.xp, model.device.where):
-                return model.open(InMemory(model.device.asarray(X, model.dtype), model.device))
+                xp, X = model.device.xp, model.device.asarray(X)
+                if X.dtype != getattr(xp, model.dtype):
+                    X = as_numbers(X, model.dtype, xp, model.device.shard_rows)
+                return model.open(InMemory(X, model.device))
             X = home.to_host(X)  # `device` says so
-        return model.open(InMemory(np.ascontiguousarray(X, model.dtype)))
+        return model.open(InMemory(np.ascontiguousarray(X if X.dtype == model.dtype else as_numbers(X, model.dtype))))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -198,3 +207,21 @@ class Network(OnRanks, Hyperparameters):
         super().__setstate__(state)
         if "_optimizer" in state:
             self._optimizer = Descent(**state["_optimizer"])
+
+
+def _compressed_as(X: Any, dtype: str) -> Any:
+    """Return compressed rows (n, d) that were checked, in a dtype."""
+    if X.dtype == dtype:
+        return X
+    return type(X)((as_numbers(X.data, dtype), X.indices, X.indptr), shape=X.shape)
+
+
+def _outputs_of_compressed(model: MLP, X: Any) -> _Matrix:
+    """Return A[L] (n, n_L) for compressed rows (n, n_0) on the host, of the model's dtype."""
+    n, k, params = X.shape[0], GenericKernels(np, model.dtype), model.layout.split(model.theta)
+    rows = min(_BLOCK, max(1, _BYTES // (X.dtype.itemsize * max(model.sizes[1:]))))
+    result = np.empty((n, model.sizes[-1]), model.dtype)
+    for i in range(0, n, rows):
+        A, _ = forward(model.network, k, params, X[i : i + rows])
+        result[i : i + rows] = A[-1]
+    return result

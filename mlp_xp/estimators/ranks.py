@@ -1,4 +1,4 @@
-"""A fit whose work several processes share."""
+"""A fit: what several processes share of it, and that one that is refused changes nothing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _FREE = ("random_state", "verbose")  # parameters that ranks may have of their o
 def fitting(method: Callable[..., Any]) -> Any:
     """Make a method one that fits, as scikit-learn does, among the processes of its `comm`, if it is given one.
 
-    They meet before parameters are checked: one that is refused on some ranks is an error on all.
+    They meet before parameters are checked: one that is refused on some ranks is an error on all. If it is refused,
+    the estimator is left as it was before.
     """
     checked = _fit_context(prefer_skip_nested_validation=True)(method)
 
     @wraps(method)
     def fit(estimator: OnRanks, *arguments: Any, **named: Any) -> Any:
-        with estimator._among(named.get("comm")):
+        with estimator._among(named.get("comm")), estimator._unchanged_until_it_begins():
             return checked(estimator, *arguments, **named)
 
     return fit
@@ -41,6 +42,7 @@ class OnRanks(BaseEstimator):  # type: ignore[misc]
     """An estimator that knows, while it is fitted with a communicator, who shares its work."""
 
     _ranks = Agreement()
+    _begun = True
 
     def _rows(self, model: MLP, X: Any) -> Rows:
         """Return samples that were checked."""
@@ -54,6 +56,20 @@ class OnRanks(BaseEstimator):  # type: ignore[misc]
                 yield
             finally:
                 del self._ranks
+
+    @contextmanager
+    def _unchanged_until_it_begins(self) -> Iterator[None]:
+        """Take back what a fit has changed if it ends in an error before it is marked as `_begun`."""
+        before = dict(vars(self))
+        self._begun = False
+        try:
+            yield
+        except BaseException:
+            if not self._begun:
+                self.__dict__ = before
+            raise
+        finally:
+            self.__dict__.pop("_begun", None)
 
     def _sketch(self, model: MLP, data: Data, held_out: Data | None, checkpoint: Any) -> dict[str, Any]:
         """Return what has to be the same on all ranks; nothing if there is one."""

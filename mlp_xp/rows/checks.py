@@ -12,7 +12,7 @@ import numpy as np
 from ..checks import check_numbers
 from ..devices import Array, Device, is_foreign
 
-__all__ = ["as_features", "as_targets", "check_finite", "check_shape", "check_weights", "is_indicator"]
+__all__ = ["as_features", "as_numbers", "as_targets", "check_finite", "check_shape", "check_weights", "is_indicator"]
 
 INDICATOR = (
     "X is uint8 without a value above 1: uint8 counts as pixels, so a 1 is 1/255; pass X.astype(bool) if these are "
@@ -56,20 +56,34 @@ def as_features(X: Any, width: int, device: Device, dtype: str, pixels: bool | N
     if not on_device:
         X = np.ascontiguousarray(X)  # BLAS reads rows of unit stride
     rows = device.shard_rows if on_device else _ROWS_ON_HOST
-    blocks = [slice(i, min(i + rows, X.shape[0])) for i in range(0, X.shape[0], rows)]
     if X.dtype == xp.uint8:
-        if not pixels and is_indicator((X[block, :] for block in blocks), xp):
+        if not pixels and is_indicator((X[block, :] for block in _blocks(X, rows)), xp):
             warnings.warn(INDICATOR, stacklevel=4)
         return X
     if pixels and xp.isdtype(X.dtype, "integral") and bool(xp.max(X) > 1):
         warnings.warn(NOT_PIXELS.format(X.dtype), stacklevel=4)
+    return as_numbers(X, dtype, xp, rows)
+
+
+def as_numbers(X: Array, dtype: str, xp: Any = np, rows: int = _ROWS_ON_HOST) -> Array:
+    """Return the numbers `X` (n, ...) in a dtype, after a look at so many rows at a time.
+
+    Raises
+    ------
+    ValueError
+        If one is NaN or infinite, or does not fit the dtype.
+    """
     numbers = X
     if X.dtype != getattr(xp, dtype):
         with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
             numbers = xp.astype(X, getattr(xp, dtype))
-    for block in blocks:
-        check_finite(numbers[block, :], X[block, :], xp)
+    for block in _blocks(X, rows):
+        check_finite(numbers[block, ...], X[block, ...], xp)
     return numbers
+
+
+def _blocks(X: Array, rows: int) -> list[slice]:
+    return [slice(i, min(i + rows, X.shape[0])) for i in range(0, X.shape[0], rows)]
 
 
 def check_shape(shape: tuple[int, ...], width: int) -> None:
@@ -156,7 +170,7 @@ def is_indicator(blocks: Iterable[Array], xp: Any) -> bool:
 
 
 def check_finite(numbers: Array, X: Array, xp: Any) -> None:
-    """Check numbers (m, d) that were made of the rows X (m, d)."""
+    """Check numbers (m, ...) that were made of the rows X (m, ...)."""
     if xp is np and math.isfinite(np.vdot(numbers, numbers)):  # squares may overflow; if not, that was the fastest look
         return
     if bool(xp.all(xp.isfinite(numbers))):
