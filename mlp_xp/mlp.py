@@ -224,7 +224,7 @@ class MLP:
         """Return A[L] (n, n_L) on the host: logits, sigmoids or values, depending on `output`.
 
         It works on some rows at a time, and on fewer if a device is short of memory. On the CPU the result has the same
-        bits for any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them share the work by this call.
+        bits for any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share it.
         """
         with self.device.active():
             return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
