@@ -62,6 +62,11 @@ class Predictor:
             return None
         return cls(library, layout, network, dtype)
 
+    def edges(self, n: int) -> list[int]:
+        """Return where blocks of n rows begin, and n: blocks of about the same size, whose shards are whole."""
+        equal = -(-n // -(-n // self.block_rows))
+        return [*range(0, n, min(self.block_rows, -(-equal // _SHARD) * _SHARD)), n]
+
     def __call__(self, theta: _Array, X: _Array) -> _Array:
         """Return A[L] (n, n_L) for rows (n, n_0) of bytes or of the dtype, with the parameters (P,).
 

@@ -85,7 +85,7 @@ class Inference(NamedTuple):
             if self.predictor is None:
                 edges = self.device.by_rows(compute, n, share)
             else:
-                edges = [*range(0, n, self.predictor.block_rows), n]
+                edges = self.predictor.edges(n)
                 for part, X in _blocks(rows, [slice(*edges[i : i + 2]) for i in share(len(edges) - 1)]):
                     put(self.predictor(self.theta, X), part)
         for result in results if ranks is not None else ():
