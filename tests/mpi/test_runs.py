@@ -410,9 +410,9 @@ def test_twenty_kills_at_any_moment_change_nothing(tmp_path, pytestconfig):
     while kills < 20:
         saved = (tmp_path / FILE).exists()
         run = start(tmp_path, "resume" if saved else "new", count=rng.choice((2, 3)))
-        while not saved and run.poll() is None and not (tmp_path / FILE).exists():
+        time.sleep(rng.uniform(0.4, 1.3))
+        while kills >= 10 and not saved and run.poll() is None and not (tmp_path / FILE).exists():
             time.sleep(0.01)  # on a busy machine all kills might come before there is anything to lose
-        time.sleep(rng.uniform(0.4, 1.3) if saved else 0)
         if ranks := ranks_of(run):
             os.kill(rng.choice(ranks), signal.SIGKILL)
             kills += 1
