@@ -108,14 +108,11 @@ def report(found: dict[str, Phases], peak: float, vector_bytes: int) -> str:
 The peak of one core is {2e-9 * peak:.0f} GFLOP/s, in registers alone, with vectors of {vector_bytes} bytes.
 
 A row costs one multiplication for each number that is not zero and each unit, and nothing for what another row
-uses. Each of them reads a vector of the weights from the first cache, and a processor with AVX2 or AVX-512
-loads no more vectors in a cycle than it multiplies. The number of the row and its place come on top: on a Zen
-3, where all 64 columns of a word are used, these loops reach four fifths of the peak. What else is missing is
-the beginning and the end of each sum, some 30 cycles for each word of 64 columns, and the weights, which come
-from the second or third cache once for each part of a batch: 20 kB for a row with 196 units in parts of 32
-rows. Two rows at once, over the columns that either uses, would load half as often, but multiply by the zeros
-of both: by {more:.0f}% more in the case that has the fewest zeros. BLAS reaches nine tenths of the peak in
-large products, with all zeros: it is even with these loops where six tenths of the numbers are not zero.
+uses. Each of them reads a vector of the weights, mostly from the first cache, where one in registers reads
+nothing; the beginning and the end of the sum over each word of 64 columns come on top, and the weights have to
+come from the second or third cache once for each part of a batch. Two rows at once, over the columns that
+either uses, would load half as often, but multiply by the zeros of both: by {more:.0f}% more in the case that has
+the fewest zeros.
 """
 
 
