@@ -35,7 +35,6 @@ __all__ = ["CompiledEngine", "mask_bytes"]
 SHARD = 512  # rows
 _PIECE = 2e-2  # seconds of updates between two questions whether to pause
 _UNASKED = 0.1  # seconds of updates if there is no such question, or of a full batch: Ctrl-C has to wait for them
-_MOST_THREADS = 256
 _WORTH_SENDING = 2e7  # rows times parameters of an update: with less, messages take longer than each rank to do all
 _ENOUGH = 12  # numbers that are not zero, in a sum: with fewer, it costs more to begin and to end it
 MARKED = 2**24  # bytes of masks, of all rows together, that are kept: with more, each row is marked when it is taken
@@ -63,7 +62,7 @@ class CompiledEngine:
         self._setup, self.plan, model = setup, setup.plan, setup.model
         self._n = setup.rows.shape[0]
         self.updates = 1 if setup.batch_size is None else -(-self._n // setup.batch_size)
-        self._padded, dtype = Padded(model.layout, model.dtype), np.dtype(model.dtype)
+        self._padded, dtype = Padded(model), np.dtype(model.dtype)
         self._theta, self._gradient = self._padded.zeros(), self._padded.zeros()
         self._state = setup.optimizer.init(model.theta)
         self._vectors = {name: self._padded.zeros() for name in self._state if name != "updates"}
@@ -121,7 +120,7 @@ class CompiledEngine:
             first=_address(first), second=_address(second),
             l2=setup.objective.l2, l2_sum=setup.objective.l2_sum, batch=setup.batch_size or self._n, shard=SHARD,
             groups=0 if setup.batch_size else groups_of(-(-self._n // SHARD), setup.ranks),
-            threads=min(setup.threads, _MOST_THREADS), rank=self._ranks.rank if self._ranks else 0,
+            threads=min(setup.threads, compiled.MOST_THREADS), rank=self._ranks.rank if self._ranks else 0,
             ranks=self._ranks.size if self._ranks else 1, exchange=ctypes.cast(exchange, ctypes.c_void_p),
             **constants_of(optimizer),
         )  # fmt: skip

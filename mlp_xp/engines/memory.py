@@ -71,7 +71,7 @@ def estimate_memory(
     if batch_size is not None:
         batch_size = min(check_count("batch_size", batch_size), rows.shape[0])
     chosen = choose_plan(rows, model, optimizer, plan, epochs, batch_size)
-    item, P = np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
+    item, P = np.dtype(model.dtype).itemsize, Padded(model).size
     state = sum(isinstance(value, np.ndarray) for value in optimizer.init(model.theta).values())
     copies = _COPIES + (_SEARCHED if isinstance(optimizer, LBFGS) else 0)
     parameters = item * P * (2 + state + copies)
@@ -103,7 +103,7 @@ def _compiled(
     model: MLP, rows: Rows, plan: Plan, batch_size: int | None, threads: int, rates: tuple[float, ...]
 ) -> int:
     """Return the bytes of the compiled library: see ``new`` in ``replay.c``."""
-    (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model.layout, model.dtype).size
+    (n, d), item, P = rows.shape, np.dtype(model.dtype).itemsize, Padded(model).size
     sparse, words = plan.kind == "sparse", -(-d // 64)
     capacity = -(-min(batch_size or SHARD, n) // 64) * 64
     frame = capacity * (item * (sum(buffer_widths(model, sparse, rows, rates)) + 1 + model.sizes[-1]) + 32)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..kernels.cpu.compiled import ROW_BYTES, padded
-from ..params import Layout
+from ..mlp import MLP
 
 __all__ = ["Padded"]
 
@@ -20,16 +19,15 @@ class Padded:
 
     Parameters
     ----------
-    layout : Layout
-    dtype : str
+    model : MLP
     """
 
-    def __init__(self, layout: Layout, dtype: str) -> None:
-        self.dtype, self.own, sizes = np.dtype(dtype), layout.blocks, layout.sizes
-        shapes = [(1 + d, padded(h, self.dtype)) for d, h in pairwise(sizes)]
+    def __init__(self, model: MLP) -> None:
+        self.dtype, self.own = np.dtype(model.dtype), model.layout.blocks
+        shapes = [(1 + d, padded(h, self.dtype)) for d, h in zip(model.sizes, model.sizes[1:], strict=False)]
         ends = np.cumsum([rows * columns for rows, columns in shapes])
         starts = [0, *ends[:-1]]
-        self.blocks = list(zip(map(slice, starts, ends), shapes, sizes[1:], strict=True))
+        self.blocks = list(zip(map(slice, starts, ends), shapes, model.sizes[1:], strict=True))
         self.size = int(ends[-1])
 
     def zeros(self) -> _Vector:

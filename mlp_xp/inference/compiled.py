@@ -25,14 +25,13 @@ _LEAST_SHARD = 48  # if there are as many
 _CAPACITIES = 1, 64, _SHARD  # rows that buffers are made for
 _KEPT = 2**20  # bytes of buffers that are used again: to make larger ones takes no time beside what they are for
 _SHARDS = 16  # of a few rows, at most
-_MOST_THREADS = 256
 _BLOCK, _NUMBERS, _PRODUCTS = 8192, 2**24, 2**34  # rows at once, and what they may be, so that Ctrl-C is heard
 
 _Array = np.ndarray[Any, Any]
 
 
 class Predictor:
-    """Computes the outputs of a network for many rows at once.
+    """Computes the outputs of a network for rows of the host, one or many.
 
     Each thread that asks has buffers of its own. Small ones are kept, so that a row takes no longer than it must.
 
@@ -81,7 +80,7 @@ class Predictor:
         outputs = np.empty((n, self.layout.sizes[-1]), self.dtype)
         shards = 1 if n < 2 * _LEAST_SHARD else min(_SHARDS, 1 << (n // _LEAST_SHARD).bit_length() - 1)
         shard = min(_SHARD, -(-n // shards))
-        threads = 1 if n * self.layout.size < _WORTH_THREADS else min(default_threads(), _MOST_THREADS)
+        threads = 1 if n * self.layout.size < _WORTH_THREADS else min(default_threads(), compiled.MOST_THREADS)
         key = X.dtype == np.uint8, threads, next(most for most in _CAPACITIES if shard <= most)
         replay = self._own.replays.get(key)
         if replay is None:
@@ -104,8 +103,7 @@ class _Replay:
         given = compiled.Setup(
             layers=len(sizes) - 1, buffers=len(widths), instructions=len(instructions), sizes=sizes.ctypes.data,
             widths=widths.ctypes.data, program=ctypes.addressof(instructions), gemm=address[0],
-            long_integers=address[1], rows=capacity, bytes=pixels, shard=capacity,
-            threads=threads, words=1, ranks=1,
+            long_integers=address[1], rows=capacity, bytes=pixels, shard=capacity, threads=threads, words=1, ranks=1,
         )  # fmt: skip
         new, self._predict, free = (predictor.library.function(name, dtype) for name in ("new", "predict", "free"))
         replay = new(ctypes.byref(given))

@@ -34,7 +34,7 @@ class Inference(NamedTuple):
     theta, params : array (P,), and Parameters
         The same parameters as a vector, and layer by layer.
     predictor : Predictor or None
-        What is faster for many rows.
+        What is faster than the kernels, where there is such a thing.
     """
 
     network: Network
@@ -49,7 +49,7 @@ class Inference(NamedTuple):
     def outputs(self, rows: Rows, units: int, ranks: Any) -> _Host:
         """Return A[L] (n, units) on the host."""
         if self.predictor is not None and ranks is None and rows.shape[0] <= self.predictor.block_rows:
-            with self.device.active():  # a single row is predicted before parts are put together
+            with self.device.active():  # to put a single part together would take as long as a row
                 return np.asarray(self.predictor(self.theta, rows.block(0, rows.shape[0])))
         result = np.empty((rows.shape[0], units), self.dtype)
         self._fill([result], rows, lambda A, part: (A,), ranks)

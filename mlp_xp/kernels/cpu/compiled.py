@@ -20,8 +20,8 @@ import numpy as np
 from ..recording import Program
 
 __all__ = [
-    "ROW_BYTES", "Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "instructions_of", "library",
-    "padded",
+    "MOST_THREADS", "ROW_BYTES", "Exchange", "Instruction", "Library", "Message", "Piece", "Setup", "instructions_of",
+    "library", "padded",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ DESCENT, MOMENTUM, ADAM, MOMENTUM_OF_STEPS, ADAM_EPSILON_HAT = range(5)
 FOLDER = Path(__file__).parent / "replay"
 ROW_BYTES = 64
 """Where rows of parameters and of buffers begin: at multiples of this."""
+MOST_THREADS = 256
+"""That one call may ask for, as in ``replay.c``."""
 _UNEVEN = 1024  # bytes: rows so far apart, or a multiple of it, would share a few lines of the first cache
 
 
