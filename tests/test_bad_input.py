@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
 
 import mlp_xp as mx
-
-try:
-    from scipy import sparse
-except ImportError:  # a matrix is sparse if it can be made an array
-    sparse = SimpleNamespace(csr_array=lambda x: SimpleNamespace(toarray=lambda: x))
 
 X = np.zeros((4, 3))
 Y = [0, 1, 2, 1]
@@ -245,11 +241,10 @@ def cut_out(x):
 
 
 def frame(x, dtype=None, gap=False):
-    pandas = pytest.importorskip("pandas")
-    made = pandas.DataFrame(x) if x.ndim == 2 else pandas.Series(x)
+    made = pd.DataFrame(x) if x.ndim == 2 else pd.Series(x)
     made = made.convert_dtypes() if dtype is None else made.astype(dtype)
     if gap:
-        made.iloc[0] = pandas.NA
+        made.iloc[0] = pd.NA
     return made
 
 

@@ -775,13 +775,12 @@ def test_searches_and_columns_take_what_is_new(solver, rng):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_before_may_hand_over_tables(kind):
     """By set_output, and the names of their columns are learnt."""
-    pandas = pytest.importorskip("pandas")
     X, y = load_iris(return_X_y=True, as_frame=True)
     mlp = getattr(estimators, kind)(max_iter=3, random_state=0)
     piped = make_pipeline(StandardScaler(), clone(mlp)).set_output(transform="pandas").fit(X, y)
     assert piped[-1].feature_names_in_.tolist() == list(X.columns)
     assert_array_equal(piped.predict(X), mlp.fit(scale(X), y).predict(scale(X)))
-    assert isinstance(piped[:-1].transform(X), pandas.DataFrame)
+    assert isinstance(piped[:-1].transform(X), pd.DataFrame)
 
 
 def test_a_warning_of_no_convergence_points_to_the_caller():
