@@ -24,7 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from .charts import label_of, markdown
-from .compare import RESULTS
+from .compare import RESULTS, SETTLE
 from .contender import UnavailableError
 from .machine import describe, limit_threads
 from .problem import Array, Problem
@@ -177,6 +177,7 @@ def turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(SETTLE)
             start = time.perf_counter()
             for _ in range(counts[name]):
                 call()

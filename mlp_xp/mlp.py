@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from .checks import check_choice, check_seed, check_sizes
 from .convert.tensors import read_model, write_model
 from .convert.torch import Layers, make_sequential, read_sequential
-from .devices import Array, Device, check_precision, get_device
+from .devices import Array, Device, check_precision, get_device, is_foreign
 from .files.tensors import CheckpointError
 from .inference import Inference, Predictor
 from .kernels import GenericKernels, kernels_for
@@ -26,7 +27,7 @@ from .rows.source import Rows
 
 __all__ = ["MLP", "Forward", "Gradient"]
 
-_MADE_ANEW = "kernels", "_parameters", "_predictor"  # where a copy arrives
+_MADE_ANEW = "kernels", "_parameters", "_predictor", "_inference"  # where a copy arrives
 
 
 class MLP:
@@ -132,6 +133,7 @@ class MLP:
     def theta(self, value: Any) -> None:
         self._theta = check_vector("theta", self.device.asarray(value), self.layout.size, self.kernels.dtype)
         self.__dict__.pop("_parameters", None)
+        self.__dict__.pop("_inference", None)
 
     @cached_property
     def _parameters(self) -> Parameters:
@@ -166,7 +168,7 @@ class MLP:
         ValueError, TypeError
             If they do not fit the model, see :func:`mlp_xp.rows.opening.open_rows`.
         """
-        with self.device.active():
+        with self.device.active() if is_foreign(X) else nullcontext():
             rows = open_rows(X, self.sizes[0], self.device, self.dtype, self.pixels)
         if self.precision == "fp16x2" and not rows.pixels:
             raise ValueError(
@@ -226,9 +228,9 @@ class MLP:
         It works on some rows at a time, and on fewer if a device is short of memory. On the CPU the result has the same
         bits for any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share it.
         """
-        with self.device.active():
-            return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
+        return self._inference.outputs(self.open(X), self.sizes[-1], ranks)
 
+    @cached_property
     def _inference(self) -> Inference:
         return Inference(
             self.network, self.objective, self.theta, self._parameters, self.kernels, self._predictor, self.device,
@@ -264,7 +266,7 @@ class MLP:
     def evaluate(self, X: Any, y: Any, ranks: Any = None) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`; `ranks` as for `outputs`."""
         rows = self.open(X)
-        return self._inference().evaluate(rows, self.targets(y, rows.shape[0]).y, self.sizes[-1], ranks)
+        return self._inference.evaluate(rows, self.targets(y, rows.shape[0]).y, self.sizes[-1], ranks)
 
     @property
     def config(self) -> dict[str, Any]:

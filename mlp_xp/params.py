@@ -185,9 +185,10 @@ def initial_theta(layout: Layout, init: str, seed: int, dtype: str) -> np.ndarra
     """
     check_choice("initializer", init, INITIALIZERS)
     rng = np.random.default_rng(seed)
-    W = [None] + [INITIALIZERS[init](rng, *fans) for fans in pairwise(layout.sizes)]
-    b = [None] + [np.zeros(size) for size in layout.sizes[1:]]
-    return np.asarray(layout.join(Parameters(W, b)), dtype=dtype)
+    theta = np.zeros(layout.size, dtype)
+    for W, fans in zip(layout.split(theta).W[1:], pairwise(layout.sizes), strict=True):
+        W[:] = INITIALIZERS[init](rng, *fans)
+    return theta
 
 
 def check_like(what: str, values: Any, current: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from bisect import bisect_left
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from ..devices import Device, NumpyDevice
-from ..devices.blas_threads import default_threads
+from ..devices.blas_threads import default_threads, one_blas_thread
 from ..kernels.cpu import compiled
 from ..kernels.cpu.blas import gemm_address
 from ..kernels.recording import Program, RecordingKernels, symbols
@@ -27,6 +29,7 @@ _KEPT = 2**20  # bytes of buffers that are used again: to make larger ones takes
 _SHARDS = 16  # of a few rows, at most
 _BLOCK, _NUMBERS, _PRODUCTS = 8192, 2**24, 2**34  # rows at once, and what they may be, so that Ctrl-C is heard
 
+_ANYTHING = ctypes.c_char * 0
 _Array = np.ndarray[Any, Any]
 
 
@@ -81,13 +84,14 @@ class Predictor:
         shards = 1 if n < 2 * _LEAST_SHARD else min(_SHARDS, 1 << (n // _LEAST_SHARD).bit_length() - 1)
         shard = min(_SHARD, -(-n // shards))
         threads = 1 if n * self.layout.size < _WORTH_THREADS else min(default_threads(), compiled.MOST_THREADS)
-        key = X.dtype == np.uint8, threads, next(most for most in _CAPACITIES if shard <= most)
+        key = X.dtype == np.uint8, threads, _CAPACITIES[bisect_left(_CAPACITIES, shard)]
         replay = self._own.replays.get(key)
         if replay is None:
             replay = _Replay(self, *key)
             if replay.bytes <= _KEPT:
                 self._own.replays[key] = replay
-        replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta), outputs)
+        with one_blas_thread if n > 1 else nullcontext():  # a row is not for BLAS
+            replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta), outputs)
         return outputs
 
 
@@ -114,13 +118,13 @@ class _Replay:
         self.bytes = threads * capacity * dtype.itemsize * sum(compiled.padded(width, dtype) for width in widths)
 
     def __call__(self, X: _Array, shard: int, theta: _Array, outputs: _Array) -> None:
-        self._predict(self._replay, _address(X), X.shape[0], shard, _address(theta), _address(outputs))
+        self._predict(self._replay, _at(X), X.shape[0], shard, _at(theta), _at(outputs))
 
 
-def _address(array: _Array) -> Any:
-    """Return where an array lies; ``array.ctypes.data`` takes as long as a prediction of a row."""
+def _at(array: _Array) -> Any:
+    """Return where an array lies, as C takes it; ``array.ctypes.data`` takes a tenth of a prediction of a row."""
     memory: Any = array
-    return ctypes.byref(ctypes.c_char.from_buffer(memory)) if array.flags.writeable else array.ctypes.data
+    return _ANYTHING.from_buffer(memory) if array.flags.writeable else array.ctypes.data
 
 
 class _Own(threading.local):

@@ -77,6 +77,9 @@ def as_numbers(X: Array, dtype: str, xp: Any = np, rows: int = _ROWS_ON_HOST) ->
     if X.dtype != getattr(xp, dtype):
         with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is found right here
             numbers = xp.astype(X, getattr(xp, dtype))
+    if X.shape[0] <= rows:  # to cut it out would take as long as the look at one row
+        check_finite(numbers, X, xp)
+        return numbers
     for block in _blocks(X, rows):
         check_finite(numbers[block, ...], X[block, ...], xp)
     return numbers

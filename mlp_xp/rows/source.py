@@ -76,7 +76,8 @@ class InMemory:
         self.pixels = X.dtype == (np if home is None else home.xp).uint8
 
     def block(self, start: int, stop: int) -> Array:
-        return self._X[start : min(stop, self.shape[0]), :]
+        n = self.shape[0]
+        return self._X if start == 0 and stop >= n else self._X[start : min(stop, n), :]
 
     def take(self, index: Array, out: Array | None = None) -> Array:
         if self.home is not None:

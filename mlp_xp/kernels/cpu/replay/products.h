@@ -36,9 +36,15 @@ static Tile *const tiles[4][TILE_ROWS + 1] = {{0}, NAMES(1), NAMES(2), NAMES(3)}
 // Of a single row, more columns at a time: there are more sums then than one addition takes cycles.
 VECTOR_TILE(1, 4) VECTOR_TILE(1, 5) VECTOR_TILE(1, 6) VECTOR_TILE(1, 7) VECTOR_TILE(1, 8)
 VECTOR_TILE(1, 9) VECTOR_TILE(1, 10) VECTOR_TILE(1, 11) VECTOR_TILE(1, 12)
-#define WIDEST 12
-static Tile *const wide_tiles[WIDEST + 1] = {0,        tile_1_1, tile_1_2, tile_1_3, tile_1_4,  tile_1_5, tile_1_6,
-                                             tile_1_7, tile_1_8, tile_1_9, tile_1_10, tile_1_11, tile_1_12};
+#define UP_TO_12 0, tile_1_1, tile_1_2, tile_1_3, tile_1_4, tile_1_5, tile_1_6, tile_1_7, tile_1_8, tile_1_9, tile_1_10, \
+                 tile_1_11, tile_1_12
+#if TILE_ROWS == 8
+VECTOR_TILE(1, 13) VECTOR_TILE(1, 14) VECTOR_TILE(1, 15) VECTOR_TILE(1, 16)
+static Tile *const wide_tiles[] = {UP_TO_12, tile_1_13, tile_1_14, tile_1_15, tile_1_16};
+#else
+static Tile *const wide_tiles[] = {UP_TO_12};
+#endif
+#define WIDEST ((int64_t)(sizeof wide_tiles / sizeof *wide_tiles) - 1)
 
 // C (m, n) += A (m, k) B (k, n); n is filled up to whole vectors in B and C.
 static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B,

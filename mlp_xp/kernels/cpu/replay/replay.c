@@ -164,7 +164,7 @@ static void blas(const Setup *s, int trans_a, int trans_b, int64_t m, int64_t n,
   }
 }
 static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 96); }
-static int is_small(int64_t m, int64_t n, int64_t k) { return n <= NARROW || m * n * k < SMALL; }
+static int is_small(int64_t m, int64_t n, int64_t k) { return m == 1 || n <= NARROW || m * n * k < SMALL; }
 
 // --------------------------------------------------------------------------------------------- operations on rows
 
@@ -786,14 +786,14 @@ static int64_t deal_slices(Replay *r) {
   for (; rank <= ranks; rank++) r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = all;
   return largest;
 }
-// For predictions, use parameters where they lie; and a copy with rows that are filled up of each layer whose last row a
-// vector can begin in that ends behind all parameters. Return whether there is memory for it.
+// For predictions, use parameters where they lie; and of a layer with vectors that may end behind all parameters a copy, with
+// room there. Return whether there is memory for it.
 static int copies_are_made(Replay *r) {
   int64_t behind = 0;
   for (int64_t l = r->setup.layers; l >= 1; l--) {
     const int64_t d = r->sizes[l - 1], n = r->sizes[l];
-    r->lds[l] = behind < ROW ? up(n, ROW) : n;
-    if (behind < ROW && !(r->copies[l] = new ((1 + d) * r->lds[l] * sizeof(REAL)))) return 0;
+    r->lds[l] = n;
+    if (behind < ROW && !(r->copies[l] = new (((1 + d) * n + ROW) * sizeof(REAL)))) return 0;
     behind += (1 + d) * n;
   }
   return 1;
@@ -904,13 +904,11 @@ void NAME(run, SUFFIX)(Replay *r, Piece *piece) {
 
 // The outputs (rows, sizes[L]) of rows X, so many at a time, with parameters whose rows lie one behind another.
 void NAME(predict, SUFFIX)(Replay *r, const void *X, int64_t rows, int64_t shard, const void *theta, void *outputs) {
-  const REAL *row = theta;
+  const REAL *layer = theta;
   for (int64_t l = 1; l <= r->setup.layers; l++) {
-    const int64_t n = r->sizes[l];
-    REAL *copy = r->copies[l];
-    r->parameters[l] = copy ? copy : row;
-    for (int64_t j = 0; j <= r->sizes[l - 1]; j++, row += n)
-      if (copy) memcpy(copy + j * r->lds[l], row, n * sizeof(REAL));
+    const int64_t numbers = (1 + r->sizes[l - 1]) * r->sizes[l];
+    r->parameters[l] = r->copies[l] ? memcpy(r->copies[l], layer, numbers * sizeof(REAL)) : layer;
+    layer += numbers;
   }
   Piece piece = {.X = X};
   const Unseen unseen = {rows, shard, outputs};
