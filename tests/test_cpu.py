@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -285,6 +286,19 @@ def test_a_checkpoint_says_that_the_library_has_gone(data, tmp_path, monkeypatch
     monkeypatch.setenv("MLP_XP_COMPILED", "0")
     with pytest.warns(UserWarning, match=r"saved under other versions \(compiled library \w+, now None\)"):
         mx.fit(mx.MLP([12, 2]), *data, epochs=2, checkpoint=mx.Checkpoint(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("value", ["false", "no", "2", " 0"])
+def test_a_switch_that_says_neither_on_nor_off_is_refused(value, data, monkeypatch):
+    model = mx.MLP([12, 2])
+    before = model.theta.copy()
+    monkeypatch.setenv("MLP_XP_COMPILED", value)
+    for use in (lambda: mx.fit(model, *data, epochs=1), lambda: mx.MLP([12, 2]).predict(data[0])):
+        with pytest.raises(ValueError, match=re.escape(f"MLP_XP_COMPILED must be 0 or 1, got {value!r}")):
+            use()
+    assert_array_equal(model.theta, before)
+    monkeypatch.setenv("MLP_XP_COMPILED", "")  # as good as not at all
+    mx.fit(model, *data, epochs=1)
 
 
 @pytest.mark.usefixtures("single_updates")

@@ -147,8 +147,16 @@ def library() -> Library | None:
     -----
     UserWarning
         Once, if it was built from other sources than those that lie beside it. It is not used then.
+
+    Raises
+    ------
+    ValueError
+        If ``MLP_XP_COMPILED`` is neither 0 nor 1.
     """
-    return None if os.environ.get("MLP_XP_COMPILED") == "0" else _found()
+    wanted = os.environ.get("MLP_XP_COMPILED") or "1"
+    if wanted not in ("0", "1"):
+        raise ValueError(f"the environment variable MLP_XP_COMPILED must be 0 or 1, got {wanted!r}")
+    return None if wanted == "0" else _found()
 
 
 @cache
