@@ -158,7 +158,7 @@ def test_views_of_parameters_are_cut_once_for_a_training(name, rows, batch_size,
     for epochs in (1, 4):
         counts.append(0)
         state = trained(rows=rows, epochs=epochs, batch_size=batch_size, optimizer=OPTIMIZERS[name])
-    assert counts[0] == counts[1] <= 2 + state.engine.groups
+    assert counts[0] == counts[1] <= 3 + state.engine.groups  # of the first values, as well
 
 
 @pytest.mark.usefixtures("numpy_engine")
