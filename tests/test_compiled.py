@@ -44,7 +44,7 @@ def each_update(monkeypatch):
 
 
 def large(seed=0, n=300, sizes=(400, 300, 130, 10), **changes):
-    """Return a case whose products are for BLAS, in slices of columns and parts of rows."""
+    """Return a case with products in slices of columns and parts of rows."""
     rng = np.random.default_rng(seed)
     X, y = cases.draw_data(rng, n, sizes[0], "float64"), cases.draw_targets(rng, "softmax", n, sizes[-1], "float64")
     names = ["tanh", "sigmoid", "relu", "leaky_relu"][: len(sizes) - 2]
@@ -58,6 +58,9 @@ LARGE = {
     "momentum": large(1, optimizer=mx.SGD(lr=0.02, momentum=0.5, l2=0.01)),
     "weights too many to be kept transposed": large(2, n=70, sizes=(40, 520, 530, 5), batch_size=64),
     "narrow after wide": large(3, n=200, sizes=(130, 16, 700, 12, 3), batch_size=200),
+    "for BLAS": large(4, n=800, sizes=(64, 1100, 1300, 10), batch_size=768),
+    "full, for BLAS": large(4, n=600, sizes=(64, 1100, 1300, 10), batch_size=None),
+    "sums too long to stay in the cache": large(5, n=150, sizes=(2500, 40, 10), batch_size=128),
 }
 
 

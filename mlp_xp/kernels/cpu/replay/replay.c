@@ -28,7 +28,12 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 
 #define MOST_THREADS 256
 #define NARROW 16         // units: with fewer, a product is not for BLAS
-#define SMALL (1 << 21)   // multiplications, likewise
+#if TILE_ROWS == 8        // multiplications, likewise: with 32 registers BLAS gains only in large products
+#define SMALL (1 << 26)
+#else
+#define SMALL (1 << 23)
+#endif
+#define DEEP 2048         // terms of a sum: with more, what a tile reads of B does not stay in the cache
 #define TRANSPOSED_AT_MOST (1 << 18)  // weights
 #define SLICES 16         // of a layer's parameters, at most
 #define WORTH_SHARING 250000  // rows times parameters of an update
@@ -164,7 +169,9 @@ static void blas(const Setup *s, int trans_a, int trans_b, int64_t m, int64_t n,
   }
 }
 static int64_t slices_of(int64_t n) { return n < 128 ? 1 : least(SLICES, n / 96); }
-static int is_small(int64_t m, int64_t n, int64_t k) { return m == 1 || n <= NARROW || m * n * k < SMALL; }
+static int is_small(int64_t m, int64_t n, int64_t k) {
+  return m == 1 || n <= NARROW || (k <= DEEP && m * n * k < SMALL);
+}
 
 // --------------------------------------------------------------------------------------------- operations on rows
 
