@@ -122,6 +122,8 @@ def draw_data(rng: np.random.Generator, s: Setting) -> tuple[np.ndarray[Any, Any
     X = (rng.integers(2, 256, (n, d)) if dtype == "uint8" else rng.standard_normal((n, d))) * kept
     if dtype == "uint8":
         X[0, 0] = 2  # only zeros and ones would be warned of
+    if s.output == "perceptron":  # of zeros alone it computes a bias, whose gradients of 1 and -1 may cancel: a kink
+        X[~X.any(axis=1), 0] = 2
     y: Any = rng.standard_normal((n, k))
     if task == "classes":
         y = rng.integers(0, k, n)
