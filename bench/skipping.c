@@ -52,7 +52,7 @@ int64_t phases(const uint8_t *X, int64_t n, int64_t d, int64_t m, int64_t units,
     }
     const Sparse batch = {taken, words, rows, stride, 0};
     seconds[0] += (end = cpu_seconds()) - begin, begin = end;
-    for (int64_t q = 0; q < m; q += 32) add_forward(&s, &batch, q, least(m, q + 32), W, units, ld, Z, 0);
+    for (int64_t q = 0; q < m; q += 32) add_forward(&s, &batch, q, least(m, q + 32), W, ld, units, Z, ld, 0);
     seconds[1] += (end = cpu_seconds()) - begin, begin = end;
     for (int64_t j = 0; j < d; j += 128)
       add_backward(&s, &batch, m, j, least(d, j + 128), Z, units, ld, dW + j * ld, 0, masks);

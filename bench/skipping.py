@@ -59,7 +59,10 @@ def _library(folder: str) -> ctypes.CDLL:
     assert spec is not None
     assert spec.loader is not None
     build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    try:
+        spec.loader.exec_module(build)
+    except ImportError as error:
+        raise SystemExit(f"the loops are built as at the installation: pip install hatchling ({error})") from None
     found = compiled.library()
     flags = {**build.OTHERS, **build.X86}["base" if found is None else found.instructions].split()
     path, text = Path(folder, "skipping.so"), Path(__file__).with_suffix(".c")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -596,3 +597,13 @@ def test_ranks_are_measured_and_compared(tmp_path: Path, capsys) -> None:
     ]
     assert all(row["seconds"] > 0 and row["predicted"] > 0 for row in rows)
     assert (tmp_path / "scaling.md").read_text().count("| full batch |") == 2
+
+
+@pytest.mark.needs("compiled", "hatchling")
+def test_the_loops_that_skip_zeros_are_measured_beside_the_peak(tmp_path: Path) -> None:
+    """In a process of its own, as it keeps to one core."""
+    command = [sys.executable, "-m", "bench.skipping", "--case", "narrow", "--rounds", "1", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    shares = re.findall(r"\| narrow \| \w+wards \|.* ([\d.]+)% \|", (tmp_path / "skipping.md").read_text())
+    assert len(shares) == 2
+    assert all(1 < float(share) < 100 for share in shares)

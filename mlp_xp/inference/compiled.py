@@ -21,7 +21,7 @@ from ..params import Layout
 
 __all__ = ["Predictor"]
 
-_WORTH_THREADS = 4e6  # multiplications, a tenth of a millisecond
+_WORTH_THREADS = 2e7  # multiplications, half a millisecond: a core that sleeps takes as long to begin
 _SHARD = 256  # rows at most, whose activations stay in the cache of a core
 _LEAST_SHARD = 48  # if there are as many
 _CAPACITIES = 1, 64, _SHARD  # rows that buffers are made for
