@@ -27,7 +27,7 @@ from .rows.source import Rows
 
 __all__ = ["MLP", "Forward", "Gradient"]
 
-_MADE_ANEW = "kernels", "_parameters", "_predictor", "_inference"  # where a copy arrives
+_MADE_ANEW = "kernels", "_parameters", "_predictor"  # where a copy arrives
 
 
 class MLP:
@@ -133,7 +133,6 @@ class MLP:
     def theta(self, value: Any) -> None:
         self._theta = check_vector("theta", self.device.asarray(value), self.layout.size, self.kernels.dtype)
         self.__dict__.pop("_parameters", None)
-        self.__dict__.pop("_inference", None)
 
     @cached_property
     def _parameters(self) -> Parameters:
@@ -228,9 +227,8 @@ class MLP:
         It works on some rows at a time, and on fewer if a device is short of memory. On the CPU the result has the same
         bits for any number of threads, and of :class:`mlp_xp.engines.Ranks`, if all of them call this to share it.
         """
-        return self._inference.outputs(self.open(X), self.sizes[-1], ranks)
+        return self._inference().outputs(self.open(X), self.sizes[-1], ranks)
 
-    @cached_property
     def _inference(self) -> Inference:
         return Inference(
             self.network, self.objective, self.theta, self._parameters, self.kernels, self._predictor, self.device,
@@ -266,7 +264,7 @@ class MLP:
     def evaluate(self, X: Any, y: Any, ranks: Any = None) -> tuple[float, float]:
         """Return the mean loss and the score on the rows of `X` (n, n_0) with targets `y`; `ranks` as for `outputs`."""
         rows = self.open(X)
-        return self._inference.evaluate(rows, self.targets(y, rows.shape[0]).y, self.sizes[-1], ranks)
+        return self._inference().evaluate(rows, self.targets(y, rows.shape[0]).y, self.sizes[-1], ranks)
 
     @property
     def config(self) -> dict[str, Any]:
