@@ -137,7 +137,8 @@ class MLP:
     @cached_property
     def _parameters(self) -> Parameters:
         """W[l] and b[l] of theta: views, if the library has views."""
-        return self.layout.split(self.theta, self.device.xp)
+        with self.device.active():
+            return self.layout.split(self.theta, self.device.xp)
 
     @property
     def weights(self) -> list[np.ndarray[Any, Any]]:
