@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_memory_is_estimated_within_a_fifth(case, tmp_path):
     )  # fmt: skip
     estimate, peak = map(int, done.stdout.split())
     assert 0.8 <= peak / estimate <= 1.2, (estimate, peak)
+
+
+@pytest.mark.thread_unsafe(reason="memory is traced for the whole process")
+def test_first_weights_are_drawn_in_place():
+    tracemalloc.start()
+    try:
+        model = mx.MLP([500, 400, 500])
+        assert tracemalloc.get_traced_memory()[1] < 4 * model.theta.nbytes  # with half of them in float64, twice
+    finally:
+        tracemalloc.stop()
 
 
 EVALUATED = """

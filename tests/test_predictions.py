@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import pickle
 import subprocess
@@ -86,6 +87,18 @@ def test_the_number_of_threads_leaves_the_bits(sizes, rng):
                 outputs.append(model.outputs(X))
         assert_array_equal(outputs[1], outputs[0])
         assert_array_equal(outputs[2], outputs[0])
+
+
+def test_a_row_is_not_for_blas_whose_threads_are_left_alone(monkeypatch, rng):
+    calls = []
+    gemm = ctypes.CFUNCTYPE(None)(lambda: calls.append(1))  # it need not look at what it is given
+    address = ctypes.cast(gemm, ctypes.c_void_p).value
+    monkeypatch.setattr("mlp_xp.inference.compiled.gemm_address", lambda dtype: (address, False))
+    model, X = mx.MLP([3000, 2100, 5]), rng.random((40, 3000), dtype=np.float32)
+    model.outputs(X[:1])
+    assert not calls
+    model.outputs(X)
+    assert calls
 
 
 def test_at_most_the_threads_that_are_allowed_work(monkeypatch, rng):
