@@ -168,7 +168,10 @@ TASKS: dict[str, Callable[[int], Iterator[tuple[str, Callable[[], Call]]]]] = {
 
 
 def turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of a call in each round; contenders take turns, each of enough calls for the clock."""
+    """Return the seconds of a call in each round; contenders take turns, each of enough calls for the clock.
+
+    Before each turn there is a pause, in which the threads of the one before stop spinning.
+    """
     counts = {}
     for name, call in calls.items():
         start = time.perf_counter()

@@ -122,7 +122,7 @@ class _Replay:
 
 
 def _at(array: _Array) -> Any:
-    """Return where an array lies, as C takes it; ``array.ctypes.data`` takes a tenth of a prediction of a row."""
+    """Return where an array lies, as C takes it; ``array.ctypes.data`` would take a microsecond."""
     memory: Any = array
     return _ANYTHING.from_buffer(memory) if array.flags.writeable else array.ctypes.data
 

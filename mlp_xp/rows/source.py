@@ -77,7 +77,7 @@ class InMemory:
 
     def block(self, start: int, stop: int) -> Array:
         n = self.shape[0]
-        return self._X if start == 0 and stop >= n else self._X[start : min(stop, n), :]
+        return self._X if start == 0 and stop >= n else self._X[start : min(stop, n), :]  # a view takes time, too
 
     def take(self, index: Array, out: Array | None = None) -> Array:
         if self.home is not None:

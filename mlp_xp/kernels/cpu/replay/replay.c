@@ -793,8 +793,8 @@ static int64_t deal_slices(Replay *r) {
   for (; rank <= ranks; rank++) r->slice_of_rank[rank] = r->slices, r->number_of_rank[rank] = all;
   return largest;
 }
-// For predictions, use parameters where they lie; and of a layer with vectors that may end behind all parameters a copy, with
-// room there. Return whether there is memory for it.
+// Predictions read the parameters where they lie. A layer whose last vectors would reach past all parameters is copied to
+// where there is room. Return whether there is memory for the copies.
 static int copies_are_made(Replay *r) {
   int64_t behind = 0;
   for (int64_t l = r->setup.layers; l >= 1; l--) {
