@@ -22,11 +22,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = "mlp_xp/kernels/cpu/replay"
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
 X86 = {  # sets of instructions: vectors of so many bytes, and what the registers hold
-    "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -DVECTOR_BYTES=64 -DTILE_ROWS=8 -DSUM_VECTORS=7",
-    "v3": "-march=x86-64-v3 -DVECTOR_BYTES=32 -DTILE_ROWS=4 -DSUM_VECTORS=13",
-    "base": "-DVECTOR_BYTES=16 -DTILE_ROWS=4 -DSUM_VECTORS=13",
+    "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -DVECTOR_BYTES=64 -DTILE_ROWS=8",
+    "v3": "-march=x86-64-v3 -DVECTOR_BYTES=32 -DTILE_ROWS=4",
+    "base": "-DVECTOR_BYTES=16 -DTILE_ROWS=4",
 }
-OTHERS = {"base": "-DVECTOR_BYTES=16 -DTILE_ROWS=4 -DSUM_VECTORS=13"}
+OTHERS = {"base": "-DVECTOR_BYTES=16 -DTILE_ROWS=4"}
 REALS = {"float32": "float", "float64": "double"}
 
 

@@ -1,12 +1,15 @@
-// Matrix products in registers: C += A B, where rows of B and C are whole vectors and A has any strides.
+// Matrix products in registers: C = begin + A B, where rows of B and C are whole vectors and A has any strides.
 //
-// Each entry of C is a sum in the order of k, whatever the tile that it is in: the bits do not depend on how rows and
-// columns are cut. B is read as it lies; up to some 10^5 numbers of it stay in the cache between the tiles of rows.
+// Of B, so many rows are taken at a time that what a tile reads of them stays in the first cache, while all rows of A meet
+// it. Each entry of C is a sum in the order of k, of sums over so many rows: the bits do not depend on how rows are cut.
 #pragma once
 
+#define DEPTH 192  // rows of B at a time, times vectors of a tile
+
+// `begin` has rows of its own, `after` one another, or one for all; null stands for zeros.
 #define VECTOR_TILE(R, V)                                                                                    \
   static void tile_##R##_##V(int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B, int64_t ldb, \
-                             REAL *C, int64_t ldc) {                                                         \
+                             const REAL *begin, int64_t after, REAL *C, int64_t ldc) {                       \
     Vector c[R][V];                                                                                          \
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) c[r][v] = (Vector){0};             \
     for (int64_t p = 0; p < k; p++) {                                                                        \
@@ -17,10 +20,13 @@
         UNROLL for (int v = 0; v < V; v++) c[r][v] += a * b[v];                                              \
       }                                                                                                      \
     }                                                                                                        \
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++)((Vector *)(C + r * ldc))[v] += c[r][v]; \
+    if (begin)                                                                                               \
+      UNROLL for (int r = 0; r < R; r++)                                                                     \
+          UNROLL for (int v = 0; v < V; v++) c[r][v] += ((const Vector *)(begin + r * after))[v];            \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++)((Vector *)(C + r * ldc))[v] = c[r][v]; \
   }
-typedef void Tile(int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B, int64_t ldb, REAL *C,
-                  int64_t ldc);
+typedef void Tile(int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B, int64_t ldb, const REAL *begin,
+                  int64_t after, REAL *C, int64_t ldc);
 
 #if TILE_ROWS == 8
 #define EACH_ROW(X, V) X(1, V) X(2, V) X(3, V) X(4, V) X(5, V) X(6, V) X(7, V) X(8, V)
@@ -46,19 +52,25 @@ static Tile *const wide_tiles[] = {UP_TO_12};
 #endif
 #define WIDEST ((int64_t)(sizeof wide_tiles / sizeof *wide_tiles) - 1)
 
-// C (m, n) += A (m, k) B (k, n); n is filled up to whole vectors in B and C.
+// C (m, n) = begin + A (m, k) B (k, n); n is filled up to whole vectors in B and C.
 static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B,
-                     int64_t ldb, REAL *C, int64_t ldc) {
+                     int64_t ldb, const REAL *begin, int64_t after, REAL *C, int64_t ldc) {
   const int64_t vectors = (n + LANES - 1) / LANES, parts = (vectors + WIDEST - 1) / WIDEST;
   for (int64_t part = 0; m == 1 && part < parts; part++) {
-    const int64_t v = vectors * part / parts, wide = vectors * (part + 1) / parts - v;
-    wide_tiles[wide](k, A, down, along, B + v * LANES, ldb, C + v * LANES, ldc);
+    const int64_t v = vectors * part / parts, wide = vectors * (part + 1) / parts - v, o = v * LANES;
+    wide_tiles[wide](k, A, down, along, B + o, ldb, begin ? begin + o : 0, after, C + o, ldc);
   }
-  for (int64_t v = 0; m > 1 && v < vectors;) {
-    const int64_t left = vectors - v, wide = left == 4 ? 2 : left < 3 ? left : 3;
-    for (int64_t i = 0; i < m; i += TILE_ROWS)
-      tiles[wide][m - i < TILE_ROWS ? m - i : TILE_ROWS](k, A + i * down, down, along, B + v * LANES, ldb,
-                                                        C + i * ldc + v * LANES, ldc);
-    v += wide;
+  for (int64_t v = 0, wide; m > 1 && v < vectors; v += wide) {
+    const int64_t left = vectors - v, o = v * LANES;
+    wide = left == 4 ? 2 : left < 3 ? left : 3;
+    const REAL *to_add = begin ? begin + o : 0;
+    int64_t apart = after;
+    for (int64_t p = 0, depth; p < k; p += depth, to_add = C + o, apart = ldc) {
+      depth = k - p < DEPTH / wide ? k - p : DEPTH / wide;
+      for (int64_t i = 0; i < m; i += TILE_ROWS)
+        tiles[wide][m - i < TILE_ROWS ? m - i : TILE_ROWS](depth, A + i * down + p * along, down, along,
+                                                          B + p * ldb + o, ldb, to_add ? to_add + i * apart : 0, apart,
+                                                          C + i * ldc + o, ldc);
+    }
   }
 }

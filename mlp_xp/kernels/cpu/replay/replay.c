@@ -15,6 +15,8 @@
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
 #define ROW ((int64_t)(64 / sizeof(REAL)))  // numbers that fill a row up to 64 bytes
 typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
+#define OWN_LINE _Alignas(64)
+#define AT_HAND(address) __asm__("" : "+r"(address))  // else some processors compute it anew for each vector
 #if defined(__x86_64__)
 #define LOADED(u) __asm__("" : "+v"(u))
 #else
@@ -45,6 +47,8 @@ enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
 typedef struct {  // what a tile of rows is worked on with
   REAL **buffers;
   const void **rows;
+  const void *features;  // bytes or numbers of all rows, copied or where the data are
+  int64_t stride;        // of them from row to row
   int64_t *samples;  // the numbers of the rows in the data
   uint64_t *marks;   // their masks
   void *y;
@@ -88,6 +92,7 @@ struct Replay {
   int64_t slices;           // of all layers
   int64_t *slice_of_rank;   // the first one of each rank, and behind the last rank's, how many there are
   int64_t *number_of_rank;  // likewise the first of its parameters
+  int64_t thins_features;   // whether a dropout reads the features, which it does where they are copied to
   int64_t *sent;            // whether gradients are computed from a buffer, but for that of the features
   Message *messages;
   int64_t pending;          // how many of them there are
@@ -95,8 +100,9 @@ struct Replay {
   Piece *piece;
   const Unseen *unseen;     // if rows are predicted
   atomic_long crew;  // threads that could be started; 0 until that is known
-  atomic_long arrived, phase, next_part, next_slice;
-  pthread_mutex_t lock;
+  OWN_LINE atomic_long phase;  // read by those who wait, while others take parts
+  OWN_LINE atomic_long arrived, next_part, next_slice;
+  OWN_LINE pthread_mutex_t lock;
   pthread_cond_t phase_is_over;
   Pace pace;
 };
@@ -175,10 +181,25 @@ static int is_small(int64_t m, int64_t n, int64_t k) {
 
 // --------------------------------------------------------------------------------------------- operations on rows
 
+static void use_copies(const Replay *r, Frame *f) {
+  f->features = f->buffers[0];
+  f->stride = r->widths[0] * sizeof(REAL) / (f->skips ? size_of_number(&r->setup) : (int64_t)sizeof(REAL));
+}
+// Let products read the rows of a shard where they are, if these are as they should be; return whether they are.
+static int use_rows(const Replay *r, Frame *f) {
+  const Setup *s = &r->setup;
+  const int as_they_are = f->skips ? !s->background : !s->bytes, follow = f != &r->batch && !r->piece->order;
+  if (!as_they_are || !follow || r->thins_features || (uintptr_t)f->rows[0] % size_of_number(s)) return 0;
+  f->features = f->rows[0];
+  f->stride = r->sizes[0];
+  return 1;
+}
 static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
   const int64_t d = r->sizes[0], ld = r->widths[i->to];
   if (s->starts) return;  // the product reads the rows themselves
+  if (use_rows(r, f)) return;
+  if (f != &r->batch) use_copies(r, f);
   for (int64_t q = from; q < to; q++) {
     REAL *A = f->buffers[i->to] + q * ld;
     if (s->bytes && !f->skips)
@@ -190,9 +211,12 @@ static void features(Replay *r, Frame *f, const Instruction *i, int64_t from, in
   }
 }
 static Sparse sparse_rows(const Replay *r, const Frame *f) {
-  const Setup *s = &r->setup;
-  return (Sparse){f->marks, (r->sizes[0] + 63) / 64, f->buffers[0], r->widths[0] * sizeof(REAL) / size_of_number(s),
-                  s->starts ? f->rows : 0};
+  return (Sparse){f->marks, (r->sizes[0] + 63) / 64, f->features, f->stride, r->setup.starts ? f->rows : 0};
+}
+// What a product reads of a buffer, and how far its rows are apart.
+static const REAL *factor(const Replay *r, const Frame *f, int64_t buffer, int64_t *ld) {
+  *ld = buffer ? r->widths[buffer] : f->stride;
+  return buffer ? f->buffers[buffer] : f->features;
 }
 // What each row's Z begins with: the biases, and what the background adds to them.
 static const REAL *begin_of_row(const Replay *r, Own *own, int64_t layer) {
@@ -211,16 +235,18 @@ static void affine(Replay *r, Own *own, Frame *f, const Instruction *i, int64_t 
   const int64_t ld = r->widths[i->to];
   const REAL *b = begin_of_row(r, own, i->layer), *W = r->parameters[i->layer] + ldw;
   REAL *Z = f->buffers[i->to] + from * ld;
-  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ldw * sizeof(REAL));
-  if (i->layer == 1 && f->skips) {
-    const Sparse X = sparse_rows(r, f);
-    add_forward(s, &X, from, to, W, ldw, n, f->buffers[i->to], ld, own->values);
+  const int skips = i->layer == 1 && f->skips;
+  int64_t lda;
+  const REAL *A = factor(r, f, i->from, &lda) + from * lda;
+  if (!skips && is_small(m, n, k)) {
+    multiply(m, n, k, A, lda, 1, W, ldw, b, 0, Z, ld);
     return;
   }
-  const int64_t lda = r->widths[i->from];
-  const REAL *A = f->buffers[i->from] + from * lda;
-  if (is_small(m, n, k)) multiply(m, n, k, A, lda, 1, W, ldw, Z, ld);
-  else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ldw, Z, ld);
+  for (int64_t q = 0; q < m; q++) memcpy(Z + q * ld, b, ldw * sizeof(REAL));
+  if (skips) {
+    const Sparse X = sparse_rows(r, f);
+    add_forward(s, &X, from, to, W, ldw, n, f->buffers[i->to], ld, own->values);
+  } else blas(s, PLAIN, PLAIN, m, n, k, A, lda, W, ldw, Z, ld);
 }
 static void dropout(const Replay *r, const Frame *f, const Instruction *i, int64_t from, int64_t to) {
   const Setup *s = &r->setup;
@@ -241,10 +267,12 @@ static void input_gradient(Replay *r, Frame *f, const Instruction *i, int64_t fr
   const int64_t lda = r->widths[i->from], ldc = r->widths[i->to];
   const REAL *W = r->parameters[i->layer] + ldw, *A = f->buffers[i->from] + from * lda;
   REAL *C = f->buffers[i->to] + from * ldc;
-  memset(C, 0, m * ldc * sizeof(REAL));
   const REAL *B = r->transposed[i->layer];
-  if (B && multiplies_by_transposed(r, i->layer, m)) multiply(m, n, k, A, lda, 1, B, ldc, C, ldc);
-  else blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
+  if (B && multiplies_by_transposed(r, i->layer, m)) multiply(m, n, k, A, lda, 1, B, ldc, 0, 0, C, ldc);
+  else {
+    memset(C, 0, m * ldc * sizeof(REAL));
+    blas(s, PLAIN, TRANSPOSED, m, n, k, A, lda, W, ldw, C, ldc);
+  }
 }
 // Slice p of a layer's inputs; slices begin at multiples of 64.
 static int64_t cut(int64_t n, int64_t p, int64_t slices) { return p >= slices ? n : least(n, up(n * p / slices, 64)); }
@@ -271,8 +299,7 @@ static void derive(const Replay *r, int64_t layer, int64_t p) {
   const int64_t ld = r->lds[1];
   const REAL *background = r->setup.background, *restrict W = r->parameters[1] + (1 + j0) * ld;
   REAL *restrict shift = r->shifts + p * ld;
-  memset(shift, 0, ld * sizeof(REAL));
-  multiply(1, r->sizes[1], j1 - j0, background + j0, 0, 1, W, ld, shift, ld);
+  multiply(1, r->sizes[1], j1 - j0, background + j0, 0, 1, W, ld, 0, 0, shift, ld);
 }
 // Thread t's share of all slices but [from, to).
 static void derive_slices(const Replay *r, int64_t from, int64_t to, int64_t t, int64_t threads) {
@@ -353,9 +380,9 @@ static void add_gradient(Replay *r, Own *own, Frame *f, const Instruction *i, in
     if (r->shifts) add_background(s, add_rows(dZ, m, ld, own->sums), j0, j1, ld, dW);
     return;
   }
-  const int64_t lda = r->widths[i->with];
-  const REAL *A = f->buffers[i->with] + j0;
-  if (is_small(j1 - j0, n, m)) multiply(j1 - j0, n, m, A, 1, lda, dZ, ld, dW, ld);
+  int64_t lda;
+  const REAL *A = factor(r, f, i->with, &lda) + j0;
+  if (is_small(j1 - j0, n, m)) multiply(j1 - j0, n, m, A, 1, lda, dZ, ld, dW, ld, dW, ld);
   else blas(s, TRANSPOSED, PLAIN, j1 - j0, n, m, A, lda, dZ, ld, dW, ld);
 }
 
@@ -742,6 +769,7 @@ static int frame_is_made(Replay *r, Frame *f) {
     made = (f->marks = new (r->capacity * ((r->sizes[0] + 63) / 64) * 8)) != 0;
   for (int64_t b = 0; made && b < s->buffers; b++)
     made = (f->buffers[b] = new (r->capacity * r->widths[b] * sizeof(REAL))) != 0;
+  if (made) use_copies(r, f);
   return made;
 }
 static void free_frame(Replay *r, Frame *f) {
@@ -824,7 +852,8 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   r->messages = new (s->ranks * (s->buffers + s->groups + 3) * sizeof(Message));
   r->own = new (s->threads * sizeof(Own)), r->sums = new ((s->groups + 1) * sizeof(REAL *));
   int made = r->sizes && r->lds && r->offsets && r->widths && r->program && r->losses && r->penalties &&
-             r->parameters && r->copies && r->transposed && r->own && r->sums && r->sent && r->slice_of_rank && r->number_of_rank && r->messages;
+             r->parameters && r->copies && r->transposed && r->own && r->sums && r->sent && r->slice_of_rank &&
+             r->number_of_rank && r->messages;
   if (!made) goto failed;
   memcpy(r->sizes, s->sizes, (L + 1) * 8);
   memcpy(r->program, s->program, s->instructions * sizeof(Instruction));
@@ -840,6 +869,7 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   for (int64_t q = 0; q < s->instructions; q++) {
     const Instruction *i = r->program + q;
     if (i->operation >= WEIGHT_GRADIENT) r->sent[i->from] = r->sent[i->with] = 1;
+    if (i->operation == DROPOUT && i->from == 0) r->thins_features = 1;
   }
   r->sent[0] = 0;  // every rank takes all features itself
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = padded(s->widths[b]);

@@ -6,7 +6,7 @@
 // Backwards, words stand for 64 rows in a column.
 //
 // Each sum begins at zero, follows the bits in order, and is added once it has come to the end of its words: the bits of
-// the result do not depend on how wide a vector is, or how the work is shared.
+// the result do not depend on how the work is shared.
 #pragma once
 
 typedef REAL Anywhere __attribute__((aligned(1)));  // a number of X, which need not be on a boundary
@@ -77,39 +77,65 @@ static void transpose(uint64_t *t) {  // 64 words of 64 bits
 }
 
 
-// C += sum of x b over the bits of so many words, with the number x and the row b of B that a bit stands for. Words are
-// `apart`, numbers `stride`.
+// Rows of C += A B, where each row of A has so many words of masks. These and numbers of A are `down` from row to row and
+// `along` from word to word and from number to number.
+typedef struct {
+  const uint64_t *masks;
+  const void *numbers;
+  int64_t words, masks_down, masks_along, numbers_down, numbers_along;
+} Marked;
+typedef void Sum(const Marked *A, int64_t rows, const REAL *B, int64_t ldb, REAL *C, int64_t ldc);
+
 static REAL scaled[256];  // a byte as a number
-#define NUMBER_OF_REALS(x, i) ((const REAL *)x)[i]
-#define NUMBER_OF_BYTES(x, i) scaled[((const uint8_t *)x)[i]]
-#define SUM(KIND, V)                                                                                             \
-  static void sum_of_##KIND##_##V(const uint64_t *masks, int64_t words, int64_t apart, const void *x, int64_t stride, \
-                                  const REAL *B, int64_t ldb, REAL *C) {                                         \
-    Vector c[V];                                                                                                 \
-    UNROLL for (int v = 0; v < V; v++) c[v] = (Vector){0};                                                       \
-    for (int64_t w = 0; w < words; w++)                                                                          \
-      for (uint64_t mask = masks[w * apart]; mask; mask &= mask - 1) {                                           \
-        const int64_t j = 64 * w + __builtin_ctzll(mask);                                                        \
-        const REAL number = NUMBER_OF_##KIND(x, j * stride);                                                     \
-        const Vector *b = (const Vector *)(B + j * ldb);                                                         \
-        UNROLL for (int v = 0; v < V; v++) c[v] += number * b[v];                                                \
-      }                                                                                                          \
-    UNROLL for (int v = 0; v < V; v++)((Vector *)C)[v] += c[v];                                                  \
+#define REALS(x, i) ((const REAL *)x)[i]
+#define BYTES(x, i) scaled[((const uint8_t *)x)[i]]
+// c += sum of x b over the bits of a mask, with the number x of row q and the row b of B that a bit stands for.
+#define ADD_BITS(OF, V, mask, first)                                                                             \
+  for (uint64_t left = mask; left; left &= left - 1) {                                                           \
+    const int64_t j = first + __builtin_ctzll(left);                                                             \
+    const REAL x = OF(A->numbers, q * down + j * along), *row = B + j * ldb;                                     \
+    AT_HAND(row);                                                                                                \
+    UNROLL for (int v = 0; v < V; v++) c[v] += x * ((const Vector *)row)[v];                                     \
   }
-typedef void Sum(const uint64_t *masks, int64_t words, int64_t apart, const void *x, int64_t stride, const REAL *B,
-                 int64_t ldb, REAL *C);
-#define SUMS(V) SUM(REALS, V) SUM(BYTES, V)
-SUMS(1) SUMS(2) SUMS(3) SUMS(4) SUMS(5) SUMS(6) SUMS(7)
-#define UP_TO_7(KIND) sum_of_##KIND##_1, sum_of_##KIND##_2, sum_of_##KIND##_3, sum_of_##KIND##_4, sum_of_##KIND##_5, \
-                      sum_of_##KIND##_6, sum_of_##KIND##_7
-#if SUM_VECTORS == 13
-SUMS(8) SUMS(9) SUMS(10) SUMS(11) SUMS(12) SUMS(13)
-#define UP_TO_13(KIND) UP_TO_7(KIND), sum_of_##KIND##_8, sum_of_##KIND##_9, sum_of_##KIND##_10, sum_of_##KIND##_11, \
-                       sum_of_##KIND##_12, sum_of_##KIND##_13
-static Sum *const sums[2][14] = {{0, UP_TO_13(REALS)}, {0, UP_TO_13(BYTES)}};
-#else
-static Sum *const sums[2][8] = {{0, UP_TO_7(REALS)}, {0, UP_TO_7(BYTES)}};
-#endif
+// Of a word, what is read of B should stay in the first cache: if rows of B are long, halves of words are taken.
+#define KEPT 28672  // bytes
+#define SUM(OF, V)                                                                                               \
+  static void sum_of_words_##OF##_##V(const Marked *A, int64_t rows, const REAL *B, int64_t ldb, REAL *C,        \
+                                      int64_t ldc) {                                                             \
+    const int64_t down = A->numbers_down, along = A->numbers_along;                                              \
+    for (int64_t q = 0; q < rows; q++) {                                                                         \
+      Vector c[V], *to = (Vector *)(C + q * ldc);                                                                \
+      UNROLL for (int v = 0; v < V; v++) c[v] = (Vector){0};                                                     \
+      for (int64_t w = 0; w < A->words; w++)                                                                     \
+        ADD_BITS(OF, V, A->masks[q * A->masks_down + w * A->masks_along], 64 * w)                                \
+      UNROLL for (int v = 0; v < V; v++) to[v] += c[v];                                                          \
+    }                                                                                                            \
+  }                                                                                                              \
+  static void sum_of_word_##OF##_##V(const Marked *A, int64_t rows, const REAL *B, int64_t ldb, REAL *C,         \
+                                     int64_t ldc) {                                                              \
+    const int64_t down = A->numbers_down, along = A->numbers_along, halves = 64 * V * VECTOR_BYTES > KEPT ? 2 : 1;\
+    for (int64_t half = 0; half < halves; half++)                                                                \
+      for (int64_t q = 0; q < rows; q++) {                                                                       \
+        const uint64_t word = A->masks[q * A->masks_down], lower = (uint32_t)word;                               \
+        const uint64_t mask = halves == 1 ? word : half ? word - lower : lower;                                  \
+        if (!mask) continue;                                                                                     \
+        Vector c[V], *to = (Vector *)(C + q * ldc);                                                              \
+        UNROLL for (int v = 0; v < V; v++) c[v] = (Vector){0};                                                   \
+        ADD_BITS(OF, V, mask, 0)                                                                                 \
+        UNROLL for (int v = 0; v < V; v++) to[v] += c[v];                                                        \
+      }                                                                                                          \
+  }
+#define EACH_LENGTH(X, OF)                                                                                       \
+  X(OF, 1) X(OF, 2) X(OF, 3) X(OF, 4) X(OF, 5) X(OF, 6) X(OF, 7) X(OF, 8) X(OF, 9) X(OF, 10) X(OF, 11) X(OF, 12) \
+  X(OF, 13)
+EACH_LENGTH(SUM, REALS)
+EACH_LENGTH(SUM, BYTES)
+#define SUM_VECTORS 13  // as many as 16 registers hold
+#define OF_WORD(OF, V) sum_of_word_##OF##_##V,
+#define OF_WORDS(OF, V) sum_of_words_##OF##_##V,
+static Sum *const sums[2][2][SUM_VECTORS + 1] = {  // for one word or several, numbers or bytes
+    {{0, EACH_LENGTH(OF_WORD, REALS)}, {0, EACH_LENGTH(OF_WORD, BYTES)}},
+    {{0, EACH_LENGTH(OF_WORDS, REALS)}, {0, EACH_LENGTH(OF_WORDS, BYTES)}}};
 static pthread_once_t tables_are_filled = PTHREAD_ONCE_INIT;
 static void fill_tables(void) {
   for (int byte = 0; byte < 256; byte++) scaled[byte] = byte * (1 / (REAL)255);
@@ -130,11 +156,12 @@ typedef struct {  // rows of a batch
 // Rows [from, to) of Z += X W, with n columns that matter.
 static void add_forward(const Setup *s, const Sparse *X, int64_t from, int64_t to, const REAL *W, int64_t ldw, int64_t n,
                         REAL *Z, int64_t ldz, REAL *values) {
+  const int64_t together = X->stored ? 1 : to - from;
   for (int64_t w = 0, words; w < X->words; w += words) {
     words = X->words - w < s->words ? X->words - w : s->words;
     for (int64_t p = 0; p < parts_of_columns(n); p++) {
       const int64_t o = first_vector(n, p) * LANES, V = first_vector(n, p + 1) - first_vector(n, p);
-      for (int64_t q = from; q < to; q++) {
+      for (int64_t q = from; q < to; q += together) {
         const uint64_t *masks = X->marks + q * X->words + w;
         const char *x = (const char *)X->numbers + (q * X->stride + 64 * w) * size_of_number(s);
         if (X->stored) {
@@ -145,7 +172,8 @@ static void add_forward(const Setup *s, const Sparse *X, int64_t from, int64_t t
             }
           x = (const char *)values;
         }
-        sums[s->bytes][V](masks, words, 1, x, 1, W + 64 * w * ldw + o, ldw, Z + q * ldz + o);
+        const Marked A = {masks, x, words, X->words, 1, X->stride, 1};
+        sums[words > 1][s->bytes][V](&A, together, W + 64 * w * ldw + o, ldw, Z + q * ldz + o, ldz);
       }
     }
   }
@@ -164,12 +192,13 @@ static void masks_of_columns(const Sparse *X, int64_t m, int64_t i, int64_t word
 // Rows [j0, j1) of dW += X^T dZ, from m rows; j0 is a multiple of 64. dW begins with row j0.
 static void add_backward(const Setup *s, const Sparse *X, int64_t m, int64_t j0, int64_t j1, const REAL *dZ, int64_t n,
                          int64_t ld, REAL *dW, REAL *values, uint64_t *masks) {
+  const int64_t together = X->stored ? 1 : j1 - j0;
   for (int64_t i = 0, words; i < m; i += 64 * words) {
     words = (m - i + 63) / 64 < s->words ? (m - i + 63) / 64 : s->words;
     masks_of_columns(X, m, i, words, j0, j1, masks);
     for (int64_t p = 0; p < parts_of_columns(n); p++) {
       const int64_t o = first_vector(n, p) * LANES, V = first_vector(n, p + 1) - first_vector(n, p);
-      for (int64_t j = j0; j < j1; j++) {
+      for (int64_t j = j0; j < j1; j += together) {
         const char *x = (const char *)X->numbers + (i * X->stride + j) * size_of_number(s);
         if (X->stored) {
           for (int64_t w = 0; w < words; w++)
@@ -179,8 +208,8 @@ static void add_backward(const Setup *s, const Sparse *X, int64_t m, int64_t j0,
             }
           x = (const char *)values;
         }
-        sums[s->bytes][V](masks + j - j0, words, COLUMNS, x, X->stored ? 1 : X->stride, dZ + i * ld + o, ld,
-                          dW + (j - j0) * ld + o);
+        const Marked A = {masks + j - j0, x, words, 1, COLUMNS, 1, X->stored ? 1 : X->stride};
+        sums[words > 1][s->bytes][V](&A, together, dZ + i * ld + o, ld, dW + (j - j0) * ld + o, ld);
       }
     }
   }
