@@ -145,6 +145,25 @@ def test_float64_on_jax_also_with_a_device_that_was_made_for_float32():
     assert done.stdout.split() == ["float64", "float64"]
 
 
+@pytest.mark.needs("jax")
+def test_jax_computes_where_its_default_is():
+    code = """
+import jax, mlp_xp as mx
+first, second = jax.devices()
+model = mx.MLP([4, 3, 2], device="jax")
+for default, here, there in ((first, first, second), (second, second, first), ("cpu", first, second)):
+    with jax.default_device(default):
+        model.theta = jax.device_put(model.theta, here)
+        try:
+            model.theta = jax.device_put(model.theta, there)
+        except TypeError as error:
+            print("refused" if "on device" in str(error) else error)
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["refused"] * 3
+
+
 @pytest.mark.parametrize("rows", [1, 255, 256, 257, 1000, 5000, 100_000])
 def test_shards_make_up_the_rows_and_depend_on_nothing_else(device, rows, monkeypatch):
     found = []

@@ -16,10 +16,10 @@ from ..objective import Objective
 from ..optim import SGD, Adam, AdamW, Optimizer, OptimizerState
 from ..params import Layout, Parameters
 from .base import Setup
+from .reduce import rows_in_cache
 
 __all__ = ["Program", "program_of"]
 
-_CPU_SHARD = 1024  # rows, whose activations stay in the cache of a core
 _SMALL = 16_384  # parameters, up to which one vector is updated faster than many arrays
 
 _Parts = list[Array]
@@ -110,19 +110,21 @@ class Program:
 
     def _full_batch(self, params: Parameters, X: Array, y: Array) -> tuple[Array, Parameters]:
         """Return the sums of losses () and gradients over all rows, shard by shard."""
-        n, step = X.shape[0], min(self.shard_rows, X.shape[0])
+        n, step = X.shape[0], self.shard_rows
+        begin = jnp.zeros((), jnp.float64), jax.tree.map(jnp.zeros_like, params)
+        if n <= step:  # a loop that goes round once would copy them
+            return self._added(params, X, y, begin)
 
         def add(i: Any, sums: Any) -> Any:
-            X_shard, y_shard = (jax.lax.dynamic_slice_in_dim(array, i * step, step) for array in (X, y))
-            loss, into = self._grad_sum(params, X_shard, y_shard, sums[1])
-            return sums[0] + loss, into
+            return self._added(params, *(jax.lax.dynamic_slice_in_dim(array, i * step, step) for array in (X, y)), sums)
 
-        begin = jnp.zeros((), jnp.float64), jax.tree.map(jnp.zeros_like, params)
-        loss, into = jax.lax.fori_loop(0, n // step, add, begin)
-        if rest := n % step:
-            more, into = self._grad_sum(params, X[-rest:, :], y[-rest:, ...], into)
-            loss += more
-        return loss, into
+        sums = jax.lax.fori_loop(0, n // step, add, begin)
+        return self._added(params, X[-rest:, :], y[-rest:, ...], sums) if (rest := n % step) else sums
+
+    def _added(self, params: Parameters, X: Array, y: Array, sums: Any) -> tuple[Array, Parameters]:
+        """Return the sums of losses () and gradients, with those of some more rows."""
+        loss, into = self._grad_sum(params, X, y, sums[1])
+        return sums[0] + loss, into
 
     def _grad_sum(self, params: Parameters, X: Array, y: Array, into: Parameters) -> tuple[Array, Parameters]:
         """Return the sum () of the rows' losses, and their gradients added to `into`."""
@@ -147,7 +149,9 @@ class Program:
 def program_of(setup: Setup) -> Program:
     """Return the program of a training; those that are compiled alike share one, for that takes seconds."""
     model, optimizer, objective, device = setup.model, setup.optimizer, setup.objective, setup.model.device
-    g, shard_rows = model.network.g, device.shard_rows if device.hardware() else min(device.shard_rows, _CPU_SHARD)
+    g, shard_rows = model.network.g, device.shard_rows
+    if not device.hardware():
+        shard_rows = min(shard_rows, rows_in_cache(model.sizes))
     if type(optimizer) not in (SGD, Adam, AdamW):
         return Program(g, objective, model.layout, model.dtype, optimizer, False, shard_rows)
     formulas = *(ACTIVATIONS[name] for name in g[1:]), LOSSES[objective.output.loss]

@@ -14,10 +14,9 @@ from ..params import GradSum, Parameters
 from ..rows.batches import Shard
 from .base import Done, Setup
 from .host import HostEngine
+from .reduce import rows_in_cache
 
 __all__ = ["TorchEngine"]
-
-_CPU_SHARD = 1024  # rows, whose activations stay in the cache of a core
 
 
 class TorchEngine(HostEngine):
@@ -39,7 +38,8 @@ class TorchEngine(HostEngine):
 
     @property
     def _shard_rows(self) -> int:
-        return min(_CPU_SHARD, self.device.shard_rows) if self.model.theta.is_cpu else self.device.shard_rows
+        most = self.device.shard_rows
+        return min(rows_in_cache(self.layout.sizes), most) if self.model.theta.is_cpu else most
 
     def _make_kernels(self, setup: Setup) -> TorchKernels:
         return TorchKernels(self.device.xp, self.model.dtype)
