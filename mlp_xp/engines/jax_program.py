@@ -116,7 +116,8 @@ class Program:
             return self._added(params, X, y, begin)
 
         def add(i: Any, sums: Any) -> Any:
-            return self._added(params, *(jax.lax.dynamic_slice_in_dim(array, i * step, step) for array in (X, y)), sums)
+            X_shard, y_shard = (jax.lax.dynamic_slice_in_dim(array, i * step, step) for array in (X, y))
+            return self._added(params, X_shard, y_shard, sums)
 
         sums = jax.lax.fori_loop(0, n // step, add, begin)
         return self._added(params, X[-rest:, :], y[-rest:, ...], sums) if (rest := n % step) else sums
