@@ -72,7 +72,8 @@ def trained(engine, model, optimizer, epochs=3):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("batch_size", [None, 64])
 def test_what_is_compiled_trains_as_the_plain_engine_does(batch_size, optimizer, parts, monkeypatch, rng):
-    monkeypatch.setattr("mlp_xp.engines.jax_program.rows_in_cache", lambda sizes: 64)  # 150 rows: two shards and a rest
+    for name, value in {"_CACHED": 0, "_LEAST_ROWS": 64}.items():  # 150 rows: two shards and a rest
+        monkeypatch.setattr(f"mlp_xp.engines.jax_program.{name}", value)
     X, y = rng.integers(0, 256, (150, 6), dtype=np.uint8), rng.integers(0, 3, 150)
     results = []
     for device, kind in (("jax", "JaxEngine"), ("strict", "HostEngine")):
@@ -265,9 +266,10 @@ def test_products_have_all_digits_on_a_gpu_too(rng):
     assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
 
 
-@pytest.mark.parametrize("engine", ["jax_program", "torch_"])
-def test_small_networks_have_all_rows_in_one_shard(engine):
-    module = pytest.importorskip(f"mlp_xp.engines.{engine}", exc_type=ImportError)
-    assert module.rows_in_cache((20, 64, 64, 1)) > 5000
-    assert module.rows_in_cache((784, 196, 10)) < 2000
-    assert module.rows_in_cache((784, 10_000, 10)) == 1024
+@pytest.mark.parametrize(
+    ("sizes", "rows"), [((20, 64, 64, 2), 6990), ((784, 196, 10), 1059), ((784, 10_000, 10), 1024)]
+)
+def test_small_networks_have_more_rows_in_a_shard(sizes, rows, rng):
+    model = mx.MLP(list(sizes), device="jax")
+    program = program_module().program_of(setup(model, rng.random((2, sizes[0])), np.zeros(2, int)))
+    assert program.shard_rows == rows

@@ -101,7 +101,7 @@ def test_losses(n, k, rng, targets):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("batch_size", [None, 64])
 def test_it_trains_as_the_plain_engine_does(batch_size, optimizer, monkeypatch, rng):
-    monkeypatch.setattr("mlp_xp.engines.torch_.rows_in_cache", lambda sizes: 64)
+    monkeypatch.setattr("mlp_xp.engines.torch_._CPU_SHARD", 64)
     X, y = rng.integers(0, 256, (150, 6), dtype=np.uint8), rng.integers(0, 3, 150)
     runs = []
     for device in ("torch", "strict"):

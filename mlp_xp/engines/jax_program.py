@@ -16,10 +16,11 @@ from ..objective import Objective
 from ..optim import SGD, Adam, AdamW, Optimizer, OptimizerState
 from ..params import Layout, Parameters
 from .base import Setup
-from .reduce import rows_in_cache
 
 __all__ = ["Program", "program_of"]
 
+_CACHED = 2**20  # numbers, features and activations of a shard, that the caches of a core hold
+_LEAST_ROWS = 1024
 _SMALL = 16_384  # parameters, up to which one vector is updated faster than many arrays
 
 _Parts = list[Array]
@@ -152,7 +153,7 @@ def program_of(setup: Setup) -> Program:
     model, optimizer, objective, device = setup.model, setup.optimizer, setup.objective, setup.model.device
     g, shard_rows = model.network.g, device.shard_rows
     if not device.hardware():
-        shard_rows = min(shard_rows, rows_in_cache(model.sizes))
+        shard_rows = min(shard_rows, max(_LEAST_ROWS, _CACHED // sum(model.sizes)))
     if type(optimizer) not in (SGD, Adam, AdamW):
         return Program(g, objective, model.layout, model.dtype, optimizer, False, shard_rows)
     formulas = *(ACTIVATIONS[name] for name in g[1:]), LOSSES[objective.output.loss]

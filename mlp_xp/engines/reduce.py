@@ -6,7 +6,7 @@ own shards in order, and the groups are added in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Protocol
 
@@ -16,15 +16,9 @@ from ..devices import Device
 from ..params import GradSum
 from .ranks import Ranks
 
-__all__ = ["AcrossRanks", "InOrder", "Reducer", "add_in_order", "groups_of", "rows_in_cache"]
+__all__ = ["AcrossRanks", "InOrder", "Reducer", "add_in_order", "groups_of"]
 
-_CACHED = 2**20  # numbers that the caches of a core hold
 _GROUPS = 16  # more would cost memory, fewer keep threads waiting for the last one
-
-
-def rows_in_cache(sizes: Sequence[int]) -> int:
-    """Return the rows of a shard whose features and activations stay in the caches of a core: 1024 or more."""
-    return max(1024, _CACHED // sum(sizes))
 
 
 def groups_of(shards: int, ranks: Ranks | None = None) -> int:

@@ -14,9 +14,10 @@ from ..params import GradSum, Parameters
 from ..rows.batches import Shard
 from .base import Done, Setup
 from .host import HostEngine
-from .reduce import rows_in_cache
 
 __all__ = ["TorchEngine"]
+
+_CPU_SHARD = 1024  # rows, whose activations stay in a core's cache; the bits of longer sums would depend on threads
 
 
 class TorchEngine(HostEngine):
@@ -38,8 +39,7 @@ class TorchEngine(HostEngine):
 
     @property
     def _shard_rows(self) -> int:
-        most = self.device.shard_rows
-        return min(rows_in_cache(self.layout.sizes), most) if self.model.theta.is_cpu else most
+        return min(_CPU_SHARD, self.device.shard_rows) if self.model.theta.is_cpu else self.device.shard_rows
 
     def _make_kernels(self, setup: Setup) -> TorchKernels:
         return TorchKernels(self.device.xp, self.model.dtype)
