@@ -267,9 +267,20 @@ def test_products_have_all_digits_on_a_gpu_too(rng):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "rows"), [((20, 64, 64, 2), 6990), ((784, 196, 10), 1059), ((784, 10_000, 10), 1024)]
+    ("sizes", "rows"), [((4, 3, 2), 8192), ((20, 64, 64, 2), 6990), ((784, 196, 10), 1059), ((784, 10_000, 10), 1024)]
 )
 def test_small_networks_have_more_rows_in_a_shard(sizes, rows, rng):
     model = mx.MLP(list(sizes), device="jax")
     program = program_module().program_of(setup(model, rng.random((2, sizes[0])), np.zeros(2, int)))
     assert program.shard_rows == rows
+
+
+def test_a_large_full_batch_keeps_the_digits_of_float32(rng):
+    X = (3 + rng.random((200_000, 3))).astype(np.float32)
+    y = X.sum(axis=1, keepdims=True)
+    gradients = []
+    for device, dtype in (("jax", "float32"), ("cpu", "float64")):
+        model = mx.MLP([3, 8, 1], "tanh", "identity", dtype=dtype, device=device, seed=0)
+        state = next(mx.epochs(model, X.astype(dtype), y.astype(dtype), optimizer=mx.SGD(lr=1e-3)))
+        gradients.append(np.asarray(state.gradient, np.float64))
+    assert_allclose(gradients[0], gradients[1], rtol=0, atol=1e-6 * np.abs(gradients[1]).max())

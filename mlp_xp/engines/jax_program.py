@@ -20,7 +20,7 @@ from .base import Setup
 __all__ = ["Program", "program_of"]
 
 _CACHED = 2**20  # numbers, features and activations of a shard, that the caches of a core hold
-_LEAST_ROWS = 1024
+_LEAST_ROWS, _MOST_ROWS = 1024, 8192  # of a shard; sums over more would cost digits of float32
 _SMALL = 16_384  # parameters, up to which one vector is updated faster than many arrays
 
 _Parts = list[Array]
@@ -153,7 +153,7 @@ def program_of(setup: Setup) -> Program:
     model, optimizer, objective, device = setup.model, setup.optimizer, setup.objective, setup.model.device
     g, shard_rows = model.network.g, device.shard_rows
     if not device.hardware():
-        shard_rows = min(shard_rows, max(_LEAST_ROWS, _CACHED // sum(model.sizes)))
+        shard_rows = min(_MOST_ROWS, max(_LEAST_ROWS, _CACHED // sum(model.sizes)))
     if type(optimizer) not in (SGD, Adam, AdamW):
         return Program(g, objective, model.layout, model.dtype, optimizer, False, shard_rows)
     formulas = *(ACTIVATIONS[name] for name in g[1:]), LOSSES[objective.output.loss]
