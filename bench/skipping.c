@@ -7,6 +7,11 @@ static double cpu_seconds(void) {
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
+#if defined(__x86_64__)
+#define LOADED(u) __asm__("" : "+v"(u))
+#else
+#define LOADED(u) __asm__("" : "+w"(u))
+#endif
 #define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define LOAD(i) Vector c##i = v[i];
 #define MULTIPLY(i) c##i = c##i * v[12] + v[13]; LOADED(c##i);

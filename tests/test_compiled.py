@@ -494,3 +494,19 @@ def test_2000_fits_leave_nothing_behind():
         files.append(len(os.listdir("/proc/self/fd")))
     assert sizes[-1] - sizes[1] < 2e6
     assert files[0] == files[-1]
+
+
+@pytest.mark.parametrize("density", [1, 0.1])
+def test_rows_at_odd_addresses_are_copied(density, rng):
+    """Products read full batches and samples to predict where they are, but only where numbers may lie."""
+    aligned = ((rng.random((600, 40)) < density) * rng.standard_normal((600, 40))).astype(np.float32)
+    odd = np.frombuffer(bytearray(aligned.nbytes + 1), np.float32, aligned.size, offset=1).reshape(aligned.shape)
+    odd[:] = aligned
+    assert not odd.flags.aligned
+    found = []
+    for X in (aligned, odd):
+        model = mx.MLP([40, 20, 3], seed=0)
+        mx.fit(model, X, np.arange(600) % 3, epochs=2, optimizer=mx.SGD())
+        found.append((model.theta, model.outputs(X)))
+    for one, other in zip(*found, strict=True):
+        assert_array_equal(one, other)

@@ -15,13 +15,7 @@
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
 #define ROW ((int64_t)(64 / sizeof(REAL)))  // numbers that fill a row up to 64 bytes
 typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
-#define OWN_LINE _Alignas(64)
 #define AT_HAND(address) __asm__("" : "+r"(address))  // else some processors compute it anew for each vector
-#if defined(__x86_64__)
-#define LOADED(u) __asm__("" : "+v"(u))
-#else
-#define LOADED(u) __asm__("" : "+w"(u))
-#endif
 
 #include "subnormals.h"
 #include "functions.h"
@@ -35,7 +29,7 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 #else
 #define SMALL (1 << 23)
 #endif
-#define DEEP 2048         // terms of a sum: with more, what a tile reads of B does not stay in the cache
+#define DEEP 2048         // terms of a sum, likewise
 #define TRANSPOSED_AT_MOST (1 << 18)  // weights
 #define SLICES 16         // of a layer's parameters, at most
 #define WORTH_SHARING 250000  // rows times parameters of an update
@@ -92,7 +86,6 @@ struct Replay {
   int64_t slices;           // of all layers
   int64_t *slice_of_rank;   // the first one of each rank, and behind the last rank's, how many there are
   int64_t *number_of_rank;  // likewise the first of its parameters
-  int64_t thins_features;   // whether a dropout reads the features, which it does where they are copied to
   int64_t *sent;            // whether gradients are computed from a buffer, but for that of the features
   Message *messages;
   int64_t pending;          // how many of them there are
@@ -100,9 +93,8 @@ struct Replay {
   Piece *piece;
   const Unseen *unseen;     // if rows are predicted
   atomic_long crew;  // threads that could be started; 0 until that is known
-  OWN_LINE atomic_long phase;  // read by those who wait, while others take parts
-  OWN_LINE atomic_long arrived, next_part, next_slice;
-  OWN_LINE pthread_mutex_t lock;
+  atomic_long arrived, phase, next_part, next_slice;
+  pthread_mutex_t lock;
   pthread_cond_t phase_is_over;
   Pace pace;
 };
@@ -185,11 +177,12 @@ static void use_copies(const Replay *r, Frame *f) {
   f->features = f->buffers[0];
   f->stride = r->widths[0] * sizeof(REAL) / (f->skips ? size_of_number(&r->setup) : (int64_t)sizeof(REAL));
 }
-// Let products read the rows of a shard where they are, if these are as they should be; return whether they are.
+// Let products read the rows of a shard, which follow one another, where they are, if these are as they should be; return
+// whether they are.
 static int use_rows(const Replay *r, Frame *f) {
   const Setup *s = &r->setup;
-  const int as_they_are = f->skips ? !s->background : !s->bytes, follow = f != &r->batch && !r->piece->order;
-  if (!as_they_are || !follow || r->thins_features || (uintptr_t)f->rows[0] % size_of_number(s)) return 0;
+  const int as_they_are = (f->skips ? !s->background : !s->bytes) && (uintptr_t)f->rows[0] % size_of_number(s) == 0;
+  if (f == &r->batch || !as_they_are) return 0;
   f->features = f->rows[0];
   f->stride = r->sizes[0];
   return 1;
@@ -869,7 +862,6 @@ Replay *NAME(new, SUFFIX)(const Setup *setup) {
   for (int64_t q = 0; q < s->instructions; q++) {
     const Instruction *i = r->program + q;
     if (i->operation >= WEIGHT_GRADIENT) r->sent[i->from] = r->sent[i->with] = 1;
-    if (i->operation == DROPOUT && i->from == 0) r->thins_features = 1;
   }
   r->sent[0] = 0;  // every rank takes all features itself
   for (int64_t b = 0; b < s->buffers; b++) r->widths[b] = padded(s->widths[b]);
