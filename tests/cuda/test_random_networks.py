@@ -81,12 +81,13 @@ def draw(rng: np.random.Generator) -> Setting:
     data = "uint8" if precision == "fp16x2" else one(["uint8", "float32", "float64", "uint8 there", f"{dtype} there"])
     output = one(list(mx.OUTPUTS) if dtype == "float64" else [name for name in mx.OUTPUTS if name != "perceptron"])
     names = list(ACTIVATIONS) if dtype == "float64" else SMOOTH
-    # of units that are all dead, too, the perceptron computes a bias: see `data`
-    last = [name for name in names if output != "perceptron" or name != "relu"]
+    if output == "perceptron":
+        names = [
+            name for name in names if name != "relu"
+        ]  # of units that are all dead, too, it computes a bias: `data`
     return Setting(
         sizes=[int(rng.integers(1, 41)), *widths, one([2, 3, 5, 10] if "softmax" in output else [1, 2, 5, 17])],
-        activation=[*(one(names) for _ in widths[1:]), *(one(last) for _ in widths[:1])],
-        output=output, precision=precision,
+        activation=[one(names) for _ in widths], output=output, precision=precision,
         init=one(["xavier_normal", "xavier_uniform", "he_normal"]), rows=rows, data=data,
         targets_on_device=bool(rng.integers(2)), optimizer=draw_optimizer(rng),
         batch_size=one([None, None, int(rng.integers(1 + rows // 8, rows + 1)), 1 + rows // 3, rows, rows + 7]),
