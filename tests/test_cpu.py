@@ -59,7 +59,7 @@ ROWS = {  # how data for 37 rows and 5 columns may come
     "bytes": lambda X, folder: (255 * X).astype(np.uint8),
     "dense": lambda X, folder: X + 0.5,
     "float64": lambda X, folder: X.astype(np.float64),
-    "whole numbers": lambda X, folder: (10 * X).astype(np.int64),
+    "whole numbers": lambda X, folder: (3 * X).astype(np.int64),
     "another byte order": lambda X, folder: X.astype(X.dtype.newbyteorder()),
     "columns": lambda X, folder: columns(X),
     "by columns": lambda X, folder: np.asfortranarray(X),

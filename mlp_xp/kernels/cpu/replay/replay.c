@@ -181,8 +181,8 @@ static void use_copies(const Replay *r, Frame *f) {
 // whether they are.
 static int use_rows(const Replay *r, Frame *f) {
   const Setup *s = &r->setup;
-  const int as_they_are = (f->skips ? !s->background : !s->bytes) && (uintptr_t)f->rows[0] % size_of_number(s) == 0;
-  if (f == &r->batch || !as_they_are) return 0;
+  if (f == &r->batch || (f->skips ? s->background != 0 : s->bytes)) return 0;
+  if ((uintptr_t)f->rows[0] % size_of_number(s)) return 0;
   f->features = f->rows[0];
   f->stride = r->sizes[0];
   return 1;
