@@ -32,7 +32,7 @@ __all__ = ["FLOOR", "MOST_WOBBLE", "Row", "compare", "conclusion", "interleave",
 # seconds between turns on the CPU: the threads of OpenBLAS and OpenMP keep spinning for a while after their last work
 SETTLE = 0.2
 LEAST_ROUNDS = 3
-TURN_FLOPS = 1e9
+TURN_FLOPS = 1e10
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
     "cpu": "ours,ours-dense,torch,torch-compile,torch-compile-forward,jax-step,jax-loop,sklearn,textbook",
@@ -135,7 +135,7 @@ def _fill(row: Row, contender: Contender, times: list[float], baseline: Sequence
 
 def epochs_a_round(problem: Problem, device: str) -> int:
     """Return how many epochs make a turn that a clock can measure: 20 on a GPU, as many as take a while on a CPU."""
-    return 20 if device != "cpu" else min(10, math.ceil(TURN_FLOPS / problem.flops))
+    return 20 if device != "cpu" else min(100, math.ceil(TURN_FLOPS / problem.flops))
 
 
 def save(folder: Path, stem: str, header: dict[str, Any], rows: Sequence[Row]) -> None:

@@ -11,6 +11,7 @@ __all__ = ["TorchKernels"]
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # what autograd calls
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class TorchKernels(GenericKernels):
@@ -40,8 +41,8 @@ class TorchKernels(GenericKernels):
             case "tanh":
                 return Z.tanh_()
             case "relu":
-                Z.add_(0.0)  # of -0.0 it makes 0.0, which is on the other side of the kink than the zeros for Z < 0
-                return torch.relu(Z).copysign_(Z)
+                # of -0.0 the sum makes 0.0, which is on the other side of the kink than the -0.0 for Z < 0
+                return Z.add_(0.0).clamp_min_(-0.0)
             case _:
                 return super().activate(name, Z)
 
@@ -52,7 +53,7 @@ class TorchKernels(GenericKernels):
             case "tanh":
                 return _tanh_backward(dA, A, grad_input=dA)
             case "relu":
-                return dA.mul_(torch.full_like(A, 0.5).copysign_(A).add_(0.5))  # 1, or 0 where A has a minus
+                return _threshold_backward(dA, A.reciprocal(), -1, grad_input=dA)  # 0 where A is -0.0: 1 / A is -inf
             case _:
                 return super().activation_gradient(name, dA, A)
 
