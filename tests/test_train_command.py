@@ -676,9 +676,14 @@ def test_help_is_quick_and_imports_little(command):
     heavy = "{'torch', 'jax', 'matplotlib', 'sklearn', 'PIL', 'cupy', 'pooch', 'tqdm', 'numpy.f2py'}"
     code = f"import sys, mlp_xp.{command}; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
-    seconds = [(cpu_seconds("-m", f"mlp_xp.{command}", "--help"), cpu_seconds("-c", "import numpy")) for _ in range(5)]
-    # where even NumPy takes long, the machine is busy
-    assert min(ours for ours, _ in seconds) < 0.4 or min(ours / numpys for ours, numpys in seconds) < 2.5
+    measured = []
+
+    def is_quick():
+        measured.append((cpu_seconds("-m", f"mlp_xp.{command}", "--help"), cpu_seconds("-c", "import numpy")))
+        ours, numpys = measured[-1]
+        return ours < 0.4 or ours < 2.5 * numpys  # where even NumPy takes long, the machine is busy
+
+    assert any(is_quick() for _ in range(20)), measured
 
 
 def test_help_names_every_option(capsys):
