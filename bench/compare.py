@@ -32,7 +32,7 @@ __all__ = ["FLOOR", "MOST_WOBBLE", "Row", "compare", "conclusion", "interleave",
 # seconds between turns on the CPU: the threads of OpenBLAS and OpenMP keep spinning for a while after their last work
 SETTLE = 0.2
 LEAST_ROUNDS = 3
-TURN_FLOPS = 1e10  # a tenth of a second or more
+TURN_FLOPS = 1e10  # about a tenth of a second at the least
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {
     "cpu": "ours,ours-dense,torch,torch-compile,torch-compile-forward,jax-step,jax-loop,sklearn,textbook",

@@ -32,7 +32,7 @@ from .rows import Row
 
 __all__ = ["TASKS", "main", "measure", "turns"]
 
-_TURN = 0.1  # seconds: a call that is shorter is repeated; a core that has slept takes milliseconds to begin
+_TURN = 0.1  # seconds: a call that is shorter is repeated; a core that has slept takes some milliseconds to get going
 _EPOCHS = 100
 
 Call = Callable[[], Any]  # returns what is judged
