@@ -121,9 +121,9 @@ def numerical_gradient():
 
 @pytest.fixture
 def off_kinks():
-    """Leave out the rows that are nearer to a kink than differences are wide: f(model, X, y) -> X, y."""
+    """Leave out rows on a kink, or so near that differences would reach across it: f(model, X, y) -> X, y."""
 
-    def draw(model, X, y):
+    def smooth(model, X, y):
         Z = model.forward(X).Z[1:]
         places = [*Z]  # where units are 0, and errors 0 or 1
         if model.task == "values":
@@ -132,7 +132,7 @@ def off_kinks():
         kept = np.min([np.abs(place).min(axis=1) for place in places], axis=0) > 1e-3
         return X[kept], y[kept]
 
-    return draw
+    return smooth
 
 
 @pytest.fixture
