@@ -1,7 +1,9 @@
 """`python -m bench.fixed_costs`: what hardly depends on the data: predictions, small fits, imports, the command.
 
-Predictions are those of 784-196-10, from float32 rows to labels, data on the host before and after. A fit takes 100
-epochs of Adam over 150 rows of 4 columns. An import and the command's help are fresh processes; the bare one is Python.
+Predictions are those of 784-196-10, from rows to labels, data on the host before and after. Rows are float32 without a
+zero, or images of MNIST in bytes, of which the others make float32 in the call, with weights that were divided by 255
+before. A fit takes 100 epochs of Adam over 150 rows of 4 columns. An import and the command's help are fresh processes;
+the bare one is Python.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .charts import label_of, markdown
 from .compare import RESULTS, SETTLE
 from .contender import UnavailableError
 from .machine import describe, limit_threads
-from .problem import Array, Problem
+from .problem import Array, Parameters, Problem
 from .rows import Row
 
 __all__ = ["TASKS", "main", "measure", "turns"]
@@ -38,9 +40,22 @@ _EPOCHS = 100
 Call = Callable[[], Any]  # returns what is judged
 
 
-def _network() -> Problem:
+def _numbers() -> Problem:
     rng = np.random.default_rng(8)
     return Problem("predict", rng.random((10_000, 784), dtype=np.float32), np.arange(10_000) % 10, (784, 196, 10))
+
+
+def _images() -> Problem:
+    from mlp_xp.datasets import mnist
+
+    _, test = mnist()
+    return Problem("images", test.X, test.y, (784, 196, 10))
+
+
+def _layers(problem: Problem) -> Parameters:
+    """Return weights that take the rows' numbers as they are."""
+    (W, b), *rest = problem.initial
+    return [(W / np.float32(255) if problem.X.dtype == np.uint8 else W, b), *rest]
 
 
 def _ours(problem: Problem, X: Array) -> Call:
@@ -48,23 +63,24 @@ def _ours(problem: Problem, X: Array) -> Call:
 
     model = mx.MLP(list(problem.sizes), problem.activation)
     model.weights, model.biases = ([layer[i] for layer in problem.initial] for i in (0, 1))
+    model.pixels = X.dtype == np.uint8
     return lambda: model.predict(X)
 
 
 def _numpy(problem: Problem, X: Array) -> Call:
-    (W1, b1), (W2, b2) = problem.initial
-    return lambda: ((1 / (1 + np.exp(-(X @ W1.T + b1)))) @ W2.T + b2).argmax(axis=1)
+    (W1, b1), (W2, b2) = _layers(problem)
+    return lambda: ((1 / (1 + np.exp(-(np.asarray(X, np.float32) @ W1.T + b1)))) @ W2.T + b2).argmax(axis=1)
 
 
 def _torch(problem: Problem, X: Array) -> Call:
     import torch
 
-    flat = [torch.from_numpy(part) for layer in problem.initial for part in layer]
+    flat = [torch.from_numpy(part) for layer in _layers(problem) for part in layer]
     linear = torch.nn.functional.linear
 
     @torch.inference_mode()
     def predict() -> Any:
-        return linear(linear(torch.from_numpy(X), *flat[:2]).sigmoid_(), *flat[2:]).argmax(dim=1).numpy()
+        return linear(linear(torch.from_numpy(X).float(), *flat[:2]).sigmoid_(), *flat[2:]).argmax(dim=1).numpy()
 
     return predict
 
@@ -73,8 +89,8 @@ def _jax(problem: Problem, X: Array) -> Call:
     import jax
     import jax.numpy as jnp
 
-    (W1, b1), (W2, b2) = jax.device_put(problem.initial)
-    labels = jax.jit(lambda X: jnp.argmax(jax.nn.sigmoid(X @ W1.T + b1) @ W2.T + b2, axis=1))
+    (W1, b1), (W2, b2) = jax.device_put(_layers(problem))
+    labels = jax.jit(lambda X: jnp.argmax(jax.nn.sigmoid(X.astype(W1.dtype) @ W1.T + b1) @ W2.T + b2, axis=1))
     return lambda: np.asarray(labels(X))
 
 
@@ -82,14 +98,16 @@ def _sklearn(problem: Problem, X: Array) -> Call:
     from .peers.sklearn_ import Sklearn
 
     model = Sklearn(problem, 1).model
-    return lambda: model.predict(X)
+    for layer, (W, _) in enumerate(_layers(problem)):
+        model.coefs_[layer][:] = W.T
+    return lambda: model.predict(np.asarray(X, np.float32))
 
 
-def _predictions(rows: int, threads: int) -> Iterator[tuple[str, Callable[[], Call]]]:
-    problem = _network()
+def _predictions(rows_of: Callable[[], Problem], n: int, threads: int) -> Iterator[tuple[str, Callable[[], Call]]]:
+    problem = rows_of()
     makers = {"ours": _ours, "textbook": _numpy, "torch": _torch, "jax": _jax, "sklearn": _sklearn}
     for name, make in makers.items():
-        yield name, partial(make, problem, problem.X[:rows])
+        yield name, partial(make, problem, problem.X[:n])
 
 
 def _iris() -> tuple[Array, Array]:
@@ -157,9 +175,12 @@ def _command(threads: int) -> Iterator[tuple[str, Callable[[], Call]]]:
 
 
 TASKS: dict[str, Callable[[int], Iterator[tuple[str, Callable[[], Call]]]]] = {
-    "predict-1": partial(_predictions, 1),
-    "predict-100": partial(_predictions, 100),
-    "predict-10000": partial(_predictions, 10_000),
+    "predict-1": partial(_predictions, _numbers, 1),
+    "predict-100": partial(_predictions, _numbers, 100),
+    "predict-10000": partial(_predictions, _numbers, 10_000),
+    "images-1": partial(_predictions, _images, 1),
+    "images-100": partial(_predictions, _images, 100),
+    "images-10000": partial(_predictions, _images, 10_000),
     "fit-b32": partial(_fits, 32),
     "fit-full": partial(_fits, None),
     "import": _imports,

@@ -518,7 +518,7 @@ def test_map_goes_on_after_a_case_that_fails(tmp_path: Path, capsys: pytest.Capt
         whole_map.main(["--only", "b17"])
 
 
-@pytest.mark.parametrize("task", ["predict-100", "fit-full"])
+@pytest.mark.parametrize("task", ["predict-100", "images-100", "fit-full"])
 def test_fixed_costs_are_of_right_results(task: str) -> None:
     rows = fixed_costs.measure(task, rounds=2, threads=1)
     assert rows[0].contender == "ours"

@@ -158,12 +158,14 @@ def test_rows_may_lie_anyhow(rng, tmp_path):
     ]
     for rows in ways:
         assert_array_equal(model.outputs(rows), model.outputs(X))
+        assert_array_equal(model.outputs(rows[:1]), model.outputs(X[:1]))
 
 
-def test_parameters_count_as_they_are_now(rng):
+@pytest.mark.parametrize("n", [1, 60])
+def test_parameters_count_as_they_are_now(n, rng):
     """They are looked at in each call: one may assign them, write into them, and freeze them."""
-    model, X = draw_model(rng, (4, 3)), rng.standard_normal((60, 4))
-    before = model.outputs(X)
+    model, X = draw_model(rng, (4, 3)), rng.standard_normal((n, 4))
+    before, theta = model.outputs(X), model.theta.copy()
     model.theta[:3] += 1  # the biases
     assert not np.array_equal(model.outputs(X), before)
     model.theta[:3] -= 1
@@ -171,7 +173,48 @@ def test_parameters_count_as_they_are_now(rng):
     frozen = np.zeros(model.layout.size)
     frozen.flags.writeable = False
     model.theta = frozen
-    assert_array_equal(model.outputs(X), np.full((60, 3), model.outputs(X[:1])[0, 0]))
+    assert np.ptp(model.outputs(X)) == 0
+    apart = np.repeat(theta, 2)[::2]  # of these, each call has a copy of its own
+    for _ in range(20):
+        model.theta = theta.copy()  # where the one before may have been
+        assert_array_equal(model.outputs(X), before)
+        model.theta = apart
+        assert_array_equal(model.outputs(X), before)
+        apart[:3] += 1
+        assert not np.array_equal(model.outputs(X), before)
+        apart[:] = theta
+
+
+def test_a_row_that_is_predicted_within_another_leaves_it_alone(rng):
+    """As a handler of a signal may, at any moment."""
+    model, (one, other) = draw_model(rng, (40, 30, 2)), rng.standard_normal((2, 1, 40))
+    rights = model.outputs(one).copy(), model.outputs(other).copy()
+    last, lines, within = 0, 0, [None]
+
+    def trace(frame, event, argument):
+        nonlocal lines
+        lines += event == "line"
+        if lines == last and not within:
+            within.append(None)
+            within[0] = model.outputs(other)
+        return trace
+
+    while within:  # until so many lines are not run
+        last, lines, within = last + 1, 0, []
+        sys.settrace(trace)
+        got = model.outputs(one)
+        sys.settrace(None)
+        assert_array_equal(got, rights[0])
+        assert not within or np.array_equal(within[0], rights[1])
+    assert last > 30
+
+
+def test_outputs_of_a_row_are_the_callers(rng):
+    model, X = draw_model(rng, (40, 30, 2)), rng.standard_normal((2, 40))
+    first = model.outputs(X[:1])
+    kept = first.copy()
+    model.outputs(X[1:])
+    assert_array_equal(first, kept)
 
 
 def test_copies_and_pickles_predict(rng):
@@ -257,7 +300,10 @@ def test_only_small_buffers_are_kept(rng):
     assert not model._predictor._own.replays
     for n in (1, 1, 30, 40):
         model.outputs(rng.random((n, 784), dtype=np.float32))
-    kept = sorted(replay.bytes for replay in model._predictor._own.replays.values())
-    assert len(kept) == 2  # for one row, and for a few
-    assert kept[0] < 5000
-    assert kept[1] <= 2**20
+    own = model._predictor._own
+    (row,), (few,) = own.rows.values(), own.replays.values()
+    assert row.bytes < 5000
+    assert few.bytes <= 2**20
+    model = mx.MLP([2**18, 1], output="identity")
+    model.outputs(np.ones((1, 2**18), np.float32))
+    assert not model._predictor._own.rows

@@ -6,7 +6,6 @@ import ctypes
 import threading
 import weakref
 from bisect import bisect_left
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ __all__ = ["Predictor"]
 _WORTH_THREADS = 2e7  # multiplications, half a millisecond: a core that sleeps takes as long to begin
 _SHARD = 256  # rows at most, whose activations stay in the cache of a core
 _LEAST_SHARD = 48  # if there are as many
-_CAPACITIES = 1, 64, _SHARD  # rows that buffers are made for
+_CAPACITIES = 64, _SHARD  # rows that buffers are made for
 _KEPT = 2**20  # bytes of buffers that are used again: to make larger ones takes no time beside what they are for
 _SHARDS = 16  # of a few rows, at most
 _BLOCK, _NUMBERS, _PRODUCTS = 8192, 2**24, 2**34  # rows at once, and what they may be, so that Ctrl-C is heard
@@ -79,19 +78,27 @@ class Predictor:
         MemoryError
             If there is none for the buffers.
         """
-        n = X.shape[0]
-        outputs = np.empty((n, self.layout.sizes[-1]), self.dtype)
+        n, pixels = X.shape[0], X.dtype == np.uint8
+        if n == 1:
+            return self._row(theta, X, pixels)
         shards = 1 if n < 2 * _LEAST_SHARD else min(_SHARDS, 1 << (n // _LEAST_SHARD).bit_length() - 1)
         shard = min(_SHARD, -(-n // shards))
         threads = 1 if n * self.layout.size < _WORTH_THREADS else min(default_threads(), compiled.MOST_THREADS)
-        key = X.dtype == np.uint8, threads, _CAPACITIES[bisect_left(_CAPACITIES, shard)]
+        key = pixels, threads, _CAPACITIES[bisect_left(_CAPACITIES, shard)]
         replay = self._own.replays.get(key)
         if replay is None:
             replay = _Replay(self, *key)
             if replay.bytes <= _KEPT:
                 self._own.replays[key] = replay
-        with one_blas_thread if n > 1 else nullcontext():  # a row is not for BLAS
-            replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta), outputs)
+        with one_blas_thread:
+            return replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta))
+
+    def _row(self, theta: _Array, X: _Array, pixels: bool) -> _Array:
+        """Return the outputs of one row, for which Python takes longer than the library, and BLAS is not needed."""
+        replay = self._own.rows.pop(pixels, None) or _RowReplay(self, pixels)  # nobody else takes it: a signal may come
+        outputs = replay.outputs_of(X, theta)
+        if replay.bytes <= _KEPT:
+            self._own.rows[pixels] = replay
         return outputs
 
 
@@ -116,9 +123,34 @@ class _Replay:
         self._replay = ctypes.c_void_p(replay)
         weakref.finalize(self, free, self._replay).atexit = False  # a thread may be at work until the very end
         self.bytes = threads * capacity * dtype.itemsize * sum(compiled.padded(width, dtype) for width in widths)
+        self._units, self._dtype = layout.sizes[-1], dtype
 
-    def __call__(self, X: _Array, shard: int, theta: _Array, outputs: _Array) -> None:
+    def __call__(self, X: _Array, shard: int, theta: _Array) -> _Array:
+        outputs = np.empty((X.shape[0], self._units), self._dtype)
         self._predict(self._replay, _at(X), X.shape[0], shard, _at(theta), _at(outputs))
+        return outputs
+
+
+class _RowReplay(_Replay):
+    """Buffers for one row, with arrays of its own for it and its outputs: to look up addresses takes microseconds."""
+
+    def __init__(self, predictor: Predictor, pixels: bool) -> None:
+        super().__init__(predictor, pixels, 1, 1)
+        self._row = np.empty((1, predictor.layout.sizes[0]), np.uint8 if pixels else self._dtype)
+        self._outputs = np.empty((1, self._units), self._dtype)
+        self._addresses = self._row.ctypes.data, self._outputs.ctypes.data
+        self._theta: Any = lambda: None  # a weak reference to the last parameters, which lie at:
+        self._at_theta = 0
+
+    def outputs_of(self, X: _Array, theta: _Array) -> _Array:
+        """Return A[L] (1, n_L) for a row (1, n_0) with the parameters (P,)."""
+        theta = np.ascontiguousarray(theta)
+        if self._theta() is not theta:
+            self._theta, self._at_theta = weakref.ref(theta), theta.ctypes.data
+        row, outputs = self._addresses
+        np.copyto(self._row, X)
+        self._predict(self._replay, row, 1, 1, self._at_theta, outputs)
+        return self._outputs.copy()
 
 
 def _at(array: _Array) -> Any:
@@ -132,3 +164,4 @@ class _Own(threading.local):
 
     def __init__(self) -> None:
         self.replays: dict[tuple[bool, int, int], _Replay] = {}
+        self.rows: dict[bool, _RowReplay] = {}
