@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from unittest import mock
 
@@ -53,15 +54,18 @@ def hostile_columns(draw):
 @given(drawn=hostile_columns(), plan=st.sampled_from([plan for plan in PLANS if plan != "sparse" or library()]))
 def test_no_plan_costs_digits(drawn, plan):
     X, y, rng = drawn
-    scale = 1 / np.maximum(1, np.abs(X).max(axis=0))  # weights that keep tanh out of saturation
-    weights = [0.3 * rng.standard_normal((6, X.shape[1])) * scale, rng.standard_normal((2, 6))]
+    small = np.quantile(np.abs(X), 0.1, axis=0)  # a larger fill value saturates tanh: the other rows make the gradient
+    weights = [0.3 * rng.standard_normal((6, X.shape[1])) / np.maximum(1, small), rng.standard_normal((2, 6))]
     weights = [W.astype(np.float32) for W in weights]  # the same network in both dtypes
     want = gradient(X, y, "dense", "float64", weights)
 
-    def error(by):
-        return np.abs(gradient(X, y, by, "float32", weights) - want).max() / np.abs(want).max()
+    def error(by, order=slice(None)):
+        return np.abs(gradient(X[order], y[order], by, "float32", weights) - want).max() / np.abs(want).max()
 
-    assert error(plan) <= max(10 * error("dense"), 1e-6)
+    allowed, orders = error("dense"), [rng.permutation(len(X)) for _ in range(3)]
+    with mock.patch.dict(os.environ, MLP_XP_COMPILED="0"):  # one sum of so many may be right to the last digit by chance
+        allowed = max(allowed, error("dense"), *(error("dense", order) for order in orders))
+    assert error(plan) <= max(10 * allowed, 1e-6)
 
 
 @pytest.mark.parametrize("n", [500, 1500])
