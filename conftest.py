@@ -62,11 +62,14 @@ def pytest_configure(config):
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # `nohup python -m pytest &` begins with signals that are ignored
         if signal.getsignal(number := getattr(signal, name, signal.SIGTERM)) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-    if importlib.util.find_spec("hypothesis") and "MLP_XP_SEED" not in os.environ:
-        from hypothesis import settings
+    if importlib.util.find_spec("hypothesis"):
+        from hypothesis import HealthCheck, settings
 
-        settings.register_profile("fixed", derandomize=True, database=None)
-        settings.load_profile("fixed")
+        fixed = "MLP_XP_SEED" not in os.environ
+        kept = {"database": None} if fixed else {}
+        slow = [HealthCheck.too_slow]  # nor is there a deadline: on a busy machine anything may be slow
+        settings.register_profile("suite", derandomize=fixed, deadline=None, suppress_health_check=slow, **kept)
+        settings.load_profile("suite")
 
 
 def pytest_report_header(config):

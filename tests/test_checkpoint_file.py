@@ -79,7 +79,7 @@ ARRAYS = hnp.arrays(FLOATS, SHAPES, elements=FINITE) | hnp.arrays(INTEGERS, SHAP
 NAMES = st.from_regex(r"\A[a-z0-9][a-z_]{0,5}(\.[a-z_]{1,3})?\Z")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4), metadata=st.dictionaries(st.text(), JSON, max_size=3))
 def test_round_trip_and_safetensors_agree(path: Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
     save(path, arrays, metadata)
@@ -313,7 +313,7 @@ def test_save_refuses_and_keeps_the_old_file(
     assert str(found_out.value) in str(caught.value)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4), metadata=st.dictionaries(st.text(), JSON, max_size=3))
 def test_the_size_is_known_before_it_is_saved(path: Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
     save(path, arrays, metadata)

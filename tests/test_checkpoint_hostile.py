@@ -273,7 +273,7 @@ def loads_or_is_refused(path: Path, content: bytes) -> None:
     assert sum(array.nbytes for array in arrays.values()) < len(content)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     edits=st.lists(st.tuples(st.integers(0, len(GOLDEN) - 1), st.binary(max_size=3)), max_size=4),
     end=st.none() | st.integers(DIGITS.stop, len(GOLDEN)),
@@ -296,13 +296,13 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(entries=st.dictionaries(st.just("a") | st.text(), ENTRY | VALUES, max_size=3), data=st.binary(max_size=9))
 def test_fuzz_entries(path: Path, entries: dict[str, Any], data: bytes) -> None:
     loads_or_is_refused(path, forge("".join(f",{json.dumps(n)}:{json.dumps(e)}" for n, e in entries.items()), data))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(content=st.binary() | st.text().map(lambda text: forge(text.encode(errors="replace").decode())))
 def test_fuzz_bytes(path: Path, content: bytes) -> None:
     loads_or_is_refused(path, content)

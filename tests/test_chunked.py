@@ -127,7 +127,7 @@ def test_zarr_runs_no_codec_that_is_not_known(tmp_path):
 
 
 @pytest.mark.needs("h5py")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(st.data())
 def test_any_bytes_of_an_hdf5_file_are_read_or_refused_in_a_sentence(tmp_path, data):
     content = bytearray(save(tmp_path / "data.h5", X=draw()[0], y=draw()[1]).read_bytes())

@@ -494,7 +494,7 @@ def idx_of_i4(array: NDArray[Any]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["npz", "idx"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(train=SCALES, test=SCALES, seed=st.integers(0, 99))
 def test_both_parts_of_a_source_have_one_scale(
     tmp_path_factory: pytest.TempPathFactory, kind: str, train: tuple[int, int], test: tuple[int, int], seed: int
@@ -674,7 +674,7 @@ def test_load_refuses_npz_with_a_member_twice(tmp_path: Path, names: list[str]) 
         datasets.load(tmp_path / "a.npz")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 255)), min_size=1, max_size=4), cut=st.booleans()
 )

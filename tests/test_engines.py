@@ -47,7 +47,7 @@ def setup(model, X, y, kind="dense", threads=2, batch_size=None, optimizer=None)
     return Setup(model, model.objective, optimizer, rows, targets, batch_size, plan, threads)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), seed=st.integers(0, 9))
 def test_any_partition_of_rows_gives_the_same_sums(cuts, seed):
     rng = np.random.default_rng(seed)

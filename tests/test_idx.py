@@ -167,7 +167,7 @@ def reads_exactly_what_is_there(file: Path, content: bytes) -> None:
     assert idx(array) == (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lead=st.sampled_from([b"", b"\0\0", b"\0\0\x08\1", b"\0\0\x0d\2\0\0\0", b"\0\0\x08\3\0\0\0\1", b"\x1f\x8b\x08\0"]),
     rest=st.binary(max_size=64),
@@ -176,7 +176,7 @@ def test_fuzz_any_bytes(file: Path, lead: bytes, rest: bytes) -> None:
     reads_exactly_what_is_there(file, lead + rest)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     packed=st.booleans(),
     changes=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=3),

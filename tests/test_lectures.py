@@ -53,7 +53,7 @@ def test_S1_long_and_reduced_backward_agree(rng):
     assert_gradient(gradient, [dZ1.T @ X / n, dZ2.T @ A1 / n], [dZ1.mean(axis=0), dZ2.mean(axis=0)])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(1, 4), min_size=3, max_size=6), seed=st.integers(0, 99))
 def test_S2_any_depth_and_widths(sizes, seed):
     sizes[-1] = 1

@@ -167,7 +167,7 @@ def test_a_mapped_folder_of_another_width_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("large", [False, True])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(st.integers(0, 140), st.binary(max_size=4), st.integers(0, 900))
 def test_any_bytes_are_read_or_refused_in_a_sentence(tmp_path, monkeypatch, large, at, change, cut):
     if large:

@@ -9,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -53,7 +53,6 @@ def gradients(seed, scale, steps, size, dtype):
     yield from (sizes * rng.standard_normal((steps, size))).astype(dtype)
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(OPTIMIZERS)),
     dtype=st.sampled_from(["float32", "float64"]),

@@ -50,7 +50,7 @@ def hostile_columns(draw):
     return np.stack(columns, axis=1).astype(np.float32), rng.integers(0, 2, n), rng
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=hostile_columns(), plan=st.sampled_from([plan for plan in PLANS if plan != "sparse" or library()]))
 def test_no_plan_costs_digits(drawn, plan):
     X, y, rng = drawn
@@ -63,7 +63,7 @@ def test_no_plan_costs_digits(drawn, plan):
         return np.abs(gradient(X[order], y[order], by, "float32", weights) - want).max() / np.abs(want).max()
 
     allowed, orders = error("dense"), [rng.permutation(len(X)) for _ in range(3)]
-    with mock.patch.dict(os.environ, MLP_XP_COMPILED="0"):  # one sum of so many may be right to the last digit by chance
+    with mock.patch.dict(os.environ, MLP_XP_COMPILED="0"):  # a sum may be right to the last digit by chance
         allowed = max(allowed, error("dense"), *(error("dense", order) for order in orders))
     assert error(plan) <= max(10 * allowed, 1e-6)
 
@@ -162,7 +162,6 @@ def column_order(used):
     return order[::-1]
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), d=st.integers(1, 30),
     share=st.sampled_from([0.0, 0.02, 0.2, 0.5, 0.98, 1.0]), empty=st.sampled_from([0.0, 0.5]),
@@ -183,7 +182,6 @@ def usual_value(column, near):
     return usual if counts.max() > len(column) // 8 and keeps else 0
 
 
-@settings(deadline=None)
 @given(drawn=hostile_columns(), rows=st.integers(1, 600), together=st.sampled_from([1, 3, 512]))
 def test_usual_values_of_many_columns_at_once_are_those_of_each(drawn, rows, together):
     X = drawn[0][:rows]

@@ -233,7 +233,7 @@ def save(folder, kind, X, y):
 
 
 @pytest.mark.filterwarnings("ignore:X is uint8 without a value above 1")  # a training part of pixels may look so
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(train=RANGES, test=RANGES, later=RANGES, kind=st.sampled_from(["npz", "csv", "idx"]), seed=st.integers(0, 99))
 def test_the_same_rows_have_the_same_scores_in_every_file(folder, train, test, later, kind, seed):
     """In the training part, the test part and in later files, whatever else stands in them, or they are refused."""

@@ -108,7 +108,7 @@ def test_formulas_hold_for_the_arrays_of_a_real_pass(sizes, activation, form, ta
     assert checked >= {"Z[", "dW", "db"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 900), min_size=2, max_size=6), samples=st.integers(1, 10**6))
 @pytest.mark.parametrize("form", ["row", "column"])
 def test_operations_and_parameters_are_those_of_the_library(form, sizes, samples):
