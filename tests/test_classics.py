@@ -66,8 +66,8 @@ def test_S13_one_step_is_the_lectures_gradient(rng):
     for model in (first, second):
         p = sigmoid(X @ w + b)
         w, b = w - 0.3 * np.mean((p - y)[:, None] * X, axis=0), b - 0.3 * np.mean(p - y)
-        assert_allclose(model.coef_, [w], rtol=1e-12)
-        assert_allclose(model.intercept_, [b], rtol=1e-12)
+        assert_allclose(model.coef_, [w], rtol=1e-12, atol=1e-14)
+        assert_allclose(model.intercept_, [b], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("l2", [0, 0.05])
@@ -192,7 +192,7 @@ def test_S14_every_step_is_at_a_misclassified_point(rng):
     path = Perceptron().fit(X, signs).path_
     for before, (point, w, b) in pairwise(path):
         assert signs[point] * (X[point] @ before.w + before.b) <= 0
-        assert_allclose(w, before.w + signs[point] * X[point], rtol=1e-12)
+        assert_allclose(w, before.w + signs[point] * X[point], rtol=1e-12, atol=1e-14)
         assert b == before.b + signs[point]
 
 
@@ -204,8 +204,8 @@ def test_S14_criterion_is_the_distance_of_the_misclassified_points(rng):
     loss, gradient = model.loss_and_gradient(X, signs > 0)
     assert 0 < wrong.sum() < 30
     assert_allclose(loss, -np.sum(signs[wrong] * (X[wrong] @ w)) / 30, rtol=1e-12)
-    assert_allclose(gradient.weights[0][0], -signs[wrong] @ X[wrong] / 30, rtol=1e-12)
-    assert_allclose(gradient.biases[0], -signs[wrong].sum() / 30, rtol=1e-12)
+    assert_allclose(gradient.weights[0][0], -signs[wrong] @ X[wrong] / 30, rtol=1e-12, atol=1e-14)
+    assert_allclose(gradient.biases[0], -signs[wrong].sum() / 30, rtol=1e-12, atol=1e-14)
 
 
 def test_S14_what_no_line_separates_ends_with_a_warning():

@@ -45,7 +45,7 @@ def test_S1_long_and_reduced_backward_agree(rng):
     J = -np.mean(Y * np.log(A2) + (1 - Y) * np.log(1 - A2))
     dA2 = -Y / A2 + (1 - Y) / (1 - A2)
     dZ2 = dA2 * A2 * (1 - A2)
-    assert_allclose(dZ2, A2 - Y, rtol=1e-12)
+    assert_allclose(dZ2, A2 - Y, rtol=1e-12, atol=1e-14)
     dZ1 = (dZ2 @ W2) * A1 * (1 - A1)
 
     loss, gradient = model.loss_and_gradient(X, Y)
@@ -231,8 +231,8 @@ def test_S16_deltas_of_the_quadratic_cost(rng):
     delta1 = (model.weights[1].T @ delta2) * a1 * (1 - a1)
     loss, gradient = model.loss_and_gradient(x, y)
     assert_allclose(loss, np.sum((y - a2) ** 2) / 2, rtol=1e-13)
-    assert_allclose(gradient.deltas[1][0], delta2, rtol=1e-12)
-    assert_allclose(gradient.deltas[0][0], delta1, rtol=1e-12)
+    assert_allclose(gradient.deltas[1][0], delta2, rtol=1e-12, atol=1e-14)
+    assert_allclose(gradient.deltas[0][0], delta1, rtol=1e-12, atol=1e-14)
     assert_gradient(gradient, [np.outer(delta1, a0), np.outer(delta2, a1)], [delta1, delta2])
 
 
@@ -243,8 +243,8 @@ def test_S16_weights_and_biases_learn_at_their_own_rates(rng):
     _, gradient = model.loss_and_gradient(X, y)
     mx.fit(model, X, y, epochs=1, optimizer=mx.SGD(lr=0.5, lr_bias=0.125))
     for l in range(2):
-        assert_allclose(model.weights[l], weights[l] - 0.5 * gradient.weights[l], rtol=1e-12)
-        assert_allclose(model.biases[l], biases[l] - 0.125 * gradient.biases[l], rtol=1e-12)
+        assert_allclose(model.weights[l], weights[l] - 0.5 * gradient.weights[l], rtol=1e-12, atol=1e-14)
+        assert_allclose(model.biases[l], biases[l] - 0.125 * gradient.biases[l], rtol=1e-12, atol=1e-14)
 
 
 def test_S16_parameter_counts():
@@ -277,7 +277,7 @@ def test_S17_row_form_equals_column_form(rng):
     assert_gradient(gradient, [dW1, dW2], [db1, db2])
     assert_gradient(gradient, [dz1 @ x.T, dz2 @ a1.T], [dz1.sum(axis=1), dz2.sum(axis=1)])
     for delta, dZ in zip(gradient.deltas, (dZ1, dZ2), strict=True):
-        assert_allclose(delta / n, dZ, rtol=1e-12)
+        assert_allclose(delta / n, dZ, rtol=1e-12, atol=1e-14)
 
 
 def test_S17_derivative_of_a_bilinear_form(rng):
@@ -292,7 +292,7 @@ def test_S17_derivative_of_a_bilinear_form(rng):
         E = np.zeros((3, 4))
         E[i, j] = step
         slope = (a.T @ (X + E) @ b - a.T @ (X - E) @ b).item() / (2 * step)
-        assert_allclose(slope, (a @ b.T)[i, j], rtol=1e-12)
+        assert_allclose(slope, (a @ b.T)[i, j], rtol=1e-12, atol=1e-13)  # of numbers around ten
 
 
 def test_S18_stops_on_the_loss(rng):

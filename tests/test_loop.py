@@ -90,7 +90,7 @@ def test_loss_of_an_epoch_of_mini_batches_is_the_mean_over_its_rows(data):
         twin.biases = [b - 0.1 * db for b, db in zip(twin.biases, gradient.biases, strict=True)]
     state = next(mx.epochs(model, X, y, batch_size=25))
     assert_allclose(state.loss, total / 60, rtol=1e-12)
-    assert_allclose(model.theta, twin.theta, rtol=1e-11)
+    assert_allclose(model.theta, twin.theta, rtol=1e-11, atol=1e-14)
 
 
 def test_a_penalty_counts_in_every_update(data):
@@ -354,10 +354,10 @@ def test_divergence_leaves_finite_parameters(batch_size, device, rng):
         mx.fit(model, X, y, epochs=50, optimizer=mx.SGD(lr=10.0), batch_size=batch_size, callbacks=[closed])
     assert closed.closed == 1
     assert np.isfinite(losses).all()
-    loss, _ = model.loss_and_gradient(X, y)
-    assert np.isfinite(float(loss))
+    outputs = model.outputs(X).astype(np.float64)  # of which float32 may have no room for the squares
+    assert np.isfinite(outputs).all()
     if losses and batch_size is None:
-        assert_allclose(float(loss), losses[-1], rtol=1e-4)
+        assert_allclose(np.mean((outputs - y) ** 2) / 2, losses[-1], rtol=1e-4)
 
 
 def test_progress_bar_counts_and_is_quiet_without_a_terminal(data, capsys):

@@ -71,7 +71,7 @@ def test_five_steps_follow_the_formula(name, rng):
         theta = theta - formula(g, theta, s, t)
         wanted.append(theta)
     feed, given = iter(grads), grads.copy()
-    assert_allclose(run(optimizer, start.copy(), lambda theta: next(feed), 5), wanted, rtol=1e-13)
+    assert_allclose(run(optimizer, start.copy(), lambda theta: next(feed), 5), wanted, rtol=1e-13, atol=1e-15)
     assert_array_equal(grads, given)  # an update never writes to the gradient
 
 
@@ -107,7 +107,7 @@ def test_training_follows_the_schedule(rng):
     theta = model.theta
     for state in mx.epochs(model, X, y, optimizer=mx.SGD(lr=mx.StepDecay(0.8, every=1)), epochs=3):
         assert state.lr == 0.8 / 2 ** (state.epoch - 1)
-        assert_allclose(theta - model.theta, state.lr * state.gradient, rtol=1e-10)
+        assert_allclose(theta - model.theta, state.lr * state.gradient, rtol=1e-10, atol=1e-15)
         theta = model.theta
 
 
@@ -125,8 +125,8 @@ def one_step(optimizer, rng):
 def test_l2_shrinks_weights_and_not_biases(rng):
     W, b, gradient, loss, W_after, b_after, loss_seen = one_step(mx.SGD(lr=0.5, l2=0.1), rng)
     for l in range(2):
-        assert_allclose(W_after[l], W[l] - 0.5 * (gradient.weights[l] + 0.1 * W[l]), rtol=1e-12)
-        assert_allclose(b_after[l], b[l] - 0.5 * gradient.biases[l], rtol=1e-12)
+        assert_allclose(W_after[l], W[l] - 0.5 * (gradient.weights[l] + 0.1 * W[l]), rtol=1e-12, atol=1e-14)
+        assert_allclose(b_after[l], b[l] - 0.5 * gradient.biases[l], rtol=1e-12, atol=1e-14)
     assert_allclose(loss_seen, loss + 0.05 * sum(np.sum(w * w) for w in W), rtol=1e-12)
 
 
@@ -134,8 +134,8 @@ def test_lr_bias_follows_the_schedule(rng):
     optimizer = mx.SGD(lr=mx.WarmUp(0.4, epochs=4), lr_bias=0.2)
     W, b, gradient, _, W_after, b_after, _ = one_step(optimizer, rng)
     for l in range(2):
-        assert_allclose(W_after[l], W[l] - 0.1 * gradient.weights[l], rtol=1e-12)
-        assert_allclose(b_after[l], b[l] - 0.05 * gradient.biases[l], rtol=1e-12)
+        assert_allclose(W_after[l], W[l] - 0.1 * gradient.weights[l], rtol=1e-12, atol=1e-14)
+        assert_allclose(b_after[l], b[l] - 0.05 * gradient.biases[l], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_an_optimizer_that_returns_new_arrays(batch_size, rng):
         model = mx.MLP([6, 4, 3], dtype="float64", device=device)
         mx.fit(model, X, y, epochs=3, batch_size=batch_size, optimizer=Fresh(lr=0.1))
         thetas.append(model.device.to_host(model.theta))
-    assert_allclose(thetas[0], thetas[1], rtol=1e-12)
+    assert_allclose(thetas[0], thetas[1], rtol=1e-12, atol=1e-14)
 
 
 def test_what_was_handed_out_stays(rng):

@@ -101,7 +101,9 @@ def test_formulas_hold_for_the_arrays_of_a_real_pass(sizes, activation, form, ta
             terms = [*factors, value(plus)] if plus else factors
             assert step.operands == tuple(term.shape for term in terms), step.formula
             assert step.shape == arrays[step.name].shape, step.formula
-            assert_allclose(arrays[step.name], factors[0] @ factors[1] + (terms[2] if plus else 0), rtol=1e-12)
+            assert_allclose(
+                arrays[step.name], factors[0] @ factors[1] + (terms[2] if plus else 0), rtol=1e-12, atol=1e-14
+            )
             checked.add(step.name[:2])
         elif " ∘ " in step.formula:
             assert step.operands == (step.shape, step.shape)
