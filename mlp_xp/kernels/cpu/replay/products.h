@@ -52,6 +52,13 @@ static Tile *const wide_tiles[] = {UP_TO_12};
 #endif
 #define WIDEST ((int64_t)(sizeof wide_tiles / sizeof *wide_tiles) - 1)
 
+#define LARGE (1 << 19)  // bytes of A: so many are hardly in a core's cache yet
+// Let the numbers of a tile's rows come that are needed next. The rows lie too far apart for a processor to expect them.
+INLINE void fetch(const REAL *row, int64_t down, int64_t numbers) {
+  for (int64_t r = 0; r < TILE_ROWS; r++, row += down)
+    for (int64_t j = 0; j < numbers; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(row + j, 0, 2);
+}
+
 // C (m, n) = begin + A (m, k) B (k, n); n is filled up to whole vectors in B and C.
 static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t down, int64_t along, const REAL *B,
                      int64_t ldb, const REAL *begin, int64_t after, REAL *C, int64_t ldc) {
@@ -60,6 +67,7 @@ static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t dow
     const int64_t v = vectors * part / parts, wide = vectors * (part + 1) / parts - v, o = v * LANES;
     wide_tiles[wide](k, A, down, along, B + o, ldb, begin ? begin + o : 0, after, C + o, ldc);
   }
+  const int large = along == 1 && m * k * (int64_t)sizeof(REAL) > LARGE;
   for (int64_t v = 0, wide; m > 1 && v < vectors; v += wide) {
     const int64_t left = vectors - v, o = v * LANES;
     wide = left == 4 ? 2 : left < 3 ? left : 3;
@@ -67,10 +75,12 @@ static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t dow
     int64_t apart = after;
     for (int64_t p = 0, depth; p < k; p += depth, to_add = C + o, apart = ldc) {
       depth = k - p < DEPTH / wide ? k - p : DEPTH / wide;
-      for (int64_t i = 0; i < m; i += TILE_ROWS)
+      for (int64_t i = 0; i < m; i += TILE_ROWS) {
+        if (large && v == 0 && p + depth < k) fetch(A + i * down + p + depth, down, depth);
         tiles[wide][m - i < TILE_ROWS ? m - i : TILE_ROWS](depth, A + i * down + p * along, down, along,
                                                           B + p * ldb + o, ldb, to_add ? to_add + i * apart : 0, apart,
                                                           C + i * ldc + o, ldc);
+      }
     }
   }
 }
