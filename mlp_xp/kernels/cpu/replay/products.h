@@ -53,10 +53,10 @@ static Tile *const wide_tiles[] = {UP_TO_12};
 #define WIDEST ((int64_t)(sizeof wide_tiles / sizeof *wide_tiles) - 1)
 
 #define LARGE (1 << 19)  // bytes of A: so many are hardly in a core's cache yet
-// Let the numbers of a tile's rows come that are needed next. The rows lie too far apart for a processor to expect them.
-INLINE void fetch(const REAL *row, int64_t down, int64_t numbers) {
-  for (int64_t r = 0; r < TILE_ROWS; r++, row += down)
-    for (int64_t j = 0; j < numbers; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(row + j, 0, 2);
+// Fetch what is needed next of a tile's rows, which lie too far apart for a processor to expect it.
+INLINE void fetch(const REAL *A, int64_t down, int64_t rows, int64_t numbers) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t j = 0; j < numbers; j += ROW) __builtin_prefetch(A + r * down + j, 0, 2);
 }
 
 // C (m, n) = begin + A (m, k) B (k, n); n is filled up to whole vectors in B and C.
@@ -75,11 +75,12 @@ static void multiply(int64_t m, int64_t n, int64_t k, const REAL *A, int64_t dow
     int64_t apart = after;
     for (int64_t p = 0, depth; p < k; p += depth, to_add = C + o, apart = ldc) {
       depth = k - p < DEPTH / wide ? k - p : DEPTH / wide;
+      const int64_t next = large && v == 0 ? (k - p - depth < depth ? k - p - depth : depth) : 0;
       for (int64_t i = 0; i < m; i += TILE_ROWS) {
-        if (large && v == 0 && p + depth < k) fetch(A + i * down + p + depth, down, depth);
-        tiles[wide][m - i < TILE_ROWS ? m - i : TILE_ROWS](depth, A + i * down + p * along, down, along,
-                                                          B + p * ldb + o, ldb, to_add ? to_add + i * apart : 0, apart,
-                                                          C + i * ldc + o, ldc);
+        const int64_t rows = m - i < TILE_ROWS ? m - i : TILE_ROWS;
+        if (next) fetch(A + i * down + p + depth, down, rows, next);
+        tiles[wide][rows](depth, A + i * down + p * along, down, along, B + p * ldb + o, ldb,
+                          to_add ? to_add + i * apart : 0, apart, C + i * ldc + o, ldc);
       }
     }
   }
