@@ -94,8 +94,8 @@ class Predictor:
             return replay(np.ascontiguousarray(X), shard, np.ascontiguousarray(theta))
 
     def _row(self, theta: _Array, X: _Array, pixels: bool) -> _Array:
-        """Return the outputs of one row, for which Python takes longer than the library, and BLAS is not needed."""
-        replay = self._own.rows.pop(pixels, None) or _RowReplay(self, pixels)  # nobody else takes it: a signal may come
+        """Return the outputs of one row, on which Python spends longer than the library; BLAS has no part in it."""
+        replay = self._own.rows.pop(pixels, None) or _RowReplay(self, pixels)  # out of reach of a signal's handler
         outputs = replay.outputs_of(X, theta)
         if replay.bytes <= _KEPT:
             self._own.rows[pixels] = replay
@@ -132,7 +132,7 @@ class _Replay:
 
 
 class _RowReplay(_Replay):
-    """Buffers for one row, with arrays of its own for it and its outputs: to look up addresses takes microseconds."""
+    """Buffers for one row, with arrays for it and for its outputs: looking up an array's address takes microseconds."""
 
     def __init__(self, predictor: Predictor, pixels: bool) -> None:
         super().__init__(predictor, pixels, 1, 1)
