@@ -67,8 +67,8 @@ def pytest_configure(config):
 
         fixed = "MLP_XP_SEED" not in os.environ
         kept = {"database": None} if fixed else {}
-        slow = [HealthCheck.too_slow]  # nor is there a deadline: on a busy machine anything may be slow
-        settings.register_profile("suite", derandomize=fixed, deadline=None, suppress_health_check=slow, **kept)
+        unchecked = [HealthCheck.too_slow]  # on a busy machine anything may be slow, so there is no deadline, either
+        settings.register_profile("suite", derandomize=fixed, deadline=None, suppress_health_check=unchecked, **kept)
         settings.load_profile("suite")
 
 
